@@ -1,0 +1,1 @@
+"""Songs: the Slakh-layout reader and the embedded MiniSlakh data set."""

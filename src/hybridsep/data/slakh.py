@@ -1,0 +1,161 @@
+"""Reads song collections in the layout of Slakh2100: MiniSlakh, Slakh2100-redux and BabySlakh alike.
+
+    ROOT/{train,validation,test}/TrackNNNNN/{metadata.yaml, stems/SNN.flac, mix.flac}
+
+BabySlakh keeps its tracks directly under ROOT and its stems as .wav; all of them count as split "train".
+Source: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import yaml
+from scipy.signal import resample_poly
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Stem:
+    """One rendered part of a track; `program` is its General MIDI program, `plugin` what rendered it."""
+
+    name: str
+    path: Path
+    inst_class: str
+    is_drum: bool
+    program: int | None
+    plugin: str | None
+
+
+@dataclass(frozen=True)
+class Track:
+    """One song: its folder, the stems that can be heard, and its metadata.yaml as read."""
+
+    name: str
+    split: str
+    path: Path
+    stems: tuple[Stem, ...]
+    metadata: dict
+
+
+def read_tracks(root: Path, split: str | None = None) -> list[Track]:
+    """List the tracks of a collection, sorted by name.
+
+    Stems that were never rendered, or whose audio file is missing, are left out.
+
+    Args:
+        root: the collection's folder.
+        split: "train", "validation" or "test"; all of them if None.
+
+    Returns:
+        The tracks; an empty list if the collection has none in this split.
+
+    Raises:
+        FileNotFoundError: `root` is no folder.
+        ValueError: an unknown split, no tracks at all, or a malformed metadata.yaml.
+    """
+    root = Path(root)
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
+    if not root.is_dir():
+        raise FileNotFoundError(f"no data folder at {root}")
+    found = [(name, path) for name in SPLITS for path in (root / name).glob("Track*/")]
+    found += [("train", path) for path in root.glob("Track*/")]
+    if not found:
+        raise ValueError(f"no tracks in {root}: expected {root}/train/Track00001/metadata.yaml and the like")
+    found.sort(key=lambda item: item[1].name)
+    return [_read_track(path, name) for name, path in found if split in (None, name)]
+
+
+def track_sources(track: Track, source_classes: dict[str, str]) -> dict[str, list[Stem]]:
+    """Group a track's stems by source.
+
+    Args:
+        source_classes: Slakh instrument class of each source, e.g. {"bass": "Bass", "drums": "Drums"}.
+
+    Returns:
+        The stems of each source, matching `inst_class` exactly; empty lists where a track has none.
+    """
+    return {
+        source: [stem for stem in track.stems if stem.inst_class == inst_class]
+        for source, inst_class in source_classes.items()
+    }
+
+
+def load_source(track: Track, inst_class: str, sample_rate: int) -> np.ndarray:
+    """Sum all stems of one instrument class.
+
+    Args:
+        inst_class: Slakh instrument class, e.g. "Bass".
+        sample_rate: of the result, Hz; files at other rates are resampled.
+
+    Returns:
+        Mono float32 [samples], as long as the longest stem; channels are averaged.
+
+    Raises:
+        ValueError: the track has no such stem, or a file is not audio or holds values that are not finite.
+    """
+    stems = [stem for stem in track.stems if stem.inst_class == inst_class]
+    if not stems:
+        raise ValueError(f"{track.path} has no stem of class {inst_class!r}")
+    parts = [_read_mono(stem.path, sample_rate) for stem in stems]
+    total = np.zeros(max(map(len, parts)), dtype=np.float32)
+    for part in parts:
+        total[: len(part)] += part
+    return total
+
+
+def _read_track(path: Path, split: str) -> Track:
+    file = path / "metadata.yaml"
+    try:
+        metadata = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is no track: it has no metadata.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} is not plain YAML: {reason}") from error
+    stems = metadata.get("stems") if isinstance(metadata, Mapping) else None
+    if not isinstance(stems, Mapping) or not all(isinstance(entry, Mapping) for entry in stems.values()):
+        raise ValueError(f"{file} lists no stems: expected a mapping 'stems: S00: ...'")
+    kept = [_read_stem(path, str(name), entry, file) for name, entry in stems.items()]
+    return Track(path.name, split, path, tuple(sorted((s for s in kept if s), key=lambda s: s.name)), metadata)
+
+
+def _read_stem(track: Path, name: str, entry: Mapping, file: Path) -> Stem | None:
+    """Return one stem of metadata.yaml, or None if it cannot be heard."""
+    if not isinstance(entry.get("inst_class"), str):
+        raise ValueError(f"{file}: stem {name} has no inst_class")
+    if Path(name).name != name:
+        raise ValueError(f"{file}: stem name {name!r} is no file name")
+    audio = next((p for p in (track / "stems" / f"{name}{end}" for end in (".flac", ".wav")) if p.is_file()), None)
+    if audio is None or not entry.get("audio_rendered", True):
+        return None
+    program = entry.get("program_num")
+    plugin = entry.get("plugin_name")
+    return Stem(
+        name=name,
+        path=audio,
+        inst_class=entry["inst_class"],
+        is_drum=bool(entry.get("is_drum", False)),
+        program=program if isinstance(program, int) else None,
+        plugin=None if plugin in (None, "None") else str(plugin),
+    )
+
+
+def _read_mono(path: Path, sample_rate: int) -> np.ndarray:
+    """Read a sound file as mono float32 [samples] at `sample_rate` Hz."""
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise ValueError(f"{path} is not audio that can be read: {error}") from error
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{path} holds samples that are not finite numbers")
+    mono = samples.mean(axis=1)
+    if rate != sample_rate:
+        shared = gcd(rate, sample_rate)
+        mono = resample_poly(mono, sample_rate // shared, rate // shared)
+    return mono.astype(np.float32)

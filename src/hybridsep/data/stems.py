@@ -1,0 +1,125 @@
+"""Solo stems of one split, resampled once and memory-mapped, and the random crops and pairs drawn from them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hybridsep.data.slakh import load_source, read_tracks, track_sources
+from hybridsep.errors import HybridsepError
+
+FULL_SCALE = 32767.0
+
+
+@dataclass(frozen=True)
+class StemSet:
+    """Stems of the songs of one split, one after the other.
+
+    Attributes:
+        audio: int16 [P, samples], P sources on a common time axis, memory-mapped.
+        names: track names.
+        starts, lengths: first sample and number of samples of each track.
+        sample_rate: Hz.
+    """
+
+    audio: np.ndarray
+    names: tuple[str, ...]
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    sample_rate: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def seconds(self) -> float:
+        """Length of all songs together, in seconds."""
+        return sum(self.lengths) / self.sample_rate
+
+    def crop(self, source: int, track: int, start: int, length: int) -> Tensor:
+        """float32 [length]: samples [start, start + length) of one track's source."""
+        first = self.starts[track] + start
+        part = self.audio[source, first : first + length]
+        return torch.from_numpy(part.astype(np.float32) / FULL_SCALE)
+
+    def song(self, track: int) -> Tensor:
+        """float32 [P, samples]: every source of one track."""
+        return torch.stack([self.crop(p, track, 0, self.lengths[track]) for p in range(len(self.audio))])
+
+    def random_crops(self, source: int, count: int, length: int, generator: torch.Generator) -> Tensor:
+        """float32 [count, length]: crops at random places of random songs."""
+        tracks, starts = self._places(count, length, generator)
+        return torch.stack([self.crop(source, t, s, length) for t, s in zip(tracks, starts, strict=True)])
+
+    def random_pairs(
+        self, count: int, length: int, generator: torch.Generator, same_song_share: float = 0.5, gain_db: float = 6.0
+    ) -> Tensor:
+        """float32 [P, count, length]: one crop per source, each at a random gain within ± gain_db / 2.
+
+        The first `same_song_share` of the pairs comes from one place of one song, the rest from independent places: the
+        method needs no true mixtures, and more pairs are seen this way.
+        """
+        same = round(count * same_song_share)
+        tracks, starts = self._places(count, length, generator)
+        crops = []
+        for source in range(len(self.audio)):
+            if source > 0:
+                others, places = self._places(count, length, generator)
+                tracks = tracks[:same] + others[same:]
+                starts = starts[:same] + places[same:]
+            crops.append(torch.stack([self.crop(source, t, s, length) for t, s in zip(tracks, starts, strict=True)]))
+        gains = (torch.rand(len(crops), count, 1, generator=generator) - 0.5) * gain_db
+        return torch.stack(crops) * 10 ** (gains / 20)
+
+    def _places(self, count: int, length: int, generator: torch.Generator) -> tuple[list[int], list[int]]:
+        fitting = [t for t, n in enumerate(self.lengths) if n >= length]
+        if not fitting:
+            raise HybridsepError(f"no song is as long as {length / self.sample_rate:.1f} s; the longest has {max(self.lengths) / self.sample_rate:.1f} s")
+        picks = torch.randint(len(fitting), (count,), generator=generator).tolist()
+        tracks = [fitting[i] for i in picks]
+        shares = torch.rand(count, generator=generator).tolist()
+        return tracks, [int(share * (self.lengths[t] - length + 1)) for t, share in zip(tracks, shares, strict=True)]
+
+
+def mix(sources: Tensor) -> Tensor:
+    """The mixture y = mean of the sources: [P, ...] -> [...]."""
+    return sources.mean(0)
+
+
+def build_stems(root: Path, split: str, sources: dict[str, str], sample_rate: int, out: Path) -> None:
+    """Read every track of `split` that has all `sources` and write them to `out` as one memory-mappable array.
+
+    Raises:
+        HybridsepError: no track of the split has all sources.
+    """
+    tracks = [t for t in read_tracks(root, split) if all(track_sources(t, sources).values())]
+    if not tracks:
+        raise HybridsepError(f"no track of split '{split}' in {root} has all of {', '.join(sources.values())}")
+    songs, names = [], []
+    for track in tqdm(tracks, desc=f"stems of {split}", unit="song"):
+        stems = [load_source(track, inst_class, sample_rate) for inst_class in sources.values()]
+        length = min(len(s) for s in stems)
+        if length:
+            songs.append(np.stack([np.round(np.clip(s[:length], -1, 1) * FULL_SCALE).astype(np.int16) for s in stems]))
+            names.append(track.name)
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f"{split}.tmp.npy"
+    np.save(temporary, np.concatenate(songs, axis=1))
+    os.replace(temporary, out / f"{split}.npy")
+    index = {"names": names, "lengths": [s.shape[1] for s in songs], "sample_rate": sample_rate, "sources": sources}
+    (out / f"{split}.json").write_text(json.dumps(index))
+
+
+def open_stems(folder: Path, split: str) -> StemSet:
+    """Open what `build_stems` wrote, without reading it into memory."""
+    index = json.loads((folder / f"{split}.json").read_text())
+    starts = [0, *np.cumsum(index["lengths"])[:-1].tolist()]
+    audio = np.load(folder / f"{split}.npy", mmap_mode="r")
+    return StemSet(audio, tuple(index["names"]), tuple(starts), tuple(index["lengths"]), index["sample_rate"])

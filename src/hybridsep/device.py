@@ -1,0 +1,34 @@
+"""Where and in which precision to compute: chosen at run time, reproducible on one machine."""
+
+from __future__ import annotations
+
+import torch
+
+
+def default_device() -> torch.device:
+    """The first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """The dtype of matrix products under `precision` ("auto", "fp32" or "bf16") on `device`.
+
+    "auto" means float16 on CUDA, bfloat16 on CPUs that multiply it in hardware (AVX512-BF16 or AMX), else float32:
+    an emulated bfloat16 product is slower than float32.
+    """
+    if precision == "fp32":
+        return torch.float32
+    if precision == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.float16
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def seeded_generator(*parts: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose stream depends on every part, such as (seed, step)."""
+    seed = 0
+    for part in parts:
+        seed = (seed * 6364136223846793005 + int(part) + 1442695040888963407) % (2**63)
+    return torch.Generator(device=device).manual_seed(seed)

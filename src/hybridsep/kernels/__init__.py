@@ -1,0 +1,1 @@
+"""Inner loops. Each has one signature; the body depends on the device."""

@@ -1,0 +1,353 @@
+"""The two likelihoods l(m | i, j) of a mixture code given two source codes, `sum` and `counts`, behind one interface.
+
+Neither ever forms the [N, K, K] posterior of the originals. With l(m|·,·) as a [K, K] matrix, r(i) = p1(i) Σ_j l(m|i,j) p2(j) is one
+matrix product for all particles; Σ_i r(i) is the evidence; i is drawn from r and j from p2(j) l(m|i,j). The pair so drawn has
+exactly the distribution of the dense posterior.
+
+Sources: Mancusi et al. 2021 (arXiv 2110.05313), sec. 3.3, for `sum`; Postolache et al. 2023 (arXiv 2301.08562), sec. 3.2, for `counts`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hybridsep.kernels.nearest import nearest_code
+
+SIGMA_SQUARED_GRID = tuple(2.0**e for e in range(-8, 7))
+FLOOR_GRID = (1e-4, 1e-3, 1e-2, 3e-2, 0.1)
+SMOOTHING_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+@dataclass(frozen=True)
+class PairDraw:
+    """One pair of source codes per particle.
+
+    Attributes:
+        codes: int64 [2, B, N].
+        log_evidence: float32 [B, N], nats: log Σ_ij p1(i) p2(j) l(m|i,j).
+    """
+
+    codes: Tensor
+    log_evidence: Tensor
+
+
+@dataclass(frozen=True)
+class TopPairs:
+    """The best pairs of each group of hypotheses, best first.
+
+    Attributes:
+        codes: int64 [2, B, G, k].
+        parents: int64 [B, G, k], hypothesis of the group that each pair extends.
+        scores: float32 [B, G, k], nats: log-weight of the hypothesis + log p1(i) + log p2(j) + log l(m|i,j).
+    """
+
+    codes: Tensor
+    parents: Tensor
+    scores: Tensor
+
+
+class Likelihood(ABC):
+    """l(m | i, j) over a codebook of K codes. Every value is positive: an unseen mixture code or pair is unlikely, never an error."""
+
+    codes: int
+
+    @abstractmethod
+    def matrix(self, mixture: int) -> Tensor:
+        """l(mixture | i, j) as float32 [K, K]."""
+
+    @abstractmethod
+    def rows(self, mixture: Tensor, first: Tensor) -> Tensor:
+        """l(mixture[r] | first[r], j) as float32 [R, K]; both arguments int64 [R]."""
+
+    @abstractmethod
+    def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """log l(m | i, j) of given triples, nats; int64 tensors of one shape -> float32 of that shape."""
+
+    @abstractmethod
+    def to_tensors(self) -> dict[str, Tensor]:
+        """What `likelihood_from_tensors` needs to rebuild it."""
+
+    def posterior(self, mixture: Tensor, log_p: Tensor) -> StepPosterior:
+        """The one-step posterior of every particle, p(i, j) ∝ p1(i) p2(j) l(m|i,j).
+
+        Args:
+            mixture: int64 [B].
+            log_p: log-probabilities of the next code under both priors, nats, [2, B, N, K].
+
+        Raises:
+            ValueError: a mixture code outside [0, K), another codebook size, or NaN.
+        """
+        self._check(mixture, log_p)
+        first, second = log_p.exp()
+        marginal = torch.empty_like(first)
+        for b, code in enumerate(mixture.tolist()):
+            torch.mm(second[b], self.matrix(code).T, out=marginal[b])
+        marginal *= first
+        return StepPosterior(self, mixture, second, marginal)
+
+    def draw_pairs(self, mixture: Tensor, log_p: Tensor, generator: torch.Generator) -> PairDraw:
+        """Draw one pair per particle from the exact one-step posterior. Arguments as in `posterior`."""
+        posterior = self.posterior(mixture, log_p)
+        uniforms = torch.rand(2, *posterior.marginal.shape[:2], generator=generator, device=log_p.device)
+        return PairDraw(posterior.draw(uniforms), posterior.log_evidence)
+
+    def top_pairs(self, mixture: Tensor, log_p: Tensor, k: int, log_weights: Tensor | None = None) -> TopPairs:
+        """The k best pairs: of every particle by itself (G = N), or with `log_weights` [B, N] of all particles of a mixture together (G = 1).
+
+        Exact without scoring every pair: r(i) bounds the score of each pair in row i, so rows are scored from the highest bound on until
+        the k-th best score is above the bound of all rows left.
+        """
+        posterior = self.posterior(mixture, log_p)
+        together = log_weights is not None
+        batch, particles, size = posterior.marginal.shape
+        weights = (log_weights - log_weights.amax(1, keepdim=True)).exp() if together else torch.ones(batch, particles)
+        bounds = posterior.marginal * weights.to(posterior.marginal)[..., None]
+        groups = 1 if together else particles
+        bounds = bounds.view(batch, groups, -1)
+        results = [self._best_of(b, posterior, bounds[b], log_p[:, b], weights[b], k) for b in range(batch)]
+        codes, parents, scores = (torch.stack(parts) for parts in zip(*results, strict=True))
+        if together:
+            scores = scores + log_weights.amax(1)[:, None, None]
+        return TopPairs(codes.transpose(0, 1), parents, scores)
+
+    def _best_of(
+        self, b: int, posterior: StepPosterior, bounds: Tensor, log_p: Tensor, weights: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Best k pairs of each group of one mixture: codes [2, G, k], parents [G, k], scores [G, k]."""
+        groups, rows = bounds.shape
+        size = self.codes
+        wanted = min(rows, max(16, 2 * k))
+        while True:
+            best = bounds.topk(min(rows, wanted + 1), 1)
+            chosen = best.indices[:, :wanted]
+            code, local = chosen % size, chosen // size
+            particle = local if groups == 1 else torch.arange(groups, device=chosen.device)[:, None].expand_as(chosen)
+            mixture = posterior.mixture[b].expand(code.numel())
+            table = self.rows(mixture, code.flatten()).view(*code.shape, size)
+            row_weight = weights.to(table)[particle] * log_p[0][particle, code].exp()
+            scores = (table * posterior.second[b][particle] * row_weight[..., None]).flatten(1)
+            top = scores.topk(min(k, scores.shape[1]), 1)
+            certain = wanted >= rows or bool((top.values[:, -1] >= best.values[:, -1]).all())
+            if certain:
+                row = top.indices // size
+                codes = torch.stack([code.gather(1, row), top.indices % size])
+                return codes, local.gather(1, row), top.values.log()
+            wanted = min(rows, 2 * wanted)
+
+    def _check(self, mixture: Tensor, log_p: Tensor) -> None:
+        if log_p.shape[-1] != self.codes:
+            raise ValueError(f"priors over {log_p.shape[-1]} codes, likelihood over {self.codes}")
+        if mixture.numel() and not 0 <= int(mixture.min()) <= int(mixture.max()) < self.codes:
+            raise ValueError(f"mixture code {int(mixture.min())} or {int(mixture.max())} lies outside [0, {self.codes})")
+        if torch.isnan(log_p.sum()):
+            raise ValueError("log-probabilities of the priors hold NaN")
+
+
+@dataclass(frozen=True)
+class StepPosterior:
+    """One-step posterior of B·N particles in factored form.
+
+    Attributes:
+        mixture: int64 [B].
+        second: p2, float32 [B, N, K].
+        marginal: r(i), not normalised, float32 [B, N, K].
+    """
+
+    likelihood: Likelihood
+    mixture: Tensor
+    second: Tensor
+    marginal: Tensor
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """float32 [B, N], nats."""
+        return self.marginal.sum(-1).log()
+
+    def draw(self, uniforms: Tensor, ancestors: Tensor | None = None) -> Tensor:
+        """Codes int64 [2, B, N] by inversion of `uniforms` [2, B, N]; particle n draws from the posterior of particle ancestors[b, n]."""
+        marginal, second = self.marginal, self.second
+        if ancestors is not None:
+            index = ancestors[..., None].expand_as(marginal)
+            marginal, second = marginal.gather(1, index), second.gather(1, index)
+        first = invert(marginal.flatten(0, 1), uniforms[0].flatten())
+        mixture = self.mixture[:, None].expand(marginal.shape[:2]).flatten()
+        weights = second.flatten(0, 1) * self.likelihood.rows(mixture, first)
+        return torch.stack([first, invert(weights, uniforms[1].flatten())]).view(2, *marginal.shape[:2])
+
+
+def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Categorical draw by inversion: weights [R, K] not normalised, uniforms [R] in [0, 1) -> int64 [R]."""
+    cumulative = weights.cumsum(1)
+    targets = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp_max(weights.shape[1] - 1)
+
+
+class SumLikelihood(Likelihood):
+    """LQ-VAE's likelihood, l(m|i,j) = exp(−‖e_m − B(½ e_i + ½ e_j)‖² / 2σ²), normalised over m and mixed with a uniform floor.
+
+    Everything follows from two tables: c(i,j), the code nearest to the mean of two codes [K, K], and l(m|c) [K, K].
+    """
+
+    def __init__(self, codebook: Tensor, sigma_squared: float, floor: float):
+        self.codes = len(codebook)
+        self.codebook, self.sigma_squared, self.floor = codebook, sigma_squared, floor
+        self.sums = sum_table(codebook)
+        distances = torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
+        self.table = (1 - floor) * (-distances / (2 * sigma_squared)).softmax(0) + floor / self.codes
+
+    def matrix(self, mixture: int) -> Tensor:
+        """See Likelihood."""
+        return self.table[mixture].index_select(0, self.sums.flatten()).view_as(self.sums)
+
+    def rows(self, mixture: Tensor, first: Tensor) -> Tensor:
+        """See Likelihood."""
+        return self.table[mixture].gather(1, self.sums[first].long())
+
+    def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """See Likelihood."""
+        return self.table[mixture, self.sums[first, second].long()].log()
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """See Likelihood."""
+        return {"codebook": self.codebook, "sigma_squared": torch.tensor(self.sigma_squared), "floor": torch.tensor(self.floor)}
+
+    @classmethod
+    def fit(cls, codebook: Tensor, triples: Tensor) -> SumLikelihood:
+        """Choose σ² and the floor by maximum likelihood on triples int64 [3, n] (first, second, mixture)."""
+        sums = sum_table(codebook)[triples[0], triples[1]].long()
+        distances = torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
+        scale = float(distances.mean())
+        best = (-float("inf"), 0.0, 0.0)
+        for relative in SIGMA_SQUARED_GRID:
+            table = (-distances / (2 * relative * scale)).softmax(0)
+            hits = table[triples[2], sums]
+            for floor in FLOOR_GRID:
+                score = float(((1 - floor) * hits + floor / len(codebook)).log().mean())
+                best = max(best, (score, relative * scale, floor))
+        return cls(codebook, best[1], best[2])
+
+
+class CountLikelihood(Likelihood):
+    """LASS's likelihood: relative frequencies of counted triples, smoothed towards a `SumLikelihood` S.
+
+    l(m|i,j) = ((n(i,j,m) + α S(m|i,j)) / (n(i,j) + α))^λ: the mean of a Dirichlet posterior with α pseudo-counts, so that a pair never
+    counted falls back to S and a pair counted often is left alone.
+
+    Args:
+        keys: sorted distinct triples as (m·K + i)·K + j, int64 [nnz].
+        counts: int64 [nnz].
+    """
+
+    def __init__(self, keys: Tensor, counts: Tensor, backoff: SumLikelihood, smoothing: float, power: float = 1.0):
+        size = backoff.codes
+        self.codes, self.keys, self.counts, self.backoff, self.smoothing, self.power = size, keys, counts, backoff, smoothing, power
+        self.pairs = keys % (size * size)
+        totals = torch.zeros(size * size, dtype=torch.float32, device=keys.device).index_add_(0, self.pairs, counts.float())
+        self.values = counts.float() / (totals[self.pairs] + smoothing)
+        self.share = (smoothing / (totals + smoothing)).view(size, size)
+        boundaries = torch.arange(size * size + 1, device=keys.device) * size
+        self.row_starts = torch.searchsorted(keys, boundaries)
+
+    def matrix(self, mixture: int) -> Tensor:
+        """See Likelihood."""
+        result = self.backoff.matrix(mixture).mul_(self.share)
+        first, last = int(self.row_starts[mixture * self.codes]), int(self.row_starts[(mixture + 1) * self.codes])
+        result.view(-1).index_add_(0, self.pairs[first:last], self.values[first:last])
+        return self._raised(result)
+
+    def rows(self, mixture: Tensor, first: Tensor) -> Tensor:
+        """See Likelihood."""
+        result = self.backoff.rows(mixture, first).mul_(self.share[first])
+        row = mixture * self.codes + first
+        starts, lengths = self.row_starts[row], self.row_starts[row + 1] - self.row_starts[row]
+        owner = torch.repeat_interleave(torch.arange(len(row), device=row.device), lengths)
+        before = lengths.cumsum(0) - lengths
+        entry = torch.arange(len(owner), device=row.device) - before[owner] + starts[owner]
+        result.view(-1).index_add_(0, owner * self.codes + self.pairs[entry] % self.codes, self.values[entry])
+        return self._raised(result)
+
+    def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """See Likelihood."""
+        key = (mixture * self.codes + first) * self.codes + second
+        counted, value = self._look_up(key)
+        smooth = self.share[first, second] * self.backoff.log_likelihood(mixture, first, second).exp()
+        return (smooth + torch.where(counted, value, 0.0)).log() * self.power
+
+    def seen(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Whether a triple was counted at all: bool of the arguments' shape."""
+        return self._look_up((mixture * self.codes + first) * self.codes + second)[0]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """See Likelihood."""
+        extra = {"keys": self.keys, "counts": self.counts.int()}
+        scalars = {"smoothing": torch.tensor(self.smoothing), "power": torch.tensor(self.power)}
+        return self.backoff.to_tensors() | extra | scalars
+
+    @classmethod
+    def fit(
+        cls, keys: Tensor, counts: Tensor, codebook: Tensor, triples: Tensor, power: float = 1.0
+    ) -> CountLikelihood:
+        """Choose the smoothing by maximum likelihood (at λ = 1) on triples int64 [3, n] that were not counted."""
+        backoff = SumLikelihood.fit(codebook, triples)
+        scored = []
+        for smoothing in SMOOTHING_GRID:
+            candidate = cls(keys, counts, backoff, smoothing)
+            scored.append((float(candidate.log_likelihood(triples[2], triples[0], triples[1]).mean()), smoothing))
+        return cls(keys, counts, backoff, max(scored)[1], power)
+
+    def _look_up(self, key: Tensor) -> tuple[Tensor, Tensor]:
+        position = torch.searchsorted(self.keys, key.contiguous()).clamp_max(max(0, len(self.keys) - 1))
+        if not len(self.keys):
+            return torch.zeros_like(key, dtype=torch.bool), torch.zeros(key.shape)
+        return self.keys[position] == key, self.values[position]
+
+    def _raised(self, values: Tensor) -> Tensor:
+        return values if self.power == 1.0 else values.pow_(self.power)
+
+
+def sum_table(codebook: Tensor) -> Tensor:
+    """c(i,j): the code nearest to ½ e_i + ½ e_j, int32 [K, K]. Codebook [K, D]."""
+    rows = [nearest_code(0.5 * vector + 0.5 * codebook, codebook) for vector in codebook]
+    return torch.stack(rows).int()
+
+
+def likelihood_from_tensors(tensors: dict[str, Tensor]) -> Likelihood:
+    """Rebuild what `to_tensors` described: counts where there are counts, else the sum."""
+    backoff = SumLikelihood(tensors["codebook"], float(tensors["sigma_squared"]), float(tensors["floor"]))
+    if "keys" not in tensors:
+        return backoff
+    return CountLikelihood(
+        tensors["keys"], tensors["counts"].long(), backoff, float(tensors["smoothing"]), float(tensors["power"])
+    )
+
+
+class TripleCounter:
+    """Counts triples (i, j, m) batch by batch; memory is that of the distinct ones, and some batches not yet merged."""
+
+    def __init__(self, codes: int, merge_every: int = 2_000_000):
+        self.codes, self.merge_every = codes, merge_every
+        self._waiting: list[Tensor] = []
+        self._keys = torch.empty(0, dtype=torch.long)
+        self._counts = torch.empty(0, dtype=torch.long)
+
+    def add(self, first: Tensor, second: Tensor, mixture: Tensor) -> None:
+        """Count triples given as int tensors of one shape."""
+        key = (mixture.long().flatten() * self.codes + first.long().flatten()) * self.codes + second.long().flatten()
+        self._waiting.append(key)
+        if sum(len(k) for k in self._waiting) >= self.merge_every:
+            self._merge()
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Sorted distinct keys (m·K + i)·K + j and how often each was counted, int64 [nnz] each."""
+        self._merge()
+        return self._keys, self._counts
+
+    def _merge(self) -> None:
+        fresh, times = torch.unique(torch.cat([*self._waiting, self._keys[:0]]), return_counts=True)
+        merged, inverse = torch.unique(torch.cat([self._keys, fresh]), return_inverse=True)
+        self._counts = torch.zeros_like(merged).index_add_(0, inverse, torch.cat([self._counts, times]))
+        self._keys, self._waiting = merged, []

@@ -1,0 +1,314 @@
+"""Profile -> songs -> stems -> VQ-VAE -> codes -> priors -> likelihood -> method, each step made once and found again.
+
+Every step lives in `runs/<profile>/<step>-<hash>/`, where the hash covers every setting it depends on, those of the steps before it
+included. `done.json` is written last: a folder without it is unfinished and is gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hybridsep.codec_training import VQVAETask
+from hybridsep.data.codes import CodeSet
+from hybridsep.data.minislakh import make_minislakh
+from hybridsep.data.stems import StemSet, build_stems, mix, open_stems
+from hybridsep.device import default_device, fast_dtype, seeded_generator
+from hybridsep.errors import HybridsepError
+from hybridsep.likelihood import CountLikelihood, Likelihood, SumLikelihood, TripleCounter, likelihood_from_tensors
+from hybridsep.prior import Prior, PriorTask, nats_per_code
+from hybridsep.profiles import LikelihoodKind, Profile, VQVAEKind, config_hash, method_spec
+from hybridsep.provenance import provenance
+from hybridsep.separation import Separator
+from hybridsep.training import clear_checkpoints, load_weights, train, write_atomically
+from hybridsep.vqvae import VQVAE
+
+SPLITS = ("train", "validation", "test")
+PAIR_BATCH = 16
+PAIR_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One cached step: its folder, and what is known of how it was made."""
+
+    folder: Path
+    label: str
+
+    @property
+    def done(self) -> bool:
+        """Whether the step is complete."""
+        return (self.folder / "done.json").is_file()
+
+    @property
+    def record(self) -> dict:
+        """Settings, wall time in seconds and figures of a finished step."""
+        return json.loads((self.folder / "done.json").read_text())
+
+
+class Pipeline:
+    """Makes or loads any part of a run.
+
+    Args:
+        profile: settings.
+        runs: folder of all runs; this one lives in runs/<profile name>.
+        data: a data set in Slakh's layout; MiniSlakh is synthesised without it.
+    """
+
+    def __init__(self, profile: Profile, runs: Path | str = "runs", data: Path | str | None = None):
+        self.profile = profile
+        self.root = Path(runs) / profile.name
+        self.data = Path(data) if data else None
+        self.device = default_device()
+        self.dtype = fast_dtype(self.device, profile.precision)
+
+    # --- songs -------------------------------------------------------------------------------------------------------------
+
+    def songs(self) -> Path:
+        """Folder of the songs in Slakh's layout."""
+        if self.data:
+            if not self.data.is_dir():
+                raise HybridsepError(f"no data folder {self.data}")
+            return self.data
+        settings = self.profile.data
+        step = self._step("songs", settings)
+
+        def make() -> dict:
+            make_minislakh(step.folder / "MiniSlakh", settings.tracks, settings.seconds, settings.seed, settings.sample_rate)
+            return {"tracks": settings.tracks, "seconds": settings.seconds}
+
+        self._make(step, make)
+        return step.folder / "MiniSlakh"
+
+    def stems(self, split: str) -> StemSet:
+        """Memory-mapped stems of "train", "validation" or "test"."""
+        step = self._stems_step()
+
+        def make() -> dict:
+            root = self.songs()
+            for name in SPLITS:
+                build_stems(root, name, self.profile.sources, self.profile.data.sample_rate, step.folder)
+            return {name: len(open_stems(step.folder, name)) for name in SPLITS}
+
+        self._make(step, make)
+        return open_stems(step.folder, split)
+
+    # --- models ------------------------------------------------------------------------------------------------------------
+
+    def vqvae(self, kind: VQVAEKind) -> VQVAE:
+        """The trained VQ-VAE of a kind."""
+        settings = self.profile.vqvae
+        step = self.vqvae_step(kind)
+        torch.manual_seed(self.profile.seed)
+        module = VQVAE(settings)
+
+        def make() -> dict:
+            weight = self._linear_weight(kind)
+            task = VQVAETask(module.to(self.device), self.stems("train"), weight, torch.float32)
+            history = train(task, settings.training, step.folder, f"VQ-VAE {kind}", self.profile.seed)
+            self._save(step, "model", module.state_dict())
+            return {"parameters": _parameters(module), "seconds_of_audio": self._audio_seconds(), **history[-1]}
+
+        self._make(step, make)
+        module.load_state_dict(load_weights(step.folder / "model.safetensors"))
+        return module.to(self.device).eval()
+
+    def codes(self, kind: VQVAEKind, split: str) -> CodeSet:
+        """Codes of every song of a split; the training songs in `encoding_passes` passes at random gain and shift."""
+        step = self._step(f"codes-{kind}-{split}", self.vqvae_step(kind).folder.name)
+
+        def make() -> dict:
+            codes = encode_songs(self.vqvae(kind), self.stems(split), 2 if split == "train" else 1, self.profile.seed)
+            self._save(step, "codes", codes.to_tensors())
+            return {"songs": len(codes.songs)}
+
+        self._make(step, make)
+        return CodeSet.from_tensors(load_weights(step.folder / "codes.safetensors"))
+
+    def prior(self, kind: VQVAEKind, source: str) -> Prior:
+        """The trained prior of a source over the codes of a kind of VQ-VAE."""
+        names = self.profile.source_names
+        if source not in names:
+            raise HybridsepError(f"unknown source '{source}': the profile has {', '.join(names)}")
+        step = self.prior_step(kind, source)
+        torch.manual_seed(self.profile.seed)
+        module = Prior(self.profile.prior, self.profile.vqvae.codes)
+
+        def make() -> dict:
+            codes = self.codes(kind, "train")
+            module.start_from_codebook(self.vqvae(kind).codebook.cpu(), seeded_generator(self.profile.seed, 2))
+            task = PriorTask(module.to(self.device), codes, names.index(source), self.dtype)
+            history = train(task, self.profile.prior.training, step.folder, f"prior {source} ({kind})", self.profile.seed)
+            self._save(step, "model", module.state_dict())
+            held_out = self._held_out_crops(kind, names.index(source))
+            return {"parameters": _parameters(module), "validation_nats_per_code": nats_per_code(module, held_out), **history[-1]}
+
+        self._make(step, make)
+        module.load_state_dict(load_weights(step.folder / "model.safetensors"))
+        return module.to(self.device).eval()
+
+    def likelihood(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Likelihood:
+        """The likelihood of a kind over the codes of a kind of VQ-VAE, its free numbers fitted on validation songs."""
+        step = self._step(f"likelihood-{kind}-{likelihood}", self.vqvae_step(kind).folder.name, self.profile.likelihood)
+
+        def make() -> dict:
+            made = self._fit_likelihood(kind, likelihood)
+            self._save(step, "likelihood", made.to_tensors())
+            triples = self.triples(kind, "validation")
+            nats = -float(made.log_likelihood(triples[2], triples[0], triples[1]).mean())
+            return {"validation_nats_per_code": nats, **_scalars(made)}
+
+        self._make(step, make)
+        tensors = load_weights(step.folder / "likelihood.safetensors")
+        return likelihood_from_tensors({name: value.to(self.device) for name, value in tensors.items()})
+
+    def triples(self, kind: VQVAEKind, split: str) -> Tensor:
+        """Triples (first, second, mixture) of random pairs of a split that is not trained on, int64 [3, n]."""
+        generator = seeded_generator(self.profile.seed, 3, SPLITS.index(split))
+        return torch.cat(list(self._random_triples(kind, split, self.profile.likelihood.fit_seconds, generator)), 1)
+
+    def separator(self, method: str) -> Separator:
+        """A trained method, also written to runs/<profile>/<method>/ for `Separator.load`."""
+        spec = method_spec(method)
+        priors = [self.prior(spec.vqvae, source) for source in self.profile.source_names]
+        made = Separator(self.vqvae(spec.vqvae), priors, self.likelihood(spec.vqvae, spec.likelihood), self.profile)
+        parts = (self._step(f"likelihood-{spec.vqvae}-{spec.likelihood}", self.vqvae_step(spec.vqvae).folder.name, self.profile.likelihood),
+                 *(self.prior_step(spec.vqvae, source) for source in self.profile.source_names))
+        version = config_hash(*(p.folder.name for p in parts), self.profile)
+        folder = self.root / method
+        marker = folder / "version.txt"
+        if not marker.is_file() or marker.read_text() != version:
+            made.save(folder)
+            write_atomically(marker, version.encode())
+        return made
+
+    # --- records -----------------------------------------------------------------------------------------------------------
+
+    def vqvae_step(self, kind: VQVAEKind) -> Step:
+        """Where the VQ-VAE of a kind is kept, with its history.csv."""
+        settings = self.profile.vqvae.model_dump(exclude={"linear_weight"})
+        return self._step(f"vqvae-{kind}", settings, self._linear_weight(kind), self._stems_step().folder.name, self.profile.seed)
+
+    def prior_step(self, kind: VQVAEKind, source: str) -> Step:
+        """Where a prior is kept, with its history.csv."""
+        return self._step(f"prior-{kind}-{source}", self.profile.prior, self.vqvae_step(kind).folder.name)
+
+    def steps(self) -> list[Step]:
+        """Every finished step of this run's folder, oldest first."""
+        made = [Step(p.parent, p.parent.name.rsplit("-", 1)[0]) for p in self.root.glob("*/done.json")]
+        return sorted(made, key=lambda s: s.record["finished"])
+
+    def write_provenance(self) -> Path:
+        """Collect hardware, versions, seeds, commit and the wall time of each step in provenance.json."""
+        steps = {s.folder.name: {k: v for k, v in s.record.items() if k != "settings"} for s in self.steps()}
+        content = {**provenance(self.device), "profile": self.profile.model_dump(mode="json"), "steps": steps}
+        path = self.root / "provenance.json"
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(content, indent=1).encode())
+        return path
+
+    # --- inside ------------------------------------------------------------------------------------------------------------
+
+    def _step(self, name: str, *settings: object) -> Step:
+        return Step(self.root / f"{name}-{config_hash(*settings)}", name)
+
+    def _stems_step(self) -> Step:
+        source = _fingerprint(self.data) if self.data else self.profile.data
+        return self._step("stems", source, self.profile.sources, self.profile.data.sample_rate)
+
+    def _make(self, step: Step, make: Callable[[], dict]) -> None:
+        if step.done:
+            return
+        step.folder.mkdir(parents=True, exist_ok=True)
+        started = time.time()
+        figures = make()
+        finished = time.time()
+        history = step.folder / "history.csv"
+        seconds = finished - started
+        record = {"step": step.label, "seconds": round(seconds, 2), "finished": finished, **provenance(self.device), "figures": figures}
+        write_atomically(step.folder / "done.json", json.dumps(record, indent=1).encode())
+        if history.exists():
+            clear_checkpoints(step.folder)
+
+    def _save(self, step: Step, name: str, tensors: dict[str, Tensor]) -> None:
+        plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        write_atomically(step.folder / f"{name}.safetensors", save(plain))
+
+    def _linear_weight(self, kind: VQVAEKind) -> float:
+        return self.profile.vqvae.linear_weight if kind == "linear" else 0.0
+
+    def _audio_seconds(self) -> float:
+        settings = self.profile.vqvae
+        samples = settings.training.steps * settings.training.batch * 3 * settings.crop_samples
+        return samples / self.profile.data.sample_rate
+
+    def _held_out_crops(self, kind: VQVAEKind, source: int) -> Tensor:
+        length = self.profile.prior.crop_codes
+        return self.codes(kind, "validation").random_crops(source, 32, length, seeded_generator(self.profile.seed, 4)).to(self.device)
+
+    def _fit_likelihood(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Likelihood:
+        codebook = self.vqvae(kind).codebook
+        held_out = self.triples(kind, "validation").to(codebook.device)
+        if likelihood == "sum":
+            return SumLikelihood.fit(codebook, held_out)
+        settings = self.profile.likelihood
+        counter = TripleCounter(self.profile.vqvae.codes)
+        generator = seeded_generator(self.profile.seed, 5)
+        for triples in self._random_triples(kind, "train", settings.counted_seconds, generator, f"counting ({kind})"):
+            counter.add(*triples)
+        keys, counts = counter.result()
+        return CountLikelihood.fit(keys.to(codebook.device), counts.to(codebook.device), codebook, held_out, settings.power)
+
+    def _random_triples(self, kind: VQVAEKind, split: str, seconds: float, generator: torch.Generator, label: str | None = None):
+        vqvae, stems = self.vqvae(kind), self.stems(split)
+        samples = int(PAIR_SECONDS * stems.sample_rate) // vqvae.hop * vqvae.hop
+        batches = max(1, round(seconds / (PAIR_BATCH * PAIR_SECONDS)))
+        for _ in tqdm(range(batches), desc=label, unit="batch", disable=label is None):
+            sources = stems.random_pairs(PAIR_BATCH, samples, generator)
+            waveform = torch.cat([*sources, mix(sources)]).to(self.device)
+            yield vqvae.encode(waveform).view(3, -1).cpu()
+
+
+def encode_songs(vqvae: VQVAE, stems: StemSet, passes: int, seed: int) -> CodeSet:
+    """Encode every song once as it is, and again in further passes at a random gain (± 3 dB) and sub-code shift."""
+    songs = []
+    device = vqvae.codebook.device
+    with tqdm(total=passes * len(stems), desc="encoding", unit="song") as bar:
+        for number in range(passes):
+            for track in range(len(stems)):
+                waveform = stems.song(track)
+                if number:
+                    generator = seeded_generator(seed, 6, number, track)
+                    gains = (torch.rand(len(waveform), 1, generator=generator) - 0.5) * 6
+                    shift = int(torch.randint(1, vqvae.hop, (1,), generator=generator))
+                    waveform = waveform[:, shift:] * 10 ** (gains / 20)
+                length = waveform.shape[1] // vqvae.hop * vqvae.hop
+                songs.append(vqvae.encode(waveform[:, :length].to(device)).to(torch.int16).cpu())
+                bar.update()
+    return CodeSet(tuple(songs))
+
+
+def _fingerprint(folder: Path) -> list[str]:
+    """Names and sizes of all audio files: another data set gives another hash."""
+    files = sorted(p for pattern in ("*.flac", "*.wav") for p in folder.rglob(pattern))
+    return [f"{p.relative_to(folder)}:{p.stat().st_size}" for p in files]
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _scalars(likelihood: Likelihood) -> dict[str, float]:
+    """Fitted numbers of a likelihood, for the record."""
+    return {name: float(value) for name, value in likelihood.to_tensors().items() if value.ndim == 0} | {
+        "distinct_triples": len(getattr(likelihood, "keys", ())),
+        "counted_triples": int(getattr(likelihood, "counts", torch.zeros(1)).sum()),
+    }

@@ -1,0 +1,267 @@
+"""The prior of one source: a decoder-only transformer over its codes, and several of them stacked for decoding.
+
+Training uses `Prior`; search uses `PriorStack`, which holds the weights of all sources in one tensor per layer, so that a
+decode step is one batched product per layer for every source, mixture and particle.
+
+Sources: Dhariwal et al. 2020 (arXiv 2005.00341) for autoregressive priors over codes, Su et al. 2021 (arXiv 2104.09864) for
+rotary positions, Shazeer 2019 (arXiv 1911.02150) for shared keys and values, So et al. 2021 (arXiv 2109.08668) for squared ReLU.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridsep.data.codes import CodeSet
+from hybridsep.profiles import PriorSettings
+from hybridsep.training import StepResult
+
+ROTARY_BASE = 10_000.0
+
+
+class Attention(nn.Module):
+    """Causal self-attention that looks back over the last `window` positions, itself included."""
+
+    def __init__(self, settings: PriorSettings):
+        super().__init__()
+        self.heads, self.kv_heads, self.window = settings.heads, settings.kv_heads, settings.window
+        self.head_width = settings.width // settings.heads
+        self.project_in = nn.Linear(settings.width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=False)
+        self.project_out = nn.Linear(settings.width, settings.width, bias=False)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """[B, T, W] -> [B, T, W]; T is at most `window` or a multiple of it."""
+        batch, length, width = x.shape
+        parts = self.project_in(x).view(batch, length, -1, self.head_width).transpose(1, 2)
+        query, key, value = parts.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        query, key = rotate(query, rotation), rotate(key, rotation)
+        if self.kv_heads != self.heads:
+            key, value = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (key, value))
+        if length <= self.window:
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:
+            mixed = windowed_attention(query, key, value, self.window)
+        return self.project_out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
+    """Each position attends to the last `window` positions: blocks of `window` queries see their block and the one before.
+
+    Args:
+        query, key, value: [B, H, T, D], T a multiple of `window`.
+    """
+    batch, heads, length, width = query.shape
+    blocks = length // window
+
+    def two_blocks(x: Tensor) -> Tensor:
+        before = F.pad(x, (0, 0, window, 0))[:, :, :length].view(batch, heads, blocks, window, width)
+        return torch.cat([before, x.view(batch, heads, blocks, window, width)], 3).transpose(1, 2).flatten(0, 1)
+
+    distance = torch.arange(window, device=query.device)[:, None] + window - torch.arange(2 * window, device=query.device)
+    seen = (distance >= 0) & (distance < window)
+    mask = seen.repeat(batch * blocks, 1, 1).view(batch, blocks, 1, window, 2 * window)
+    mask[:, 0, :, :, :window] = False
+    grouped = query.view(batch, heads, blocks, window, width).transpose(1, 2).flatten(0, 1)
+    mixed = F.scaled_dot_product_attention(grouped, two_blocks(key), two_blocks(value), attn_mask=mask.flatten(0, 1))
+    return mixed.view(batch, blocks, heads, window, width).transpose(1, 2).reshape(batch, heads, length, width)
+
+
+class Block(nn.Module):
+    """Attention and a squared-ReLU feed-forward, each behind an RMS norm."""
+
+    def __init__(self, settings: PriorSettings):
+        super().__init__()
+        self.attention = Attention(settings)
+        self.expand = nn.Linear(settings.width, 4 * settings.width, bias=False)
+        self.contract = nn.Linear(4 * settings.width, settings.width, bias=False)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """[B, T, W] -> [B, T, W]."""
+        x = x + self.attention(norm(x), rotation)
+        return x + self.contract(F.relu(self.expand(norm(x))).square())
+
+
+class Prior(nn.Module):
+    """p(z[t] | z[<t]) of one source. The first position is conditioned on a start token of its own (index K)."""
+
+    def __init__(self, settings: PriorSettings, codes: int):
+        super().__init__()
+        self.settings = settings
+        self.codes = codes
+        self.embedding = nn.Embedding(codes + 1, settings.width)
+        self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
+        self.head = nn.Linear(settings.width, codes, bias=False)
+        self._initialise()
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Codes int64 [B, T] -> logits [B, T, K]; logits[:, t] predict codes[:, t] from those before it."""
+        start = torch.full_like(codes[:, :1], self.codes)
+        x = self.embedding(torch.cat([start, codes[:, :-1]], 1))
+        length, window = codes.shape[1], self.settings.window
+        padding = (-length) % window if length > window else 0
+        x = F.pad(x, (0, 0, 0, padding))
+        rotation = rotary_angles(torch.arange(x.shape[1], device=codes.device), self.settings)
+        for block in self.blocks:
+            x = block(x, rotation)
+        return self.head(norm(x[:, :length]))
+
+    def start_from_codebook(self, codebook: Tensor, generator: torch.Generator) -> None:
+        """Give tokens with similar codebook vectors [K, D] similar embeddings, through one random projection."""
+        projection = torch.randn(codebook.shape[1], self.settings.width, generator=generator)
+        directions = (codebook - codebook.mean(0)) @ projection
+        with torch.no_grad():
+            self.embedding.weight[: self.codes] = directions / directions.square().mean().sqrt()
+
+    def _initialise(self) -> None:
+        depth = (2 * self.settings.layers) ** -0.5
+        nn.init.normal_(self.embedding.weight, std=0.5)
+        nn.init.zeros_(self.head.weight)
+        for block in self.blocks:
+            for layer, scale in ((block.attention.project_in, 1.0), (block.attention.project_out, depth), (block.expand, 1.0), (block.contract, depth)):
+                nn.init.normal_(layer.weight, std=scale * layer.in_features**-0.5)
+
+
+class PriorTask:
+    """Next-code cross-entropy on random crops of one source's codes."""
+
+    def __init__(self, module: Prior, codes: CodeSet, source: int, dtype: torch.dtype):
+        self.module, self.codes, self.source, self.dtype = module, codes, source, dtype
+        self.device = module.head.weight.device
+
+    def step(self, number: int, generator: torch.Generator) -> StepResult:
+        """Mean negative log-likelihood of a batch of crops, nats per code."""
+        settings = self.module.settings
+        batch = self.codes.random_crops(self.source, settings.training.batch, settings.crop_codes, generator).to(self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.module(batch)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), batch.flatten())
+        return StepResult(loss, {"nats_per_code": loss.item()})
+
+    def after_step(self, number: int, generator: torch.Generator) -> None:
+        """Nothing to do."""
+
+
+@torch.no_grad()
+def nats_per_code(prior: Prior, codes: Tensor, batch: int = 8) -> float:
+    """Mean negative log-likelihood of `codes` int64 [B, T] under `prior`, nats per code."""
+    losses = [F.cross_entropy(prior(part).flatten(0, 1), part.flatten(), reduction="sum") for part in codes.split(batch)]
+    return float(torch.stack(losses).sum() / codes.numel())
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMS norm without a learnt gain over the last axis."""
+    return F.rms_norm(x, x.shape[-1:])
+
+
+def rotary_angles(positions: Tensor, settings: PriorSettings) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary positions, each [T, head width / 2]."""
+    half = settings.width // settings.heads // 2
+    frequencies = ROTARY_BASE ** (-torch.arange(half, device=positions.device, dtype=torch.float32) / half)
+    angles = positions.float()[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn pairs of channels of [..., T, D] by the position's angles."""
+    cosine, sine = (part.to(x.dtype) for part in rotation)
+    left, right = x.chunk(2, -1)
+    return torch.cat([left * cosine - right * sine, left * sine + right * cosine], -1)
+
+
+class PriorStack:
+    """The priors of all sources as one module for decoding: weights [P, in, out] per layer.
+
+    Args:
+        priors: one per source, of equal shape.
+        dtype: of the matrix products and of the cache; log-probabilities are always float32.
+    """
+
+    def __init__(self, priors: list[Prior], dtype: torch.dtype = torch.float32):
+        first = priors[0]
+        if any(p.settings.model_dump(exclude={"training"}) != first.settings.model_dump(exclude={"training"}) or p.codes != first.codes for p in priors):
+            raise ValueError("stacked priors must have equal shapes and codebook sizes")
+        self.settings, self.codes, self.sources, self.dtype = first.settings, first.codes, len(priors), dtype
+
+        def stack(name: str) -> Tensor:
+            weights = [p.get_submodule(name).weight.detach() for p in priors]
+            return torch.stack([w.T for w in weights]).to(dtype).contiguous()
+
+        self.embedding = torch.stack([p.embedding.weight.detach() for p in priors]).to(dtype)
+        self.layers = [
+            tuple(stack(f"blocks.{i}.{name}") for name in ("attention.project_in", "attention.project_out", "expand", "contract"))
+            for i in range(self.settings.layers)
+        ]
+        self.head = stack("head")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.device
+
+    def start(self, mixtures: int, particles: int) -> PriorState:
+        """State before the first code, for B = `mixtures` times N = `particles` histories of every source."""
+        return PriorState(self, mixtures, particles)
+
+
+class PriorState:
+    """Histories of B·N particles under every prior: a static ring of keys and values per layer.
+
+    Attributes:
+        log_probs: float32 [P, B, N, K], nats: log p(next code | history of that source).
+    """
+
+    def __init__(self, stack: PriorStack, mixtures: int, particles: int):
+        settings = stack.settings
+        self.stack, self.mixtures, self.particles = stack, mixtures, particles
+        rows = mixtures * particles
+        head_width = settings.width // settings.heads
+        shape = (2, stack.sources, rows, settings.kv_heads, settings.window, head_width)
+        self.cache = [torch.zeros(shape, dtype=stack.dtype, device=stack.device) for _ in range(settings.layers)]
+        self.length = 0
+        start = torch.full((stack.sources, mixtures, particles), stack.codes, dtype=torch.long, device=stack.device)
+        self.log_probs = self._step(start)
+
+    def append(self, codes: Tensor) -> None:
+        """Add one code, int64 [P, B, N], to every history."""
+        self.log_probs = self._step(codes)
+
+    def reorder(self, ancestors: Tensor) -> None:
+        """Let particle n of mixture b continue the history of particle ancestors[b, n]; int64 [B, N]."""
+        offsets = torch.arange(self.mixtures, device=ancestors.device)[:, None] * self.particles
+        rows = (ancestors + offsets).flatten()
+        filled = min(self.length, self.stack.settings.window)
+        for cache in self.cache:
+            cache[..., :filled, :] = cache[..., :filled, :].index_select(2, rows)
+        self.log_probs = self.log_probs.flatten(1, 2).index_select(1, rows).view_as(self.log_probs)
+
+    @torch.no_grad()
+    def _step(self, codes: Tensor) -> Tensor:
+        stack, settings = self.stack, self.stack.settings
+        heads, groups = settings.heads, settings.kv_heads
+        flat = codes.flatten(1)
+        x = torch.stack([F.embedding(row, table) for row, table in zip(flat, stack.embedding, strict=True)])
+        rotation = rotary_angles(torch.tensor([self.length], device=stack.device), settings)
+        slot = self.length % settings.window
+        self.length += 1
+        filled = min(self.length, settings.window)
+        for (project_in, project_out, expand, contract), cache in zip(stack.layers, self.cache, strict=True):
+            parts = torch.bmm(norm(x), project_in).view(*x.shape[:2], heads + 2 * groups, 1, -1)
+            query, key, value = parts.split([heads, groups, groups], 2)
+            cache[0, :, :, :, slot : slot + 1] = rotate(key, rotation)
+            cache[1, :, :, :, slot : slot + 1] = value
+            # Heads that share keys and values are so many queries of one attention.
+            grouped = rotate(query, rotation).reshape(-1, heads // groups, query.shape[-1])
+            mixed = attend(grouped, *(half[..., :filled, :].flatten(0, 2) for half in cache))
+            x = torch.baddbmm(x, mixed.view(x.shape), project_out)
+            x = torch.baddbmm(x, F.relu(torch.bmm(norm(x), expand)).square(), contract)
+        logits = torch.bmm(norm(x), stack.head).float()
+        return logits.log_softmax(-1).view(*codes.shape, stack.codes)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Plain attention: query [R, G, D], key and value [R, T, D] -> [R, G, D]."""
+    if query.dtype == torch.float32:
+        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
+    scores = torch.bmm(query, key.transpose(1, 2)) * query.shape[-1] ** -0.5
+    return torch.bmm(scores.softmax(-1), value)

@@ -1,0 +1,29 @@
+"""What the book is made of: audio players, figures, and the build that executes its chapters."""
+
+import os
+from pathlib import Path
+
+
+def repository_root() -> Path:
+    """Folder that holds `_config.yml` and `book/`: where a chapter finds the project.
+
+    Looks at the environment variable HYBRIDSEP_ROOT (set by the build), then upwards from the working directory,
+    then upwards from this file, so that a chapter also runs by itself in Jupyter or Colab.
+
+    Raises:
+        FileNotFoundError: none of these places is inside a checkout of the project.
+    """
+    declared = os.environ.get("HYBRIDSEP_ROOT")
+    if declared:
+        return Path(declared)
+    starts = (Path.cwd(), Path(__file__).resolve().parent)
+    for folder in (folder for start in starts for folder in (start, *start.parents)):
+        if (folder / "_config.yml").is_file() and (folder / "book").is_dir():
+            return folder
+    raise FileNotFoundError(f"no folder above {Path.cwd()} holds _config.yml and book/; set HYBRIDSEP_ROOT")
+
+
+def runs_root() -> Path:
+    """Folder of trained models and results: environment variable HYBRIDSEP_RUNS, else `runs/` in the repository."""
+    declared = os.environ.get("HYBRIDSEP_RUNS")
+    return Path(declared) if declared else repository_root() / "runs"

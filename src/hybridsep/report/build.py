@@ -1,0 +1,287 @@
+"""From chapters without outputs to a web site: execute with papermill, then typeset with jupyter-book."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from hybridsep.errors import HybridsepError
+
+KERNEL_NAME = "hybridsep-book"
+# Both cells only carry the build's settings; a reader gains nothing from them.
+PARAMETER_TAGS = {"parameters", "injected-parameters"}
+
+
+class BookError(HybridsepError):
+    """The book could not be built; the message names the chapter and what went wrong in it."""
+
+
+def build_book(profile: str, root: Path, runs: Path | None = None) -> Path:
+    """Execute every chapter and typeset the site.
+
+    Args:
+        profile: name handed to each chapter as its parameter `profile`.
+        root: repository root, with `_config.yml`, `_toc.yml` and `book/`.
+        runs: folder of trained models and results, default `root/runs`.
+
+    Returns:
+        Path of the site's `index.html`.
+
+    Raises:
+        BookError: a chapter failed, or typesetting met a warning. What an earlier build left stays as it was.
+    """
+    execute_book(profile, root, runs)
+    return build_html(root)
+
+
+def execute_book(profile: str, root: Path, runs: Path | None = None) -> Path:
+    """Execute the chapters of `_toc.yml` in order into a fresh `_build/executed`.
+
+    Each chapter runs in `book/` of that copy, with HYBRIDSEP_ROOT and HYBRIDSEP_RUNS in its environment. While it
+    runs the copy is called `_build/executing`, and gets its final name only when every chapter succeeded.
+    `status.json` beside the copy's `book/` lists the chapters so far: [{"chapter", "seconds", "status"}],
+    status one of executed, failed, waiting.
+
+    Returns:
+        The folder `_build/executed`.
+
+    Raises:
+        BookError: a chapter failed or has no cell tagged `parameters`.
+    """
+    root = root.resolve()
+    runs = (runs or root / "runs").resolve()
+    working = root / "_build" / "executing"
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(parents=True)
+    shutil.copytree(root / "book", working / "book", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copy(root / "_toc.yml", working)
+
+    chapters = [page for page in _pages(working) if page.suffix == ".ipynb"]
+    status = [{"chapter": page.stem, "seconds": None, "status": "waiting"} for page in chapters]
+    with _environment(HYBRIDSEP_ROOT=str(root), HYBRIDSEP_RUNS=str(runs)), _chapter_bar(chapters) as bar:
+        for chapter, entry in zip(chapters, status, strict=True):
+            _write_status(working, status)
+            _execute_chapter(chapter, entry, {"profile": profile}, bar, lambda: _write_status(working, status))
+
+    executed = root / "_build" / "executed"
+    shutil.rmtree(executed, ignore_errors=True)
+    working.rename(executed)
+    return executed
+
+
+def execute_notebook(path: Path, out: Path, parameters: dict[str, Any], log: Any = None) -> None:
+    """Execute one notebook with this interpreter, in the folder of `out`.
+
+    Args:
+        path: notebook to read; it must have one cell tagged `parameters`.
+        out: notebook to write, also when a cell fails; may be `path` itself.
+        parameters: values for the names in the cell tagged `parameters`.
+        log: text stream that gets what the cells write to stderr, such as progress bars; None discards it.
+
+    Raises:
+        BookError: a cell raised, or there is no cell tagged `parameters`.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    if not any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
+        raise BookError(f"chapter {path.stem}: no cell is tagged 'parameters'; add one that sets {sorted(parameters)}")
+    try:
+        with _kernel():
+            papermill.execute_notebook(
+                path,
+                out,
+                parameters,
+                kernel_name=KERNEL_NAME,
+                language="python",
+                progress_bar=False,
+                stderr_file=log,
+                cwd=out.parent,
+            )
+    except PapermillExecutionError as error:
+        line = _failing_line(error.traceback)
+        raise BookError(f"chapter {path.stem}, cell {error.cell_index + 1}: {error.ename}: {error.evalue}{line}") from None
+    except (RuntimeError, OSError) as error:  # a killed kernel, a full disk
+        raise BookError(f"chapter {path.stem}: {error}") from error
+    _hide_parameters(out)
+
+
+def build_html(root: Path) -> Path:
+    """Typeset `_build/executed` into `_build/html`; warnings are errors.
+
+    Returns:
+        Path of the site's `index.html`.
+
+    Raises:
+        BookError: jupyter-book met a warning or an error; it printed them. The previous site is kept.
+    """
+    root = root.resolve()
+    executed, site = root / "_build" / "executed", root / "_build" / "html"
+    with tempfile.TemporaryDirectory(dir=root / "_build", prefix="typeset-") as scratch:
+        # --all, since a page that is reused from an earlier build would hide its warnings.
+        command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(executed)]
+        command += ["-W", "--keep-going", "-n", "--all", "--quiet"]
+        command += ["--config", str(root / "_config.yml"), "--path-output", scratch]
+        # Its closing message on stdout names the scratch folder; its warnings come on stderr.
+        result = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True)
+        if result.returncode:
+            sys.stderr.write(result.stdout)
+            raise BookError("jupyter-book refused the book; its warnings are above")
+        typeset = Path(scratch) / "_build" / "html"
+        _add_mathjax(typeset)
+        shutil.rmtree(site, ignore_errors=True)
+        typeset.rename(site)
+    return site / "index.html"
+
+
+def _pages(folder: Path) -> list[Path]:
+    """Source files of the pages in `_toc.yml`, in reading order."""
+    toc = yaml.safe_load((folder / "_toc.yml").read_text(encoding="utf-8"))
+
+    def entries(node: Any) -> Iterator[str]:
+        if isinstance(node, list):
+            for item in node:
+                yield from entries(item)
+        elif isinstance(node, dict):
+            for key in ("root", "file"):
+                if key in node:
+                    yield node[key]
+            for key in ("parts", "chapters", "sections", "subtrees", "entries"):
+                yield from entries(node.get(key))
+
+    pages = []
+    for entry in entries(toc):
+        candidates = [folder / entry, folder / f"{entry}.ipynb", folder / f"{entry}.md"]
+        found = next((page for page in candidates if page.is_file()), None)
+        if found is None:
+            raise BookError(f"_toc.yml names {entry}, but there is neither {entry}.ipynb nor {entry}.md")
+        pages.append(found)
+    return pages
+
+
+def _execute_chapter(chapter: Path, entry: dict[str, Any], parameters: dict[str, Any], bar: tqdm, save: Any) -> None:
+    """Execute one chapter in place; note its time and outcome in `entry`, also when it fails."""
+    bar.set_description(chapter.stem)
+    started = time.perf_counter()
+    try:
+        execute_notebook(chapter, chapter, parameters, log=_BarLog(bar))
+        entry["status"] = "executed"
+    except BookError:
+        entry["status"] = "failed"
+        raise
+    finally:
+        entry["seconds"] = round(time.perf_counter() - started, 1)
+        save()
+    bar.set_postfix_str("")
+    bar.update()
+    bar.write(f"{chapter.stem}: {entry['seconds']} s", file=sys.stderr)
+
+
+def _chapter_bar(chapters: list[Path]) -> tqdm:
+    # A log file gets a line now and then, a terminal a moving bar.
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(total=len(chapters), unit="chapter", mininterval=interval, dynamic_ncols=True)
+
+
+class _BarLog:
+    """Text stream that shows the last line a kernel wrote to stderr behind the chapters' progress bar."""
+
+    def __init__(self, bar: tqdm):
+        self.bar = bar
+        self.shown = 0.0
+
+    def write(self, text: str) -> None:
+        lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+        if lines and time.monotonic() - self.shown > self.bar.mininterval:
+            self.bar.set_postfix_str(lines[-1][-60:], refresh=True)
+            self.shown = time.monotonic()
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables for a while; kernels inherit them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _kernel() -> Iterator[None]:
+    """Offer Jupyter a kernel that is this very interpreter, whatever kernels are installed or named in notebooks."""
+    with tempfile.TemporaryDirectory(prefix="hybridsep-kernel-") as folder:
+        spec = {
+            # Its warning about unencrypted local connections would stand above every chapter.
+            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"],
+            "display_name": "hybridsep",
+            "language": "python",
+        }
+        kernel = Path(folder) / "kernels" / KERNEL_NAME
+        kernel.mkdir(parents=True)
+        (kernel / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+        path = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
+        with _environment(JUPYTER_PATH=path):
+            yield
+
+
+def _hide_parameters(path: Path) -> None:
+    """Keep the cells with the build's parameters off the page."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if PARAMETER_TAGS & set(tags) and "remove-cell" not in tags:
+            cell.metadata["tags"] = [*tags, "remove-cell"]
+    # Whoever downloads the notebook has no kernel of the build's name.
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, path)
+
+
+def _failing_line(traceback: list[str]) -> str:
+    """The line of the cell that raised, as IPython's traceback marks it; empty when there is none."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
+    marked = [line.strip() for line in text.splitlines() if line.lstrip().startswith("---->")]
+    return f"\n  {marked[0]}" if marked else ""
+
+
+def _write_status(folder: Path, status: list[dict[str, Any]]) -> None:
+    (folder / "status.json").write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
+
+
+def _add_mathjax(site: Path) -> None:
+    """Give the site its own MathJax, so that formulas need no network.
+
+    Taken from the package sphinx-mathjax-offline, which as a Sphinx extension would insist on web fonts and on
+    copying 24 MB; pages that render to SVG need only these parts of it.
+    """
+    package = importlib.util.find_spec("sphinx-mathjax-offline")
+    if package is None or package.origin is None:
+        raise BookError("the package sphinx-mathjax-offline is missing; install requirements.txt")
+    source, target = Path(package.origin).parent / "static" / "mathjax", site / "_static" / "mathjax"
+    target.mkdir()
+    shutil.copy(source / "tex-svg.js", target)
+    for part in ("input", "a11y", "sre", "ui"):  # loaded on demand: rare TeX packages, the menu, screen readers
+        shutil.copytree(source / part, target / part)

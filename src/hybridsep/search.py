@@ -1,0 +1,234 @@
+"""Search over pairs of code sequences: ancestral, top-k, beam and particle filter.
+
+Every search is pure: priors, likelihood and mixture codes in, code sequences with weights out. All mixtures and particles of a
+call advance together. The random numbers of a mixture come from a stream of its own, so they do not depend on its neighbours.
+
+Source of the particle filter: Doucet & Johansen 2009, "A tutorial on particle filtering and smoothing", sec. 4.2 (fully adapted:
+the weight of a step does not depend on the code drawn there, so resampling comes before the draw).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Callable, Protocol
+
+import torch
+from torch import Tensor
+
+from hybridsep.likelihood import Likelihood
+
+
+class State(Protocol):
+    """Histories of B·N particles under the priors of both sources."""
+
+    log_probs: Tensor
+
+    def append(self, codes: Tensor) -> None:
+        """Add one code, int64 [2, B, N], to every history."""
+
+    def reorder(self, ancestors: Tensor) -> None:
+        """Particle n continues the history of particle ancestors[b, n]."""
+
+
+class Priors(Protocol):
+    """The priors of both sources."""
+
+    def start(self, mixtures: int, particles: int) -> State:
+        """State before the first code."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found for B mixtures.
+
+    Attributes:
+        codes: int64 [2, B, N, S].
+        log_weights: float32 [B, N], nats. Particle filter: normalised. Ancestral and top-k: log Π w[t], importance weights.
+            Beam: log joint probability.
+        log_evidence: float32 [B], nats: estimate of log p(m). For top-k and beam a lower bound.
+        ess: float32 [B, S], effective sample size before resampling, in particles.
+        resampled: bool [B, S].
+    """
+
+    codes: Tensor
+    log_weights: Tensor
+    log_evidence: Tensor
+    ess: Tensor
+    resampled: Tensor
+
+
+def ancestral(
+    priors: Priors, likelihood: Likelihood, codes: Tensor, particles: int, generator: torch.Generator, on_step: Callable[[], object] | None = None
+) -> SearchResult:
+    """N independent samples, each step from the normalised one-step posterior: LASS's and LQ-VAE's sampling.
+
+    This is not a draw from p(z1, z2 | m): the normaliser w[t] is thrown away. It is kept in `log_weights`.
+    """
+    return _filter(priors, likelihood, codes, particles, generator, 0.0, on_step)
+
+
+def particle_filter(
+    priors: Priors,
+    likelihood: Likelihood,
+    codes: Tensor,
+    particles: int,
+    generator: torch.Generator,
+    on_step: Callable[[], object] | None = None,
+    ess_threshold: float = 0.5,
+) -> SearchResult:
+    """Sequential Monte Carlo: weights w[t], systematic resampling when the effective sample size falls under a share of N.
+
+    Args:
+        codes: mixture codes, int64 [B, S].
+        particles: N.
+        ess_threshold: share of N under which a mixture's particles are resampled.
+
+    Raises:
+        ValueError: no particles, an empty sequence, or a mixture code outside [0, K).
+    """
+    return _filter(priors, likelihood, codes, particles, generator, ess_threshold, on_step)
+
+
+def _filter(
+    priors: Priors, likelihood: Likelihood, codes: Tensor, particles: int, generator: torch.Generator, threshold: float, on_step: Callable | None
+) -> SearchResult:
+    batch, length = _check(codes, particles)
+    uniforms = mixture_uniforms(generator, batch, length, 2 * particles + 1).to(codes.device)
+    state = priors.start(batch, particles)
+    drawn, parents, ess, resampled = [], [], [], []
+    log_weights = torch.full((batch, particles), -math.log(particles), device=codes.device)
+    log_evidence = torch.zeros(batch, device=codes.device)
+    identity = torch.arange(particles, device=codes.device).expand(batch, particles)
+    for t in range(length):
+        posterior = likelihood.posterior(codes[:, t], state.log_probs)
+        log_weights = log_weights + posterior.log_evidence
+        total = log_weights.logsumexp(1, keepdim=True)
+        log_evidence = log_evidence + total[:, 0]
+        log_weights = log_weights - total
+        size = 1 / log_weights.exp().square().sum(1)
+        ancestors, poor = identity, size < threshold * particles
+        if poor.any():
+            picked = systematic_resampling(log_weights.exp(), uniforms[:, t, -1])
+            ancestors = torch.where(poor[:, None], picked, identity)
+            log_weights = torch.where(poor[:, None], -math.log(particles), log_weights)
+            state.reorder(ancestors)
+        pair_uniforms = uniforms[:, t, :-1].view(batch, 2, particles).transpose(0, 1)
+        pair = posterior.draw(pair_uniforms, ancestors if poor.any() else None)
+        drawn.append(pair), parents.append(ancestors), ess.append(size), resampled.append(poor)
+        if t + 1 < length:
+            state.append(pair)
+        if on_step:
+            on_step()
+    found = trace_back(torch.stack(drawn), torch.stack(parents))
+    return SearchResult(found, log_weights, log_evidence, torch.stack(ess, 1), torch.stack(resampled, 1))
+
+
+def top_k(
+    priors: Priors, likelihood: Likelihood, codes: Tensor, particles: int, generator: torch.Generator, on_step: Callable | None = None, k: int = 16
+) -> SearchResult:
+    """Ancestral sampling from the k best pairs of every step, renormalised."""
+    batch, length = _check(codes, particles)
+    uniforms = mixture_uniforms(generator, batch, length, particles).to(codes.device)
+    state = priors.start(batch, particles)
+    drawn = []
+    log_weights = torch.zeros(batch, particles, device=codes.device)
+    for t in range(length):
+        best = likelihood.top_pairs(codes[:, t], state.log_probs, k)
+        log_weights = log_weights + best.scores.logsumexp(-1)
+        choice = invert_scores(best.scores, uniforms[:, t])
+        pair = best.codes.gather(-1, choice.expand(2, *choice.shape)[..., None])[..., 0]
+        drawn.append(pair)
+        if t + 1 < length:
+            state.append(pair)
+        if on_step:
+            on_step()
+    log_evidence = log_weights.logsumexp(1) - math.log(particles)
+    return _without_resampling(torch.stack(drawn, -1), log_weights, log_evidence)
+
+
+def beam(
+    priors: Priors, likelihood: Likelihood, codes: Tensor, particles: int, generator: torch.Generator, on_step: Callable | None = None
+) -> SearchResult:
+    """Beam search for the pair of sequences of highest joint probability, N = `particles` hypotheses. Draws nothing."""
+    batch, length = _check(codes, particles)
+    state = priors.start(batch, particles)
+    drawn, parents = [], []
+    # All hypotheses are equal before the first code: one stands for them, or the beam would fill with copies.
+    log_weights = torch.full((batch, particles), -math.inf, device=codes.device)
+    log_weights[:, 0] = 0.0
+    for t in range(length):
+        best = likelihood.top_pairs(codes[:, t], state.log_probs, particles, log_weights)
+        log_weights, ancestors, pair = best.scores[:, 0], best.parents[:, 0], best.codes[:, :, 0]
+        drawn.append(pair), parents.append(ancestors)
+        if t + 1 < length:
+            state.reorder(ancestors)
+            state.append(pair)
+        if on_step:
+            on_step()
+    found = trace_back(torch.stack(drawn), torch.stack(parents))
+    return _without_resampling(found, log_weights, log_weights.logsumexp(1))
+
+
+SEARCHES: dict[str, Callable[..., SearchResult]] = {"ancestral": ancestral, "topk": top_k, "beam": beam, "particle": particle_filter}
+
+
+def trace_back(drawn: Tensor, parents: Tensor) -> Tensor:
+    """Follow every final particle back through its ancestors.
+
+    Args:
+        drawn: codes drawn at each step, int64 [S, 2, B, N].
+        parents: ancestor of each particle of each step, among the particles of the step before, int64 [S, B, N].
+
+    Returns:
+        int64 [2, B, N, S].
+    """
+    length, _, batch, particles = drawn.shape
+    lineage = torch.arange(particles, device=drawn.device).expand(batch, particles)
+    codes = torch.empty_like(drawn)
+    for t in range(length - 1, -1, -1):
+        codes[t] = drawn[t].gather(-1, lineage.expand(2, batch, particles))
+        lineage = parents[t].gather(-1, lineage)
+    return codes.permute(1, 2, 3, 0).contiguous()
+
+
+def systematic_resampling(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Ancestors by one uniform number per row, spread evenly.
+
+    Args:
+        weights: normalised, float32 [B, N].
+        uniforms: [B].
+
+    Returns:
+        int64 [B, N], ascending; particle n has floor or ceil of N·weights[n] children.
+    """
+    particles = weights.shape[1]
+    positions = (torch.arange(particles, device=weights.device) + uniforms[:, None]) / particles
+    return torch.searchsorted(weights.cumsum(1), positions).clamp_max(particles - 1)
+
+
+def invert_scores(scores: Tensor, uniforms: Tensor) -> Tensor:
+    """Categorical draw from log-scores [B, N, k] by uniforms [B, N] -> int64 [B, N]."""
+    cumulative = scores.softmax(-1).cumsum(-1)
+    return torch.searchsorted(cumulative, uniforms[..., None] * cumulative[..., -1:], right=True)[..., 0].clamp_max(scores.shape[-1] - 1)
+
+
+def mixture_uniforms(generator: torch.Generator, mixtures: int, steps: int, each: int) -> Tensor:
+    """float32 [B, S, each] in [0, 1): the stream of a mixture depends on the generator and on its position only."""
+    seeds = torch.randint(2**62, (mixtures,), generator=generator).tolist()
+    return torch.stack([torch.rand(steps, each, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def _without_resampling(codes: Tensor, log_weights: Tensor, log_evidence: Tensor) -> SearchResult:
+    batch, length = codes.shape[1], codes.shape[-1]
+    size = 1 / log_weights.softmax(1).square().sum(1)
+    never = torch.zeros(batch, length, dtype=torch.bool, device=codes.device)
+    return SearchResult(codes, log_weights, log_evidence, size[:, None].expand(batch, length), never)
+
+
+def _check(codes: Tensor, particles: int) -> tuple[int, int]:
+    if codes.ndim != 2 or not codes.numel():
+        raise ValueError(f"mixture codes must be a non-empty [B, S], not {list(codes.shape)}")
+    if particles < 1:
+        raise ValueError(f"{particles} particles: at least 1 is needed")
+    return codes.shape[0], codes.shape[1]

@@ -1,0 +1,210 @@
+"""The training loop: seeded by step, checkpointed, resumed to the bit.
+
+A task draws its batch from a generator seeded by (seed, step), so a checkpoint needs no position in the data and no state of
+a random generator: weights, optimiser moments and the step number are the whole state.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hybridsep.device import seeded_generator
+from hybridsep.errors import HybridsepError
+from hybridsep.profiles import TrainingSettings
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Loss of one step (scalar tensor to differentiate) and the figures worth a column in the history."""
+
+    loss: Tensor
+    figures: dict[str, float]
+
+
+class Task(Protocol):
+    """What the loop trains."""
+
+    module: nn.Module
+
+    def step(self, number: int, generator: torch.Generator) -> StepResult:
+        """Loss of step `number` on a batch drawn with `generator`."""
+
+    def after_step(self, number: int, generator: torch.Generator) -> None:
+        """Whatever follows the optimiser's step, such as the codebook's moving averages."""
+
+
+class TrainingDiverged(HybridsepError):
+    """The loss is not finite."""
+
+
+def train(task: Task, settings: TrainingSettings, folder: Path, label: str, seed: int) -> list[dict[str, float]]:
+    """Train `task` to its last step, going on from the newest intact checkpoint in `folder`.
+
+    Args:
+        folder: holds checkpoint.safetensors while training runs and history.csv.
+        label: what the progress bar says.
+
+    Returns:
+        History, one row of figures per recorded step.
+
+    Raises:
+        TrainingDiverged: the loss became NaN or infinite; the last checkpoint is kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    optimiser = torch.optim.AdamW(
+        _decayed_groups(task.module, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95)
+    )
+    first, history = _resume(task.module, optimiser, folder)
+    task.module.train()
+    last_save = time.monotonic()
+    started, before = time.monotonic(), history[-1]["seconds"] if history else 0.0
+    every = max(1, settings.steps // 200)
+    with tqdm(total=settings.steps, initial=first, desc=label, unit="step") as bar:
+        for number in range(first, settings.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * _schedule(number, settings)
+            result = task.step(number, seeded_generator(seed, number))
+            if not torch.isfinite(result.loss):
+                raise TrainingDiverged(f"{label}: loss is {result.loss.item()} at step {number}; last checkpoint kept in {folder}")
+            optimiser.zero_grad(set_to_none=True)
+            result.loss.backward()
+            nn.utils.clip_grad_norm_(task.module.parameters(), settings.clip)
+            optimiser.step()
+            task.after_step(number, seeded_generator(seed, number, 1))
+            if number % every == 0 or number == settings.steps - 1:
+                seconds = before + time.monotonic() - started
+                history.append({"step": number, "seconds": round(seconds, 3), **result.figures})
+                bar.set_postfix({k: f"{v:.3g}" for k, v in result.figures.items()}, refresh=False)
+            bar.update()
+            if time.monotonic() - last_save > settings.checkpoint_seconds:
+                _save_checkpoint(task.module, optimiser, number + 1, history, folder)
+                last_save = time.monotonic()
+    task.module.eval()
+    write_history(folder / "history.csv", history)
+    return history
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """One row per recorded step; columns are the union of the rows' figures."""
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary name beside `path`, flush to disk, rename: a reader sees the old file or the new one.
+
+    Raises:
+        HybridsepError: the disk is full or the folder not writable.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise HybridsepError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _schedule(step: int, settings: TrainingSettings) -> float:
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    left = 1 - (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.final_lr + (1 - settings.final_lr) * left
+
+
+def _decayed_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices only, as is usual for transformers."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _save_checkpoint(module: nn.Module, optimiser: torch.optim.Optimizer, step: int, history: list, folder: Path) -> None:
+    tensors = {f"module.{name}": value.contiguous() for name, value in module.state_dict().items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
+    payload = save(tensors, metadata={"step": str(step), "history": json.dumps(history)})
+    digest = hashlib.sha256(payload).hexdigest().encode()
+    current = folder / "checkpoint.safetensors"
+    if current.exists():
+        os.replace(current, folder / "checkpoint.previous.safetensors")
+    write_atomically(current, digest + payload)
+
+
+def _resume(module: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> tuple[int, list[dict]]:
+    for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors"):
+        path = folder / name
+        if not path.exists():
+            continue
+        loaded = _read_checkpoint(path)
+        if loaded is None:
+            tqdm.write(f"{path} is damaged; going on from the one before")
+            continue
+        tensors, step, history = loaded
+        module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
+        state = optimiser.state_dict()
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimiser."):
+                _, index, field = key.split(".")
+                moments.setdefault(int(index), {})[field] = value
+        optimiser.load_state_dict({**state, "state": moments})
+        return step, history
+    return 0, []
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int, list[dict]] | None:
+    """Tensors, next step and history; None where the file's digest or format is wrong."""
+    content = path.read_bytes()
+    digest, payload = content[:64], content[64:]
+    if hashlib.sha256(payload).hexdigest().encode() != digest:
+        return None
+    try:
+        from safetensors.torch import load
+
+        tensors = load(payload)
+    except SafetensorError:
+        return None
+    header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
+    return tensors, int(header["__metadata__"]["step"]), json.loads(header["__metadata__"]["history"])
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Remove what only a running training needs."""
+    for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        HybridsepError: missing, truncated or not safetensors.
+    """
+    if not path.is_file():
+        raise HybridsepError(f"missing weights {path}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise HybridsepError(f"{path} is no intact safetensors file: {error}") from None

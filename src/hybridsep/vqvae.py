@@ -1,0 +1,242 @@
+"""The VQ-VAE: residual dilated convolutions around a codebook, and the linear loss of LQ-VAE.
+
+Sources: van den Oord et al. 2017 (arXiv 1711.00937) for the model, Dhariwal et al. 2020 (arXiv 2005.00341) for the shape
+and the exponential-moving-average codebook, Mancusi et al. 2021 (arXiv 2110.05313) for L_lin.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridsep.kernels.nearest import nearest_code
+from hybridsep.profiles import VQVAESettings
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What the bottleneck makes of a latent.
+
+    Attributes:
+        codes: int64 [B, S].
+        values: codebook vectors [B, S, D]; gradients pass straight through to the latent.
+        commit_loss: mean squared distance between latent and codebook vector, scalar.
+    """
+
+    codes: Tensor
+    values: Tensor
+    commit_loss: Tensor
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1(relu(dilated conv3(relu(x)))), length preserved."""
+
+    def __init__(self, width: int, dilation: int, scale: float):
+        super().__init__()
+        self.dilated = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
+        self.pointwise = nn.Conv1d(width, width, 1)
+        with torch.no_grad():
+            self.pointwise.weight.mul_(scale)
+            self.pointwise.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, C, T]."""
+        return x + self.pointwise(F.relu(self.dilated(F.relu(x))))
+
+
+def _residual_stack(width: int, depth: int, growth: int) -> nn.Sequential:
+    scale = 1.0 / math.sqrt(depth)
+    return nn.Sequential(*(ResidualBlock(width, growth**i, scale) for i in range(depth)))
+
+
+class Encoder(nn.Module):
+    """Waveform [B, 1, T] -> latent [B, D, T / hop]."""
+
+    def __init__(self, settings: VQVAESettings):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 1
+        for stride, width in zip(settings.strides, settings.widths, strict=True):
+            layers.append(nn.Conv1d(channels, width, 2 * stride, stride, padding=stride // 2))
+            layers.append(_residual_stack(width, settings.encoder_depth, settings.dilation_growth))
+            channels = width
+        layers.append(nn.Conv1d(channels, settings.latent_width, 3, padding=1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """[B, 1, T] -> [B, D, S]."""
+        return self.layers(waveform)
+
+
+class Decoder(nn.Module):
+    """Latent [B, D, S] -> waveform [B, 1, S * hop]."""
+
+    def __init__(self, settings: VQVAESettings):
+        super().__init__()
+        widths = settings.widths[::-1]
+        layers: list[nn.Module] = [nn.Conv1d(settings.latent_width, widths[0], 3, padding=1)]
+        outputs = (*widths[1:], 1)
+        for stride, width, output in zip(settings.strides[::-1], widths, outputs, strict=True):
+            layers.append(_residual_stack(width, settings.decoder_depth, settings.dilation_growth))
+            layers.append(nn.ConvTranspose1d(width, output, 2 * stride, stride, padding=stride // 2))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """[B, D, S] -> [B, 1, S * hop]."""
+        return self.layers(latent)
+
+
+class Bottleneck(nn.Module):
+    """A codebook learnt by exponential moving averages; codes that die are re-seeded from the encoder's output.
+
+    Buffers: `codebook` [K, D], `usage` [K] and `sums` [K, D], the moving averages. Source: Dhariwal et al. 2020, app. B.
+    """
+
+    def __init__(self, codes: int, width: int, decay: float, dead_share: float):
+        super().__init__()
+        self.decay = decay
+        self.dead_share = dead_share
+        self.register_buffer("codebook", torch.zeros(codes, width))
+        self.register_buffer("usage", torch.ones(codes))
+        self.register_buffer("sums", torch.zeros(codes, width))
+
+    def quantise(self, latent: Tensor) -> Tensor:
+        """B of the papers, on vectors: [..., D] -> nearest codebook vectors [..., D]."""
+        return self.codebook[self.assign(latent)]
+
+    def assign(self, latent: Tensor) -> Tensor:
+        """Index of the nearest codebook vector: [..., D] -> int64 [...]."""
+        flat = latent.reshape(-1, latent.shape[-1]).float()
+        return nearest_code(flat, self.codebook).view(latent.shape[:-1])
+
+    def forward(self, latent: Tensor) -> Quantised:
+        """[B, S, D] -> Quantised."""
+        codes = self.assign(latent.detach())
+        vectors = self.codebook[codes]
+        return Quantised(codes, straight_through(latent, vectors), F.mse_loss(latent, vectors))
+
+    @torch.no_grad()
+    def start_from(self, latent: Tensor, generator: torch.Generator) -> None:
+        """Set every code to a random vector of `latent` [N, D]."""
+        chosen = latent[torch.randint(len(latent), (len(self.codebook),), generator=generator)].float()
+        self.codebook.copy_(chosen)
+        self.sums.copy_(chosen)
+        self.usage.fill_(1.0)
+
+    @torch.no_grad()
+    def update(self, latent: Tensor, codes: Tensor, generator: torch.Generator) -> float:
+        """One step of the moving averages over `latent` [N, D] assigned to `codes` [N]; dead codes are re-seeded.
+
+        Returns:
+            Perplexity of the code usage in this batch, in codes.
+        """
+        latent = latent.float()
+        size = len(self.codebook)
+        counts = torch.bincount(codes, minlength=size).float()
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, latent)
+        self.usage.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
+        dead = self.usage < self.dead_share * self.usage.mean()
+        if dead.any():
+            fresh = latent[torch.randint(len(latent), (int(dead.sum()),), generator=generator)]
+            self.sums[dead] = fresh * self.usage.mean()
+            self.usage[dead] = self.usage.mean()
+        self.codebook.copy_(self.sums / self.usage.clamp_min(1e-8)[:, None])
+        share = counts / counts.sum()
+        return float(torch.exp(-(share * (share + 1e-10).log()).sum()))
+
+
+def straight_through(latent: Tensor, vectors: Tensor) -> Tensor:
+    """`vectors` going forward, the identity towards `latent` going back."""
+    return latent + (vectors - latent).detach()
+
+
+class VQVAE(nn.Module):
+    """Encoder, bottleneck and decoder. Waveforms [B, T] at the model's rate, codes int64 [B, T / hop]."""
+
+    def __init__(self, settings: VQVAESettings):
+        super().__init__()
+        self.settings = settings
+        self.hop = settings.hop
+        self.encoder = Encoder(settings)
+        self.bottleneck = Bottleneck(settings.codes, settings.latent_width, settings.ema_decay, settings.dead_share)
+        self.decoder = Decoder(settings)
+
+    @property
+    def codebook(self) -> Tensor:
+        """Codebook vectors [K, D]."""
+        return self.bottleneck.codebook
+
+    def latent(self, waveform: Tensor) -> Tensor:
+        """Waveform [B, T] -> latent before quantisation [B, T / hop, D].
+
+        Raises:
+            ValueError: T is no multiple of the hop.
+        """
+        if waveform.shape[-1] % self.hop or not waveform.shape[-1]:
+            raise ValueError(f"{waveform.shape[-1]} samples are no positive multiple of the hop of {self.hop}")
+        return self.encoder(waveform[:, None]).transpose(1, 2)
+
+    def generate(self, values: Tensor) -> Tensor:
+        """Latent vectors [B, S, D] -> waveform [B, S * hop]."""
+        return self.decoder(values.transpose(1, 2))[:, 0]
+
+    @torch.no_grad()
+    def encode(self, waveform: Tensor) -> Tensor:
+        """Waveform [B, T] -> codes int64 [B, T / hop]."""
+        return self.bottleneck.assign(self.latent(waveform))
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes int64 [B, S] -> waveform [B, S * hop]."""
+        return self.generate(self.codebook[codes])
+
+
+def linear_loss(bottleneck: Bottleneck, first: Tensor, second: Tensor, mixture: Tensor) -> Tensor:
+    """L_lin: mean ‖ B(½ q1 + ½ q2) − q_m ‖² over positions (squared norm averaged over the latent's width).
+
+    Args:
+        first, second, mixture: quantised latents of two different sources and of their mixture, [B, S, D].
+
+    Source: Mancusi et al. 2021 (arXiv 2110.05313), sec. 3.2.
+    """
+    middle = 0.5 * first + 0.5 * second
+    return F.mse_loss(straight_through(middle, bottleneck.quantise(middle.detach())), mixture)
+
+
+class SpectralLoss(nn.Module):
+    """Multi-resolution STFT loss: spectral convergence plus mean log-magnitude distance.
+
+    Source: Dhariwal et al. 2020, sec. 3.2 (spectral loss), Yamamoto et al. 2020 (arXiv 1910.11480) for its two terms.
+    """
+
+    def __init__(self, sizes: tuple[int, ...] = (2048, 512, 128)):
+        super().__init__()
+        self.sizes = sizes
+        for size in sizes:
+            self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
+
+    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+        """Waveforms [B, T] -> scalar, mean over examples and resolutions."""
+        total = estimate.new_zeros(())
+        for size in self.sizes:
+            target_spectrum, estimate_spectrum = self._magnitude(target, size), self._magnitude(estimate, size)
+            difference = (target_spectrum - estimate_spectrum).pow(2).sum((1, 2)).add(1e-8).sqrt()
+            convergence = difference / (target_spectrum.pow(2).sum((1, 2)).sqrt() + 0.1)
+            total = total + convergence.mean()
+        return total / len(self.sizes)
+
+    def _magnitude(self, waveform: Tensor, size: int) -> Tensor:
+        window = getattr(self, f"window_{size}")
+        spectrum = torch.stft(waveform, size, size // 4, window=window, return_complex=True)
+        return (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
+
+
+def normalised_error(estimate: Tensor, target: Tensor) -> Tensor:
+    """Mean over examples of ‖x − x̂‖² / (‖x‖² + floor): the inverse of the SDR as a power ratio. [B, T] -> scalar."""
+    floor = 1e-4 * target.shape[-1]
+    return ((estimate - target).square().sum(-1) / (target.square().sum(-1) + floor)).mean()
