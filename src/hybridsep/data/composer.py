@@ -17,6 +17,7 @@ from .styles import BASS_RHYTHMS, BASSES, CHORDS, KEYS, KITS, PROGRESSIONS, SCAL
 #: Raised whenever the same (seed, index) would give another song or another sound.
 COMPOSER_VERSION = 1
 
+QUIETEST_DBFS, LOUDEST_DBFS = -24.0, -16.0  # root mean square of a stem
 LOWEST, HIGHEST = 28, 55  # E1 to G3, what a four-string bass plays comfortably
 
 
@@ -146,6 +147,23 @@ class Hit:
     slide: float = 0.0
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What a bassist knows when choosing a note.
+
+    `since_change` counts steps since the chord began; `root` and the `target` it moves to are in semitones above
+    the tonic; `leads` says that this is the last note before the change; `degree` is where a riff or whim would go.
+    """
+
+    step: int
+    since_change: int
+    root: int
+    chord: str
+    target: int
+    leads: bool
+    degree: int
+
+
 def compose_song(seed: int, index: int, seconds: float) -> Song:
     """Compose song `index` of the collection `seed`.
 
@@ -222,7 +240,7 @@ def _draw_sound(stem: str, rng: Generator) -> Sound:
     groups = ("bass",) if stem == "bass" else ("kick", "snare", "toms", "hats", "cymbals", "percussion")
     bass = stem == "bass"
     return Sound(
-        level_dbfs=round(float(rng.uniform(-24, -16)), 2),
+        level_dbfs=round(float(rng.uniform(QUIETEST_DBFS, LOUDEST_DBFS)), 2),
         brightness=round(float(rng.normal(0, 3.0)), 2),
         drive=round(float(rng.uniform(2, 12)), 2) if rng.random() < 0.35 else 0.0,
         room_seconds=round(float(rng.uniform(0.08, 0.5)), 3),
@@ -436,7 +454,8 @@ def _play_bass(bar: Bar, feel: Feel, kicks: list[int], tonic: int, scale: tuple[
         target = change[1] if change else bar.next_root
         leads = until >= (change[0] if change else steps)
         degree = riff.get(step, 0) if groove.rhythm == "riff" else int(rng.integers(-1, 5))
-        pitch = _choose_pitch(groove.pitches, step, start, degree, root, chord, target, leads, scale, feel, rng)
+        moment = Moment(step, step - start, root, chord, target, leads, degree)
+        pitch = _choose_pitch(groove.pitches, moment, scale, feel, rng)
         hits.append(_articulate(groove, step, until - step, _place(root + tonic, pitch - root, feel.register), feel, rng))
     return hits
 
@@ -458,26 +477,22 @@ def _bass_steps(groove: Groove, feel: Feel, kicks: list[int], rng: Generator) ->
     return places or [0]
 
 
-def _choose_pitch(
-    kind: str, step: int, start: int, degree: int, root: int, chord: str, target: int, leads: bool,
-    scale: tuple[int, ...], feel: Feel, rng: Generator,
-) -> int:  # fmt: skip
+def _choose_pitch(kind: str, now: Moment, scale: tuple[int, ...], feel: Feel, rng: Generator) -> int:
     """Return semitones above the tonic for one note of the line kind `kind`."""
-    tones = CHORDS[chord]
+    root, tones, beat = now.root, CHORDS[now.chord], now.since_change // feel.pulse
     fifth = next((t for t in tones if t in (6, 7, 8)), 7)
-    beat = (step - start) // feel.pulse
     if kind in ("root", "pedal", "slide", "glide"):
         octave = 12 * (rng.random() < {"root": 0.06, "pedal": 0.2, "slide": 0.04, "glide": 0.12}[kind])
         return (0 if kind == "pedal" else root) + octave
     if kind == "octave":
-        return root + 12 * ((step // max(1, feel.pulse // 2)) % 2 if rng.random() < 0.92 else 0)
+        return root + 12 * ((now.step // max(1, feel.pulse // 2)) % 2 if rng.random() < 0.92 else 0)
     if kind == "boogie":
         figure = (0, 4 if 4 in tones else 3, 7, 9, 10, 9, 7, 4 if 4 in tones else 3)
-        return root + figure[((step * 2) // feel.pulse) % 8 if rng.random() < 0.9 else 0]
-    if step == start and kind != "scale":
+        return root + figure[((now.step * 2) // feel.pulse) % 8 if rng.random() < 0.9 else 0]
+    if now.since_change == 0 and kind != "scale":
         return root
-    if leads and kind in ("walk", "approach", "funk", "chord", "scale") and rng.random() < 0.75:
-        return target + int(rng.choice([-1, 1, -2, 2, 7, -5]))  # a step above, below, or the dominant of what comes
+    if now.leads and kind in ("walk", "approach", "funk", "chord", "scale") and rng.random() < 0.75:
+        return now.target + int(rng.choice([-1, 1, -2, 2, 7, -5]))  # a step above, below, or the dominant of what comes
     if kind == "fifth":
         return root + (fifth if beat % 2 and rng.random() < 0.85 else int(rng.choice([0, 0, 12, fifth - 12])))
     if kind == "chord":
@@ -485,8 +500,9 @@ def _choose_pitch(
     if kind == "funk":
         return root + int(rng.choice([0, 0, 0, 12, 12, 10, fifth, 5, -2, 3 if 3 in tones else 4]))
     if kind in ("walk", "scale"):
-        ladder = sorted({(root + t) % 12 for t in tones} | {root % 12} | set(scale if kind == "scale" or rng.random() < 0.5 else ()))
-        at = ladder.index(root % 12) + (degree if kind == "scale" else int(rng.choice([beat, beat, -beat, 1, 2])))
+        passing = scale if kind == "scale" or rng.random() < 0.5 else ()
+        ladder = sorted({(root + t) % 12 for t in tones} | {root % 12, *passing})
+        at = ladder.index(root % 12) + (now.degree if kind == "scale" else int(rng.choice([beat, beat, -beat, 1, 2])))
         return ladder[at % len(ladder)] + 12 * (at // len(ladder))
     return root
 

@@ -27,13 +27,14 @@ from scipy.signal import butter, lfilter, oaconvolve, resample_poly, sosfilt
 from tqdm import tqdm
 
 from . import styles as gm
-from .composer import COMPOSER_VERSION, Note, Song, Sound, compose_song
+from .composer import COMPOSER_VERSION, LOUDEST_DBFS, Note, Song, Sound, compose_song
 from .slakh import SPLITS
 
 TICKS_PER_QUARTER = 480
 PEAK = 0.95
 LONGEST_NOTE = 4.0  # seconds; no note of a bar at 70 quarters per minute is longer
 DRUM_BANK = 128
+_LENGTHS = (0.6, 1.2, 2.4, LONGEST_NOTE)  # seconds; tones come in few lengths so that notes can share them
 BEND_SEMITONES = 12  # the bend range declared in the MIDI files
 
 _TRACK_FILES = ("metadata.yaml", "mix.flac", "all_src.mid", "stems/S00.flac", "stems/S01.flac", "MIDI/S00.mid", "MIDI/S01.mid")
@@ -162,7 +163,8 @@ def _write_track(out: Path, seed: int, seconds: float, sample_rate: int, index: 
 
 def _describe(song: Song, stems: dict[str, np.ndarray], mix_gain: float) -> dict:
     """Return metadata with Slakh2100's keys and a `minislakh` block of our own."""
-    loudness = {name: round(20 * float(np.log10(np.sqrt(np.mean(x**2, dtype=np.float64)) + 1e-9)), 3) for name, x in stems.items()}
+    powers = {name: float(np.mean(x**2, dtype=np.float64)) for name, x in stems.items()}
+    loudness = {name: round(10 * float(np.log10(power + 1e-18)), 3) for name, power in powers.items()}
     common = {"audio_rendered": True, "midi_saved": True, "plugin_name": "TimGM6mb.sf2"}
     kit, bass = gm.KITS[song.drum_kit], gm.BASSES[song.bass_program]
     return {
@@ -187,7 +189,11 @@ def _describe(song: Song, stems: dict[str, np.ndarray], mix_gain: float) -> dict
         },
         "minislakh": {
             "style": song.style, "tempo_bpm": song.tempo_bpm, "key": song.key, "meter": song.meter, "kit": kit,
-            "gain_db": {"bass": song.bass_sound.level_dbfs, "drums": song.drum_sound.level_dbfs},
+            # what the mixing desk was set to, relative to the loudest setting there is
+            "gain_db": {
+                name: round(sound.level_dbfs - LOUDEST_DBFS, 2)
+                for name, sound in (("bass", song.bass_sound), ("drums", song.drum_sound))
+            },
             "mix_gain": mix_gain, "seed": song.seed, "index": song.index,
         },
     }  # fmt: skip
@@ -241,7 +247,8 @@ def _play_notes(notes: tuple[Note, ...], program: int, drums: bool, sound: Sound
         start = round(note.start * rate)
         layer = min(120, 16 + 32 * (note.velocity // 32))
         bank = DRUM_BANK if drums else 0
-        tone = _tone(bank, program, note.pitch, layer, tuning[group], rate, note.slide, note.slide_seconds)
+        needed = LONGEST_NOTE if drums else next((s for s in _LENGTHS if s > 1.2 * note.duration + 0.3), LONGEST_NOTE)
+        tone = hold(Strike(bank, program, note.pitch, layer, tuning[group], note.slide, note.slide_seconds, needed, rate))
         gain = (note.velocity / 127) ** 2 * 10 ** (balance[group] / 20)
         samples = tone.samples * np.float32(gain)
         if not drums:  # a drum rings on, whatever its note-off says
@@ -303,6 +310,24 @@ _DEFAULTS = {
     48: 0, 51: 0, 52: 0, 54: 0, 56: 100, 57: 0, 58: -1,
 }  # fmt: skip
 _KEY_RANGE, _VELOCITY_RANGE, _INSTRUMENT, _SAMPLE = 43, 44, 41, 53
+
+
+@dataclass(frozen=True)
+class Strike:
+    """What to play: a key of a preset; `tuning` and `slide` in semitones, `rate` in Hz.
+
+    `seconds` is how long the key is held at most; see `Note` for the slide.
+    """
+
+    bank: int
+    program: int
+    key: int
+    velocity: int
+    tuning: float
+    slide: float
+    slide_seconds: float
+    seconds: float
+    rate: int
 
 
 @dataclass(frozen=True)
@@ -375,52 +400,53 @@ def _covers(zone: dict, key: int, velocity: int) -> bool:
 
 
 @lru_cache(maxsize=384)
-def _tone(
-    bank: int, program: int, key: int, velocity: int, tuning: float, rate: int, slide: float, slide_seconds: float
-) -> Tone:
-    """Return one key of a preset, held; `tuning` and `slide` in semitones."""
+def hold(strike: Strike) -> Tone:
+    """Play one key and hold it.
+
+    Raises:
+        ValueError: the SoundFont has no such preset or key.
+    """
     font = load_soundfont()
-    # Drummers call for keys that only the standard kit is sure to have.
-    outer = [z for z in font.presets[bank, program] if _covers(z, key, velocity)]
-    layers = []
-    for preset in outer:
-        for zone in font.instruments[preset[_INSTRUMENT]]:
-            if _covers(zone, key, velocity):
-                added = {g: zone.get(g, default) + preset.get(g, 0) for g, default in _DEFAULTS.items()}
-                layers.append((zone[_SAMPLE], added, zone.get(54, 0), zone.get(57, 0), zone.get(58, -1)))
+    layers = [
+        (zone, {g: zone.get(g, default) + preset.get(g, 0) for g, default in _DEFAULTS.items()})
+        for preset in font.presets.get((strike.bank, strike.program), [])
+        if _covers(preset, strike.key, strike.velocity)
+        for zone in font.instruments[preset[_INSTRUMENT]]
+        if _covers(zone, strike.key, strike.velocity)
+    ]
     if not layers:
-        if bank == DRUM_BANK and program != 0:
-            return _tone(bank, 0, key, velocity, tuning, rate, slide, slide_seconds)
-        raise ValueError(f"the SoundFont has no key {key} in bank {bank}, program {program}")
-    waves = [_layer(font, *layer[:3], layer[4], key, velocity, tuning, rate, slide, slide_seconds) for layer in layers]
-    total = np.zeros(max(map(len, waves)), dtype=np.float32)
+        raise ValueError(f"the SoundFont has no key {strike.key} in bank {strike.bank}, program {strike.program}")
+    waves = [_play_layer(font, zone[_SAMPLE], total, strike) for zone, total in layers]
+    samples = np.zeros(max(map(len, waves)), dtype=np.float32)
     for wave in waves:
-        total[: len(wave)] += wave
-    return Tone(total, _seconds(layers[0][1][38]), layers[0][3])
+        samples[: len(wave)] += wave
+    if len(samples) >= round(strike.seconds * strike.rate):  # it would sound longer: fade what is left
+        end = len(samples) // 10
+        samples[-end:] *= np.linspace(1, 0, end, dtype=np.float32)
+    return Tone(samples, _seconds(layers[0][1][38]), layers[0][1][57])
 
 
 def _seconds(timecents: int) -> float:
     return 2.0 ** (timecents / 1200)
 
 
-def _layer(
-    font: SoundFont, sample: int, zone: dict, loop_mode: int, root: int, key: int, velocity: int, tuning: float,
-    rate: int, slide: float, slide_seconds: float,
-) -> np.ndarray:  # fmt: skip
-    """Play one sample of the font through pitch, filter and envelope; mono float32 at `rate`."""
+def _play_layer(font: SoundFont, sample: int, zone: dict, strike: Strike) -> np.ndarray:
+    """Play one sample of the font through pitch, filter and envelope; mono float32 [samples] at the strike's rate."""
     _, begin, end, loop_begin, loop_end, sample_rate, original, correction, _, _ = font.headers[sample]
-    root = root if root >= 0 else original
-    semitones = (key - root) * zone[56] / 100 + zone[51] + (zone[52] + correction) / 100 + tuning
+    rate, slide = strike.rate, strike.slide
+    root = zone[58] if zone[58] >= 0 else original
+    semitones = (strike.key - root) * zone[56] / 100 + zone[51] + (zone[52] + correction) / 100 + strike.tuning
     # Twice the rate, then halved by a proper low-pass: samples of 44.1 kHz would alias otherwise.
-    times = np.arange(round(LONGEST_NOTE * 2 * rate)) / (2 * rate)
     speed = sample_rate / (2 * rate) * 2.0 ** (semitones / 12)
+    loop = loop_end - loop_begin if zone[54] in (1, 3) and loop_end - loop_begin > 8 else 0
+    count = min(round(2 * rate * min(strike.seconds, _life(zone))), 2**31 if loop or slide else int((end - begin - 1) / speed))
+    times = np.arange(count) / (2 * rate)
     if slide:
-        bend = slide * np.clip(1 - times / slide_seconds, 0, 1)
+        bend = slide * np.clip(1 - times / strike.slide_seconds, 0, 1)
         place = np.concatenate([[0.0], np.cumsum(speed * 2.0 ** (bend[:-1] / 12))])
     else:
-        place = speed * 2 * rate * times
-    if loop_mode in (1, 3) and loop_end - loop_begin > 8:
-        loop = loop_end - loop_begin
+        place = speed * np.arange(count)
+    if loop:
         place = np.where(place < loop_end - begin, place, loop_begin - begin + (place - (loop_begin - begin)) % loop)
     else:
         place = place[place < end - begin - 1]
@@ -428,11 +454,15 @@ def _layer(
     part = (place - whole).astype(np.float32)
     wave = font.waves[begin : end + 2].astype(np.float32) / 32768
     x = wave[whole] * (1 - part) + wave[whole + 1] * part
-    envelope = _envelope(zone, times[: len(x)])
-    alive = np.flatnonzero(envelope > 3e-4)
-    count = alive[-1] + 1 if len(alive) else 0
-    x = _filter(x[:count], zone, times[:count], velocity, 2 * rate) * envelope[:count]
+    times = times[: len(x)]
+    x = _filter(x, zone, times, strike.velocity, 2 * rate) * _envelope(zone, times)
     return (resample_poly(x, 1, 2) * 10 ** (-0.4 * zone[48] / 200)).astype(np.float32)
+
+
+def _life(zone: dict) -> float:
+    """Return after how many seconds a held note has fallen by 70 dB; infinity if it never does."""
+    attack, hold, decay = (_seconds(zone[g]) for g in (34, 35, 36))
+    return attack + hold + 0.7 * decay if zone[37] >= 700 else float("inf")
 
 
 def _envelope(zone: dict, times: np.ndarray) -> np.ndarray:
@@ -450,7 +480,10 @@ def _filter(x: np.ndarray, zone: dict, times: np.ndarray, velocity: int, rate: i
     """
     dull = 1200 * (1 - velocity / 127)
     sustain = min(1.0, max(0.0, 1 - zone[29] / 1000))
-    opened, settled = (_low_pass(x, zone[8] + zone[11] * level - dull, rate) for level in (1.0, sustain))
+    opened = _low_pass(x, zone[8] + zone[11] - dull, rate)
+    if sustain == 1.0 or zone[11] == 0:
+        return opened
+    settled = _low_pass(x, zone[8] + zone[11] * sustain - dull, rate)
     falling = max(_seconds(zone[28]) * (1 - sustain), 1e-3)
     share = np.clip(1 - (times - _seconds(zone[27])) / falling, 0, 1)
     return opened * share + settled * (1 - share)
@@ -458,4 +491,9 @@ def _filter(x: np.ndarray, zone: dict, times: np.ndarray, velocity: int, rate: i
 
 def _low_pass(x: np.ndarray, cents: float, rate: int) -> np.ndarray:
     hertz = 8.176 * 2.0 ** (cents / 1200)
-    return x if hertz > 0.45 * rate else sosfilt(butter(2, max(hertz, 40.0), fs=rate, output="sos"), x)
+    return x if hertz > 0.45 * rate else sosfilt(_design(round(max(hertz, 40.0), 2), rate), x)
+
+
+@lru_cache(maxsize=1024)
+def _design(hertz: float, rate: int) -> np.ndarray:
+    return butter(2, hertz, fs=rate, output="sos")

@@ -76,8 +76,8 @@ def execute_book(profile: str, root: Path, runs: Path | None = None) -> Path:
     chapters = [page for page in _pages(working) if page.suffix == ".ipynb"]
     status = [{"chapter": page.stem, "seconds": None, "status": "waiting"} for page in chapters]
     with _environment(HYBRIDSEP_ROOT=str(root), HYBRIDSEP_RUNS=str(runs)), _chapter_bar(chapters) as bar:
+        _write_status(working, status)
         for chapter, entry in zip(chapters, status, strict=True):
-            _write_status(working, status)
             _execute_chapter(chapter, entry, {"profile": profile}, bar, lambda: _write_status(working, status))
 
     executed = root / "_build" / "executed"

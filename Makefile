@@ -1,0 +1,28 @@
+# make book [PROFILE=cpu]   data, training, every chapter, then HTML in _build/html/index.html
+# make test                 every test that a machine without a GPU can run
+# make clean                forget the built book; models under runs/ stay
+PROFILE ?= cpu
+PYTHON  ?= python3
+STAMP   := .venv/.installed
+
+.PHONY: book test clean
+
+book: $(STAMP)
+	.venv/bin/hybridsep book --profile $(PROFILE)
+
+test: $(STAMP)
+	.venv/bin/python -m pytest tests -q --durations=15
+
+clean:
+	rm -rf _build
+
+# The stamp is written last, so an interrupted installation starts again.
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "hybridsep needs Python 3.10 or newer; choose one with: make PYTHON=python3.11" >&2; exit 1; }
+	@test -x .venv/bin/python || $(PYTHON) -c 'import ensurepip' || \
+	  { echo "Python cannot make virtual environments here; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@

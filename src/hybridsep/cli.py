@@ -1,0 +1,116 @@
+"""The commands. No logic lives here: each reads its arguments, calls the library and prints one summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from hybridsep.errors import HybridsepError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bayesian separation of two instruments over the codes of a VQ-VAE.")
+data_app = typer.Typer(no_args_is_help=True, help="Make or fetch songs in Slakh's layout.")
+app.add_typer(data_app, name="data")
+
+ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, cpu, or a .yml file")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="folder of all runs")]
+DataOption = Annotated[Optional[Path], typer.Option("--data", help="songs in Slakh's layout; synthesised without it")]
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Path,
+    tracks: Annotated[int, typer.Option(min=1)] = 300,
+    seconds: Annotated[float, typer.Option(min=1.0)] = 30.0,
+    seed: int = 0,
+) -> None:
+    """Compose and render MiniSlakh: songs of bass and drums in Slakh2100's own layout."""
+    from hybridsep.data.minislakh import make_minislakh
+
+    make_minislakh(out, tracks, seconds, seed)
+    typer.echo(f"{tracks} songs of {seconds:g} s in {out}")
+
+
+@app.command()
+def train(method: str, profile: ProfileOption = "cpu", data: DataOption = None, runs: RunsOption = Path("runs")) -> None:
+    """Train a METHOD (lass, lqvae, hybrid or plain-sum), or find it already trained."""
+    pipeline = _pipeline(profile, runs, data)
+    pipeline.separator(method)
+    pipeline.write_provenance()
+    typer.echo(f"model in {pipeline.root / method}")
+
+
+@app.command()
+def separate(
+    recording: Annotated[Path, typer.Argument(metavar="IN")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR")],
+    model: Annotated[Path, typer.Option(help="folder of a trained method, such as runs/cpu/hybrid")],
+    search: Annotated[str, typer.Option(help="particle, ancestral, topk or beam")] = "particle",
+    particles: Annotated[Optional[int], typer.Option(min=1, help="N; the model's own setting when not given")] = None,
+    seed: int = 0,
+    refine: Annotated[bool, typer.Option(help="Wiener masks, so that the stems sum to the recording")] = True,
+    form: Annotated[str, typer.Option("--format", help="wav, flac or mp3")] = "wav",
+    overwrite: bool = False,
+) -> None:
+    """Separate a recording into stems."""
+    from hybridsep.recording import read_audio, separate_recording, write_stems
+    from hybridsep.separation import Separator
+
+    started = time.perf_counter()
+    waveform, rate = read_audio(recording)
+    separator = Separator.load(model)
+    result = separate_recording(separator, waveform, rate, search, particles, seed, refine)
+    paths = write_stems(result, separator.profile.source_names, out, form, overwrite)
+    seconds = time.perf_counter() - started
+    typer.echo(f"{', '.join(map(str, paths))}: {waveform.shape[1] / rate:.1f} s in {seconds:.1f} s, evidence {result.log_evidence:.3f} nats per code")
+
+
+@app.command()
+def evaluate(profile: ProfileOption = "cpu", data: DataOption = None, runs: RunsOption = Path("runs")) -> None:
+    """Separate held-out mixtures with every method and search and write runs/<profile>/evaluation.csv."""
+    from hybridsep.evaluation import Evaluation, summarise
+
+    pipeline = _pipeline(profile, runs, data)
+    table = Evaluation(pipeline).table()
+    summary = summarise(table, metric="sdr", selection="blind", refine="wiener", reference="real")
+    typer.echo(summary.to_string(index=False, float_format="%.2f"))
+    typer.echo(f"all rows in {pipeline.root / 'evaluation.csv'}")
+
+
+@app.command()
+def book(profile: ProfileOption = "cpu", runs: RunsOption = Path("runs")) -> None:
+    """Run every chapter and build _build/html/index.html."""
+    from hybridsep.report import repository_root
+    from hybridsep.report.build import build_book
+
+    started = time.perf_counter()
+    page = build_book(profile, repository_root(), runs.absolute())
+    typer.echo(f"{page} built in {(time.perf_counter() - started) / 60:.1f} minutes")
+
+
+def _pipeline(profile: str, runs: Path, data: Path | None):
+    from hybridsep.pipeline import Pipeline
+    from hybridsep.profiles import load_profile
+
+    return Pipeline(load_profile(profile), runs, data)
+
+
+def main() -> None:
+    """Run a command; bad input ends in one line and exit status 1, Ctrl-C in 130."""
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        app(standalone_mode=True)
+    except HybridsepError as error:
+        print(f"hybridsep: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"hybridsep: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

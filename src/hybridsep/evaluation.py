@@ -1,0 +1,257 @@
+"""The comparison: chunks of test songs, separated by every method and search, scored under protocols that are never mixed.
+
+Protocols, in the column `selection`:
+    seed: the better sample of each source on its own, picked with the ground truth, scored in museval's default window of 44 100 samples.
+    oracle: the pair of samples (one particle) that is best on average over the sources, picked with the ground truth.
+    blind: what a user can do; no ground truth.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from hybridsep.data.stems import StemSet, mix
+from hybridsep.device import seeded_generator
+from hybridsep.errors import HybridsepError
+from hybridsep.metrics import bss_eval, sdr, si_sdr
+from hybridsep.pipeline import Pipeline
+from hybridsep.profiles import METHODS, method_spec
+from hybridsep.separation import SELECTIONS, STFT_SIZE, Candidates, take_particle, wiener
+from hybridsep.training import load_weights, write_atomically
+
+COLUMNS = ("track", "start_s", "method", "search", "selection", "refine", "source", "reference", "metric", "value")
+MUSEVAL_DEFAULT_WINDOW = 44_100
+BLIND_RULE = "mean"
+AUDIBLE = 10 ** (-50 / 20)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Pieces of B different test songs.
+
+    Attributes:
+        tracks: names of the songs.
+        starts: first sample of each piece in its song.
+        sources: float32 [P, B, T].
+        names: names of the P sources.
+        sample_rate: Hz.
+    """
+
+    tracks: tuple[str, ...]
+    starts: tuple[int, ...]
+    sources: Tensor
+    names: tuple[str, ...]
+    sample_rate: int
+
+    @property
+    def mixture(self) -> Tensor:
+        """float32 [B, T]."""
+        return mix(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.tracks)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method and search on all chunks.
+
+    Attributes:
+        rows: scores, in the columns of `evaluation.csv`.
+        selections: scores of every blind selection rule; its column `selection` names the rule.
+        estimates: blind estimates (posterior mean, not refined), float32 [P, B, T].
+        log_evidence: nats per code, float32 [B].
+        ess: effective sample size over time, float32 [B, S].
+        particles: N.
+    """
+
+    rows: pd.DataFrame
+    selections: pd.DataFrame
+    estimates: Tensor
+    log_evidence: Tensor
+    ess: Tensor
+    particles: int
+
+
+def choose_chunks(stems: StemSet, names: tuple[str, ...], count: int, seconds: float, hop: int, seed: int) -> Chunks:
+    """One chunk from each of `count` songs, at a random place where every source is audible in every second.
+
+    Raises:
+        HybridsepError: fewer songs than chunks have such a place.
+    """
+    length = -(-round(seconds * stems.sample_rate) // hop) * hop
+    order = torch.randperm(len(stems), generator=seeded_generator(seed)).tolist()
+    tracks, starts, pieces = [], [], []
+    for track in order:
+        start = _audible_start(stems, track, length, seed)
+        if start is not None and len(tracks) < count:
+            tracks.append(stems.names[track]), starts.append(start)
+            pieces.append(torch.stack([stems.crop(p, track, start, length) for p in range(len(names))]))
+    if len(tracks) < count:
+        raise HybridsepError(f"only {len(tracks)} of {len(stems)} test songs have {seconds:g} s in which every source sounds; {count} chunks were asked for")
+    return Chunks(tuple(tracks), tuple(starts), torch.stack(pieces, 1), names, stems.sample_rate)
+
+
+def _audible_start(stems: StemSet, track: int, length: int, seed: int) -> int | None:
+    generator = seeded_generator(seed, track)
+    room = stems.lengths[track] - length
+    for _ in range(20 if room >= 0 else 0):
+        start = int(torch.randint(room + 1, (1,), generator=generator))
+        whole = length // stems.sample_rate * stems.sample_rate or length
+        sources = torch.stack([stems.crop(p, track, start, whole) for p in range(len(stems.audio))])
+        level = sources.view(len(sources), -1, min(whole, stems.sample_rate)).square().mean(-1).sqrt()
+        if (level > AUDIBLE).all():
+            return start
+    return None
+
+
+class Evaluation:
+    """Runs and scores methods on the test chunks of a pipeline; every run is cached as a step."""
+
+    def __init__(self, pipeline: Pipeline):
+        self.pipeline, self.settings = pipeline, pipeline.profile.evaluation
+        profile = pipeline.profile
+        self.chunks = choose_chunks(
+            pipeline.stems("test"), profile.source_names, self.settings.chunks, self.settings.chunk_seconds, profile.vqvae.hop, self.settings.seed
+        )
+
+    def run(self, method: str, search: str = "particle", particles: int | None = None) -> Run:
+        """Separate and score every chunk with one method and search."""
+        profile = self.pipeline.profile
+        particles = particles or profile.search.particles
+        spec = method_spec(method)
+        separator = self.pipeline.separator(method)
+        version = (self.pipeline.root / method / "version.txt").read_text()
+        step = self.pipeline._step(f"separated-{method}-{search}-{particles}", version, self.settings.model_dump(include={"chunks", "chunk_seconds", "seed"}))
+
+        def make() -> dict:
+            label = f"{method}, {search}, N = {particles}"
+            found = separator.candidates(self.chunks.mixture, search, particles, self.settings.seed, label)
+            codec = self.codec(spec.vqvae)
+            rows, selections = self._score(method, search, found, codec)
+            rows.to_csv(step.folder / "rows.csv", index=False)
+            selections.to_csv(step.folder / "selections.csv", index=False)
+            per_code = found.search.log_evidence / found.search.codes.shape[-1]
+            tensors = {"estimates": SELECTIONS[BLIND_RULE](found), "log_evidence": per_code, "ess": found.search.ess.contiguous()}
+            write_atomically(step.folder / "run.safetensors", save({k: v.cpu() for k, v in tensors.items()}))
+            resampled = float(found.search.resampled.float().sum(1).mean())
+            return {"particles": particles, "seconds_per_chunk": found.seconds / len(self.chunks), "resamplings_per_chunk": resampled}
+
+        self.pipeline._make(step, make)
+        tables = (pd.read_csv(step.folder / name, keep_default_na=False, na_values=["nan"]) for name in ("rows.csv", "selections.csv"))
+        return Run(*tables, **load_weights(step.folder / "run.safetensors"), particles=particles)
+
+    def codec(self, kind: str) -> Tensor:
+        """Sources as the VQ-VAE of a kind reconstructs them, the ceiling of every method on it: float32 [P, B, T]."""
+        vqvae = self.pipeline.vqvae(kind)
+        return torch.stack([vqvae.decode(vqvae.encode(s.to(vqvae.codebook.device))).cpu() for s in self.chunks.sources])
+
+    def references(self) -> pd.DataFrame:
+        """Scores of what is no separation: the mixture itself, both codecs, and the ideal ratio mask."""
+        chunks = self.chunks
+        mixture = chunks.mixture.expand_as(chunks.sources)
+        estimates = {"mixture": mixture, "irm": ideal_ratio_mask(chunks.sources, chunks.mixture)}
+        estimates |= {f"codec-{kind}": self.codec(kind) for kind in ("plain", "linear")}
+        frames = [self._rows(name, "", "", "none", "real", stems, chunks.sources, full=True) for name, stems in estimates.items()]
+        return pd.concat(frames, ignore_index=True)
+
+    def table(self) -> pd.DataFrame:
+        """Everything, written to runs/<profile>/evaluation.csv and selections.csv."""
+        runs = [self.run(method, search) for method in METHODS for search in self.settings.searches]
+        root = self.pipeline.root
+        table = pd.concat([self.references(), *(r.rows for r in runs)], ignore_index=True)
+        rules = pd.concat([r.selections for r in runs], ignore_index=True)
+        for name, frame in (("evaluation.csv", table), ("selections.csv", rules)):
+            write_atomically(root / name, frame.to_csv(index=False, float_format="%.6g").encode())
+        chosen = {"tracks": self.chunks.tracks, "starts": self.chunks.starts, "sample_rate": self.chunks.sample_rate}
+        write_atomically(root / "chunks.json", json.dumps(chosen).encode())
+        self.pipeline.write_provenance()
+        return table
+
+    def _score(self, method: str, search: str, found: Candidates, codec: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
+        real, mixture = self.chunks.sources, found.mixture.cpu()
+        frames, rules = [], []
+        for reference, target in (("real", real), ("codec", codec)):
+            for selection, stems in self._with_ground_truth(found, target).items():
+                for refine, refined in _both(stems, mixture):
+                    frames.append(self._rows(method, search, selection, refine, reference, refined, target))
+            for rule, select in SELECTIONS.items():
+                for refine, refined in _both(select(found).cpu(), mixture):
+                    rows = self._rows(method, search, "blind", refine, reference, refined, target, full=rule == BLIND_RULE)
+                    if rule == BLIND_RULE:
+                        frames.append(rows)
+                    rules.append(rows[rows.metric == "sdr"].assign(selection=rule))
+        frames.append(self._per_chunk(method, search, "seconds", np.full(len(self.chunks), found.seconds / len(self.chunks))))
+        frames.append(self._per_chunk(method, search, "log_evidence", (found.search.log_evidence / found.search.codes.shape[-1]).cpu().numpy()))
+        return pd.concat(frames, ignore_index=True), pd.concat(rules, ignore_index=True)
+
+    def _with_ground_truth(self, found: Candidates, target: Tensor) -> dict[str, Tensor]:
+        """The two oracle protocols: stems [P, B, T] chosen with the ground truth."""
+        waveforms = found.waveforms.cpu()
+        one_second = sdr(waveforms.numpy(), target[:, :, None].expand_as(waveforms).numpy(), self.chunks.sample_rate)
+        pair = torch.from_numpy(np.nan_to_num(one_second, nan=-99.0).mean(0).argmax(1))
+        default = sdr(waveforms.numpy(), target[:, :, None].expand_as(waveforms).numpy(), self._default_window())
+        each = torch.from_numpy(np.nan_to_num(default, nan=-99.0).argmax(2))
+        seed = torch.stack([take_particle(waveforms, index)[p] for p, index in enumerate(each)])
+        return {"oracle": take_particle(waveforms, pair), "seed": seed}
+
+    def _default_window(self) -> int:
+        return min(MUSEVAL_DEFAULT_WINDOW, self.chunks.sources.shape[-1])
+
+    def _rows(
+        self, method: str, search: str, selection: str, refine: str, reference: str, stems: Tensor, target: Tensor, full: bool = False
+    ) -> pd.DataFrame:
+        """Scores of estimates [P, B, T] against `target`; with `full`, BSS Eval's other three figures too."""
+        chunks = self.chunks
+        window = self._default_window() if selection == "seed" else chunks.sample_rate
+        estimates, targets = stems.numpy(), target.numpy()
+        values = {"sdr": sdr(estimates, targets, window), "si_sdr": si_sdr(estimates, targets)}
+        if full:
+            scores = [bss_eval(estimates[:, b], targets[:, b], window) for b in range(len(chunks))]
+            values |= {name: np.stack([s[name] for s in scores], 1) for name in ("isr", "sir", "sar")}
+        rows = [
+            (track, start, method, search, selection, refine, source, reference, metric, value[p, b])
+            for metric, value in values.items()
+            for p, source in enumerate(chunks.names)
+            for b, (track, start) in enumerate(zip(chunks.tracks, self._start_seconds(), strict=True))
+        ]
+        return pd.DataFrame(rows, columns=COLUMNS)
+
+    def _per_chunk(self, method: str, search: str, metric: str, values: np.ndarray) -> pd.DataFrame:
+        rows = [
+            (track, start, method, search, "", "", "", "", metric, value)
+            for track, start, value in zip(self.chunks.tracks, self._start_seconds(), values, strict=True)
+        ]
+        return pd.DataFrame(rows, columns=COLUMNS)
+
+    def _start_seconds(self) -> list[float]:
+        return [round(s / self.chunks.sample_rate, 3) for s in self.chunks.starts]
+
+
+def ideal_ratio_mask(sources: Tensor, mixture: Tensor, size: int = STFT_SIZE) -> Tensor:
+    """The masks of `wiener` computed from the true sources: what masking can reach at best."""
+    return wiener(sources, mixture, size)
+
+
+def _both(stems: Tensor, mixture: Tensor) -> list[tuple[str, Tensor]]:
+    return [("none", stems), ("wiener", wiener(stems, mixture))]
+
+
+def summarise(table: pd.DataFrame, **where: str) -> pd.DataFrame:
+    """Mean, standard deviation and n over chunks of the rows that match, by the columns not fixed.
+
+    Args:
+        where: column = value, for example metric="sdr", selection="blind".
+    """
+    for column, value in where.items():
+        table = table[table[column] == value]
+    keys = [c for c in COLUMNS if c not in (*where, "track", "start_s", "value")]
+    return table.groupby(keys, sort=False).value.agg(["mean", "std", "count"]).reset_index()
