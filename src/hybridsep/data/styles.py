@@ -16,7 +16,7 @@ HIGH_AGOGO, LOW_AGOGO, CABASA, SHAKER, CLAVES = 67, 68, 69, 70, 75
 HIGH_BLOCK, LOW_BLOCK, MUTE_TRIANGLE, TRIANGLE, MUTE_SURDO, SURDO = 76, 77, 80, 81, 86, 87
 TOMS = (50, 48, 47, 45, 43, 41)
 
-#: The drum kits (bank 128 programs) of TimGM6mb.sf2 by their preset names.
+#: The drum kits (bank 128 programs) of TimGM6mb.sf2 by their preset names; its Jazz kit plays the Standard samples.
 KITS = {0: "Standard", 8: "Room", 16: "Power", 24: "Electronic", 25: "TR 808", 32: "Jazz", 40: "Brush", 48: "Orchestra"}
 #: General MIDI bass programs, counted from 0.
 BASSES = {
