@@ -230,9 +230,13 @@ class PriorState:
         """Let particle n of mixture b continue the history of particle ancestors[b, n]; int64 [B, N]."""
         offsets = torch.arange(self.mixtures, device=ancestors.device)[:, None] * self.particles
         rows = (ancestors + offsets).flatten()
+        # Most particles keep their own history, so only the others are copied.
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+        origin = rows[moved]
         filled = min(self.length, self.stack.settings.window)
         for cache in self.cache:
-            cache[..., :filled, :] = cache[..., :filled, :].index_select(2, rows)
+            used = cache[..., :filled, :]
+            used[:, :, moved] = used[:, :, origin]
         self.log_probs = self.log_probs.flatten(1, 2).index_select(1, rows).view_as(self.log_probs)
 
     @torch.no_grad()

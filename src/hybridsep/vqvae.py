@@ -209,9 +209,9 @@ def linear_loss(bottleneck: Bottleneck, first: Tensor, second: Tensor, mixture: 
 
 
 class SpectralLoss(nn.Module):
-    """Multi-resolution STFT loss: spectral convergence plus mean log-magnitude distance.
+    """Multi-resolution spectral convergence: ‖|S| − |Ŝ|‖ / ‖S‖ over magnitudes of several STFTs.
 
-    Source: Dhariwal et al. 2020, sec. 3.2 (spectral loss), Yamamoto et al. 2020 (arXiv 1910.11480) for its two terms.
+    Source: Dhariwal et al. 2020, sec. 3.2; the normalisation is that of Yamamoto et al. 2020 (arXiv 1910.11480), eq. 6.
     """
 
     def __init__(self, sizes: tuple[int, ...] = (2048, 512, 128)):
@@ -226,7 +226,7 @@ class SpectralLoss(nn.Module):
         for size in self.sizes:
             target_spectrum, estimate_spectrum = self._magnitude(target, size), self._magnitude(estimate, size)
             difference = (target_spectrum - estimate_spectrum).pow(2).sum((1, 2)).add(1e-8).sqrt()
-            convergence = difference / (target_spectrum.pow(2).sum((1, 2)).sqrt() + 0.1)
+            convergence = difference / (target_spectrum.pow(2).sum((1, 2)).sqrt() + 1.0)
             total = total + convergence.mean()
         return total / len(self.sizes)
 

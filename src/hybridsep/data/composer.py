@@ -15,9 +15,11 @@ from . import styles as gm
 from .styles import BASS_RHYTHMS, BASSES, CHORDS, KEYS, KITS, PROGRESSIONS, SCALES, STYLES, Style
 
 #: Raised whenever the same (seed, index) would give another song or another sound.
-COMPOSER_VERSION = 1
+COMPOSER_VERSION = 2
 
 QUIETEST_DBFS, LOUDEST_DBFS = -24.0, -16.0  # root mean square of a stem
+# A mixing engineer's fader positions: the font's hats and cymbals are as loud as its kick.
+MIX_DB = {"hats": -6.0, "cymbals": -7.0, "percussion": -3.0}
 LOWEST, HIGHEST = 28, 55  # E1 to G3, what a four-string bass plays comfortably
 
 
@@ -247,7 +249,7 @@ def _draw_sound(stem: str, rng: Generator) -> Sound:
         room_wet=round(float(rng.uniform(0.02, 0.1 if bass else 0.3)), 3) if rng.random() < (0.2 if bass else 0.6) else 0.0,
         damping=round(float(rng.uniform(0.15, 1.2)), 3) if rng.random() < 0.35 else 0.0,
         tuning=tuple((g, 0.0 if bass else float(rng.choice([-2, -1, 0, 0, 0, 1, 2])) * 0.75) for g in groups),
-        balance_db=tuple((g, round(float(rng.normal(0, 2.5)), 2)) for g in groups),
+        balance_db=tuple((g, round(float(rng.normal(MIX_DB.get(g, 0.0), 2.5)), 2)) for g in groups),
     )
 
 

@@ -6,19 +6,18 @@ never ends). symusic writes the MIDI files.
 """
 
 import json
-import multiprocessing
 import os
 import shutil
 import struct
 import tempfile
 import uuid
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import joblib
 import numpy as np
 import soundfile
 import symusic
@@ -84,10 +83,10 @@ def make_minislakh(
         for _ in bar(map(write, todo)):
             pass
         return out
-    # spawn, as the caller may have started threads (torch) that a fork would freeze
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for _ in bar(pool.map(write, todo, chunksize=2)):
-            pass
+    # joblib starts fresh processes: a fork would freeze on the caller's threads (torch), and spawn would run its script again.
+    pool = joblib.Parallel(workers, return_as="generator", batch_size=2)
+    for _ in bar(pool(joblib.delayed(write)(index) for index in todo)):
+        pass
     return out
 
 

@@ -1,0 +1,269 @@
+"""What the chapters of the book share: opening a run, numbers for the prose, scores as tables, and players for separations."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tqdm.auto
+import tqdm.std
+from IPython.display import HTML, display
+from torch import Tensor
+
+# A page keeps no progress bars, and tqdm's widgets would ask the network for a widget manager; bars of text go to the terminal.
+tqdm.auto.tqdm = tqdm.std.tqdm
+
+from hybridsep.evaluation import Evaluation, Run  # noqa: E402
+from hybridsep.pipeline import Pipeline, Step  # noqa: E402
+from hybridsep.profiles import METHODS, load_profile, method_spec  # noqa: E402
+from hybridsep.report import runs_root  # noqa: E402
+from hybridsep.report.figures import PALETTE, use_style  # noqa: E402
+from hybridsep.report.players import stem_player  # noqa: E402
+from hybridsep.separation import wiener  # noqa: E402
+
+METHOD_LABELS = {"plain-sum": "plain-sum", "lass": "LASS", "lqvae": "LQ-VAE", "hybrid": "Hybrid"}
+METHOD_COLOURS = {
+    "plain-sum": PALETTE["purple"],
+    "lass": PALETTE["blue"],
+    "lqvae": PALETTE["green"],
+    "hybrid": PALETTE["vermillion"],
+}
+SEARCH_LABELS = {"ancestral": "ancestral", "topk": "top-k", "beam": "beam", "particle": "particle filter"}
+KIND_COLOURS = {"plain": PALETTE["blue"], "linear": PALETTE["vermillion"]}
+SMALLEST_MEANINGFUL = 6  # chunks under which a mean says nothing about songs in general
+
+
+def open_book(profile: str) -> tuple[Pipeline, Evaluation]:
+    """Open the run of a profile, set the style of the figures, and warn the reader of a run too small to mean anything.
+
+    Args:
+        profile: name of a profile that ships with the library, or a YAML file.
+    """
+    use_style()
+    pipeline = _pipeline(profile)
+    evaluation = Evaluation(pipeline)
+    if len(evaluation.chunks) < SMALLEST_MEANINGFUL:
+        display(
+            HTML(
+                '<div role="note" style="border:2px solid #D55E00;border-radius:.4rem;padding:.5rem .8rem;margin:.5rem 0 1rem">'
+                f"<strong>The numbers on this page mean nothing.</strong> The book was built with the profile "
+                f"<code>{pipeline.profile.name}</code>, whose models are trained for seconds and heard on "
+                f"{len(evaluation.chunks)} chunks: it shows that every step runs. Build it with <code>make book</code> for results.</div>"
+            )
+        )
+    return pipeline, evaluation
+
+
+@functools.lru_cache
+def _pipeline(profile: str) -> Pipeline:
+    return Pipeline(load_profile(profile), runs_root())
+
+
+# --- numbers for the prose -------------------------------------------------------------------------------------------------
+
+
+def publish(**values: Any) -> None:
+    """Glue values so that the prose of the chapter can quote them as {glue:text}`name`.
+
+    Args:
+        values: text as it is to be read; whole numbers get thousands separators, other numbers two decimals.
+    """
+    from myst_nb import glue
+
+    for name, value in values.items():
+        glue(name, _Quoted(value if isinstance(value, str) else number(value)), display=False)
+
+
+class _Quoted(str):
+    """Text whose representation is itself: `glue` stores what would be displayed."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def number(value: float, decimals: int = 2) -> str:
+    """A number as the prose writes it: thin spaces between thousands, a true minus sign."""
+    if isinstance(value, (int, np.integer)):
+        return f"{int(value):,}".replace(",", " ").replace("-", "−")
+    if not np.isfinite(value):
+        return "undefined"
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def signed(value: float, decimals: int = 2) -> str:
+    """A difference, with its sign."""
+    return ("+" if value > 0 else "") + number(float(value), decimals)
+
+
+def mean_std(values: Iterable[float], decimals: int = 2) -> str:
+    """Mean ± standard deviation over chunks, NaN left out; the dash says that there is nothing."""
+    array = np.asarray([v for v in values if np.isfinite(v)], dtype=float)
+    if not array.size:
+        return "–"
+    spread = f" ± {number(float(array.std(ddof=1)), decimals)}" if array.size > 1 else ""
+    return number(float(array.mean()), decimals) + spread
+
+
+def minutes(seconds: float) -> str:
+    """A duration for people: "42 s" or "3.4 min"."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------------
+
+
+def chunk_values(table: pd.DataFrame, **where: str) -> np.ndarray:
+    """Values of the rows that match, one per chunk in the order of the table, averaged over sources where both match.
+
+    Args:
+        table: rows in the columns of evaluation.csv.
+        where: column = value.
+    """
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table.groupby(["track", "start_s"], sort=False).value.mean().to_numpy()
+
+
+def score_table(rows: pd.DataFrame, index: Mapping[str, str], columns: Mapping[str, Mapping[str, str]], key: str, title: str) -> pd.DataFrame:
+    """Table of "mean ± std" over chunks.
+
+    Args:
+        rows: scores, in the columns of evaluation.csv.
+        index: value in the column `key` -> label of the row.
+        columns: heading -> what selects its rows.
+        key: column that tells the lines apart.
+        title: heading of the first column.
+    """
+    lines = [
+        {title: label, **{heading: mean_std(chunk_values(rows, **{key: value}, **where)) for heading, where in columns.items()}}
+        for value, label in index.items()
+    ]
+    return pd.DataFrame(lines)
+
+
+def sdr_columns(names: Sequence[str], **where: str) -> dict[str, dict[str, str]]:
+    """One column of SDR for each source, for `score_table`."""
+    return {f"{name} (dB)": {"metric": "sdr", "source": name, **where} for name in names}
+
+
+def provenance_line(evaluation: Evaluation, *facts: str) -> str:
+    """What a reader needs to judge a table of scores: n, spread, reference and hardware."""
+    chunks = evaluation.chunks
+    seconds = chunks.sources.shape[-1] / chunks.sample_rate
+    line = [
+        f"n = {len(chunks)} chunks of {seconds:.2g} s, one per test song; mean ± standard deviation over chunks",
+        "reference: the real sources" if not any("reference" in fact for fact in facts) else "",
+        *facts,
+        made_with(evaluation.pipeline),
+    ]
+    return "; ".join(part for part in line if part) + "."
+
+
+def made_with(pipeline: Pipeline) -> str:
+    """Profile, commits and hardware of the finished steps of a run."""
+    records = [step.record for step in pipeline.steps()]
+    known = {key: ", ".join(dict.fromkeys(r[key] for r in records if key in r)) for key in ("hardware", "commit")}
+    return f"profile {pipeline.profile.name}, commit {known['commit'] or 'unknown'}, {known['hardware'] or 'hardware unknown'}"
+
+
+def best_cell(evaluation: Evaluation, search: str = "particle") -> str:
+    """The method with the highest blind, refined SDR, mean over chunks and sources."""
+    where = {"metric": "sdr", "selection": "blind", "refine": "wiener", "reference": "real"}
+    return max(METHODS, key=lambda method: float(np.nanmean(chunk_values(evaluation.run(method, search).rows, **where))))
+
+
+def typical_chunk(run: Run) -> int:
+    """Index of the chunk whose blind, refined SDR is the median: neither a lucky nor an unlucky example."""
+    scores = chunk_values(run.rows, metric="sdr", selection="blind", refine="wiener", reference="real")
+    return int(np.argsort(scores)[len(scores) // 2])
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------------
+
+
+def history(step: Step) -> pd.DataFrame:
+    """Training curves of a finished step."""
+    return pd.read_csv(step.folder / "history.csv")
+
+
+def step_times(pipeline: Pipeline) -> pd.DataFrame:
+    """Every finished step with the seconds it took itself, those of the steps it had made first left out."""
+    steps = [(s.folder.name, s.label, s.record) for s in pipeline.steps()]
+    spans = {name: (r["finished"] - r["seconds"], r["finished"]) for name, _, r in steps}
+
+    def inside(inner: str, outer: str) -> bool:
+        return inner != outer and spans[outer][0] - 0.05 <= spans[inner][0] and spans[inner][1] <= spans[outer][1]
+
+    rows = []
+    for name, label, record in steps:
+        nested = [other for other in spans if inside(other, name)]
+        direct = [other for other in nested if not any(inside(other, third) for third in nested)]
+        own = record["seconds"] - sum(spans[other][1] - spans[other][0] for other in direct)
+        rows.append({"step": label, "seconds": max(0.0, own), "finished": record["finished"], "hardware": record.get("hardware", "")})
+    return pd.DataFrame(rows)
+
+
+def budget(pipeline: Pipeline, method: str) -> pd.DataFrame:
+    """What a method's models took to make: step, seconds and what it left, in the order of the pipeline."""
+    spec = method_spec(method)
+    pipeline.separator(method)
+    times = step_times(pipeline).drop_duplicates("step", keep="last").set_index("step").seconds
+    records = {step.label: step.record for step in pipeline.steps()}
+    lines = [("songs", "composing and rendering"), (f"vqvae-{spec.vqvae}", f"VQ-VAE, kind {spec.vqvae}"),
+             (f"codes-{spec.vqvae}-train", "encoding the training songs"),
+             *((f"prior-{spec.vqvae}-{source}", f"prior of {source}") for source in pipeline.profile.source_names),
+             (f"likelihood-{spec.vqvae}-{spec.likelihood}", f"likelihood, kind {spec.likelihood}")]  # fmt: skip
+    found = [(label, what) for label, what in lines if label in times.index]
+    return pd.DataFrame(
+        {
+            "step": [what for _, what in found],
+            "wall time": [minutes(times[label]) for label, _ in found],
+            "parameters": [number(int(size)) if (size := records[label]["figures"].get("parameters")) else "–" for label, _ in found],
+        }
+    )
+
+
+# --- listening -------------------------------------------------------------------------------------------------------------
+
+
+def chunk_label(evaluation: Evaluation, chunk: int) -> str:
+    """Name and place of a chunk, such as "Track00019, from 12.3 s"."""
+    chunks = evaluation.chunks
+    return f"{chunks.tracks[chunk]}, from {chunks.starts[chunk] / chunks.sample_rate:.1f} s"
+
+
+def estimates(evaluation: Evaluation, run: Run, refine: bool = True) -> Tensor:
+    """Blind estimates of a run, float32 [P, B, T], through Wiener masks or as the decoder left them."""
+    return wiener(run.estimates, evaluation.chunks.mixture) if refine else run.estimates
+
+
+def separation_player(evaluation: Evaluation, chunk: int, stems: Mapping[str, Tensor]) -> HTML:
+    """Stem player of one chunk: mixture, true sources and estimates in step.
+
+    Args:
+        chunk: its index.
+        stems: heading -> estimates [P, B, T] of all chunks.
+
+    Sources are played at half their level, as they are in the mixture.
+    """
+    chunks = evaluation.chunks
+    sounds: dict[str, Tensor] = {"mixture": chunks.mixture[chunk]}
+    groups = {"Mixture": ["mixture"]}
+    for heading, estimate in {"True sources": chunks.sources, **stems}.items():
+        names = [f"{name} ({heading.lower() if heading == 'True sources' else heading})" for name in chunks.names]
+        groups[heading] = names
+        sounds |= {name: 0.5 * estimate[p, chunk] for p, name in enumerate(names)}
+    return stem_player(sounds, chunks.sample_rate, chunk_label(evaluation, chunk), groups)
+
+
+def execution_status() -> pd.DataFrame:
+    """Chapters executed so far in this build, from the build's status.json; empty outside a build."""
+    file = Path.cwd().parent / "status.json"
+    return pd.DataFrame(json.loads(file.read_text())) if file.is_file() else pd.DataFrame()

@@ -1,0 +1,77 @@
+"""Uncertainty of a mean over songs: a bootstrap interval and a paired permutation test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+EXACT_PAIRS = 14  # pairs up to which every sign pattern is enumerated: 2^14 of them
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with an interval around it, in the unit of the values."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+def bootstrap_interval(values: Sequence[float] | np.ndarray, n: int = 10_000, seed: int = 0, level: float = 0.95) -> Interval:
+    """Percentile bootstrap interval of a mean.
+
+    Args:
+        values: one independent figure per song.
+        n: resamples.
+        seed: of the resamples.
+        level: share of the resampled means inside.
+
+    Raises:
+        ValueError: no values, or some that are not finite.
+
+    Source: Efron & Tibshirani 1993, "An introduction to the bootstrap", ch. 13.
+    """
+    sample = _finite(values)
+    picks = np.random.default_rng(seed).integers(len(sample), size=(n, len(sample)))
+    low, high = np.quantile(sample[picks].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(sample.mean()), float(low), float(high))
+
+
+def paired_permutation_test(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, n: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value of "a and b have the same mean" from random swaps within pairs; exact for few pairs.
+
+    Args:
+        a, b: figures of the same songs, in the same order.
+        n: random sign patterns, where there are too many to try all.
+        seed: of the patterns.
+
+    Raises:
+        ValueError: lengths that differ, no values, or some that are not finite.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"paired values must be equally many, got {len(a)} and {len(b)}")
+    difference = _finite(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+    observed = abs(difference.mean()) - 1e-12
+    if len(difference) <= EXACT_PAIRS:
+        signs = np.array(list(product((-1.0, 1.0), repeat=len(difference))))
+        return float((np.abs(signs @ difference / len(difference)) >= observed).mean())
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(n, len(difference)))
+    # The observed pattern is one of those drawn, or a p-value of zero could come out.
+    return float((1 + (np.abs((signs * difference).mean(1)) >= observed).sum()) / (1 + n))
+
+
+def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    sample = np.asarray(values, dtype=float)
+    if sample.ndim != 1 or not sample.size:
+        raise ValueError(f"expected a row of values, got shape {sample.shape}")
+    if not np.isfinite(sample).all():
+        raise ValueError(f"{int((~np.isfinite(sample)).sum())} of {sample.size} values are NaN or infinite")
+    return sample
