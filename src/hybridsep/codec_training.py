@@ -31,6 +31,7 @@ class VQVAETask:
         self.device = device
         self._latent: Tensor | None = None
         self._codes: Tensor | None = None
+        self._perplexity: float | None = None
 
     def step(self, number: int, generator: torch.Generator) -> StepResult:
         """Loss on a batch of n crops of each source and their n mixtures."""
@@ -62,6 +63,8 @@ class VQVAETask:
         error = normalised_error(estimate, waveform)
         spectral = self.spectral(estimate, waveform)
         loss = loss + settings.l2_weight * error + settings.stft_weight * spectral
+        if self._perplexity is not None:
+            figures["perplexity"] = self._perplexity
         return StepResult(loss, {"loss": loss.item(), "error": error.item(), "spectral": spectral.item(), **figures})
 
     def after_step(self, number: int, generator: torch.Generator) -> None:
@@ -69,4 +72,4 @@ class VQVAETask:
         if number == self.first_quantised - 1:
             self.module.bottleneck.start_from(self._latent, generator)
         elif number >= self.first_quantised:
-            self.module.bottleneck.update(self._latent, self._codes, generator)
+            self._perplexity = self.module.bottleneck.update(self._latent, self._codes, generator)

@@ -164,17 +164,23 @@ class Evaluation:
         return pd.concat(frames, ignore_index=True)
 
     def table(self) -> pd.DataFrame:
-        """Everything, written to runs/<profile>/evaluation.csv and selections.csv."""
+        """Everything, written to runs/<profile>/evaluation.csv, selections.csv and particles.csv."""
         runs = [self.run(method, search) for method in METHODS for search in self.settings.searches]
         root = self.pipeline.root
         table = pd.concat([self.references(), *(r.rows for r in runs)], ignore_index=True)
         rules = pd.concat([r.selections for r in runs], ignore_index=True)
-        for name, frame in (("evaluation.csv", table), ("selections.csv", rules)):
+        for name, frame in (("evaluation.csv", table), ("selections.csv", rules), ("particles.csv", self.particle_counts())):
             write_atomically(root / name, frame.to_csv(index=False, float_format="%.6g").encode())
         chosen = {"tracks": self.chunks.tracks, "starts": self.chunks.starts, "sample_rate": self.chunks.sample_rate}
         write_atomically(root / "chunks.json", json.dumps(chosen).encode())
         self.pipeline.write_provenance()
         return table
+
+    def particle_counts(self) -> pd.DataFrame:
+        """The particle filter's scores at the profile's usual N and at `many_particles`, with a column `particles`."""
+        counts = (self.pipeline.profile.search.particles, self.settings.many_particles)
+        runs = [self.run(method, "particle", count) for method in METHODS for count in counts]
+        return pd.concat([r.rows.assign(particles=r.particles) for r in runs], ignore_index=True)
 
     def _score(self, method: str, search: str, found: Candidates, codec: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
         real, mixture = self.chunks.sources, found.mixture.cpu()

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.device import default_device, fast_dtype, seeded_generator
 from hybridsep.errors import HybridsepError
 from hybridsep.likelihood import Likelihood, likelihood_from_tensors
@@ -82,9 +83,10 @@ class Separator:
             raise HybridsepError(f"{mixture.shape[-1]} samples are less than one code of {self.vqvae.hop}")
         mixture = mixture[:, :length].to(self.device)
         started = time.perf_counter()
-        codes = torch.cat([self.vqvae.encode(part) for part in mixture.split(DECODE_ROWS)])
+        level = MIXTURE_RMS / mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
+        codes = torch.cat([self.vqvae.encode(part) for part in (mixture * level).split(DECODE_ROWS)])
         result = self.search_codes(codes, search, particles, seed, label)
-        waveforms = self.decode(result.codes)
+        waveforms = self.decode(result.codes) / level[:, None]
         return Candidates(mixture, waveforms, result, time.perf_counter() - started)
 
     def search_codes(self, codes: Tensor, search: str, particles: int, seed: int, label: str | None = None) -> SearchResult:

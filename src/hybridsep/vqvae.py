@@ -54,7 +54,11 @@ def _residual_stack(width: int, depth: int, growth: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Waveform [B, 1, T] -> latent [B, D, T / hop]."""
+    """Waveform [B, 1, T] -> latent [B, D, T / hop] of unit mean square.
+
+    One number for all latents keeps their scale: without it L_lin and the commitment loss could be lowered by shrinking the latent,
+    which makes nothing more linear. Batches give the number in training, their moving average (buffer `scale`) afterwards.
+    """
 
     def __init__(self, settings: VQVAESettings):
         super().__init__()
@@ -66,10 +70,18 @@ class Encoder(nn.Module):
             channels = width
         layers.append(nn.Conv1d(channels, settings.latent_width, 3, padding=1))
         self.layers = nn.Sequential(*layers)
+        self.decay = settings.ema_decay
+        self.register_buffer("scale", torch.ones(()))
 
     def forward(self, waveform: Tensor) -> Tensor:
         """[B, 1, T] -> [B, D, S]."""
-        return self.layers(waveform)
+        latent = self.layers(waveform).float()
+        if not self.training:
+            return latent / self.scale
+        scale = latent.square().mean().sqrt() + 1e-6
+        with torch.no_grad():
+            self.scale.lerp_(scale, 1 - self.decay)
+        return latent / scale
 
 
 class Decoder(nn.Module):
@@ -121,10 +133,15 @@ class Bottleneck(nn.Module):
 
     @torch.no_grad()
     def start_from(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Set every code to a random vector of `latent` [N, D]."""
-        chosen = latent[torch.randint(len(latent), (len(self.codebook),), generator=generator)].float()
-        self.codebook.copy_(chosen)
-        self.sums.copy_(chosen)
+        """Set every code to a vector of `latent` [N, D], far ones first likelier: k-means++ (Arthur & Vassilvitskii 2007)."""
+        latent = latent.float()
+        chosen = [int(torch.randint(len(latent), (), generator=generator))]
+        distance = torch.full((len(latent),), float("inf"), device=latent.device)
+        for _ in range(len(self.codebook) - 1):
+            distance = torch.minimum(distance, (latent - latent[chosen[-1]]).square().sum(1))
+            chosen.append(int(torch.multinomial(distance + 1e-9, 1, generator=generator)))
+        self.codebook.copy_(latent[chosen])
+        self.sums.copy_(self.codebook)
         self.usage.fill_(1.0)
 
     @torch.no_grad()
@@ -142,7 +159,9 @@ class Bottleneck(nn.Module):
         self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         dead = self.usage < self.dead_share * self.usage.mean()
         if dead.any():
-            fresh = latent[torch.randint(len(latent), (int(dead.sum()),), generator=generator)]
+            # Where the error is large a code is missing; uniform picks would mostly land on silence, which has its code.
+            error = (latent - self.codebook[codes]).square().sum(1).sqrt() + 1e-9
+            fresh = latent[torch.multinomial(error, int(dead.sum()), replacement=True, generator=generator)]
             self.sums[dead] = fresh * self.usage.mean()
             self.usage[dead] = self.usage.mean()
         self.codebook.copy_(self.sums / self.usage.clamp_min(1e-8)[:, None])

@@ -16,6 +16,7 @@ from hybridsep.data.slakh import load_source, read_tracks, track_sources
 from hybridsep.errors import HybridsepError
 
 FULL_SCALE = 32767.0
+MIXTURE_RMS = 0.1
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def mix(sources: Tensor) -> Tensor:
 def build_stems(root: Path, split: str, sources: dict[str, str], sample_rate: int, out: Path) -> None:
     """Read every track of `split` that has all `sources` and write them to `out` as one memory-mappable array.
 
+    A track's sources are scaled together so that their mixture has the RMS level MIXTURE_RMS, as any mixture to separate will be.
+
     Raises:
         HybridsepError: no track of the split has all sources.
     """
@@ -106,8 +109,11 @@ def build_stems(root: Path, split: str, sources: dict[str, str], sample_rate: in
     for track in tqdm(tracks, desc=f"stems of {split}", unit="song"):
         stems = [load_source(track, inst_class, sample_rate) for inst_class in sources.values()]
         length = min(len(s) for s in stems)
-        if length:
-            songs.append(np.stack([np.round(np.clip(s[:length], -1, 1) * FULL_SCALE).astype(np.int16) for s in stems]))
+        song = np.stack([s[:length] for s in stems])
+        level = float(np.sqrt(np.square(song.mean(0)).mean())) if length else 0.0
+        if level > 0:
+            levelled = np.clip(song * (MIXTURE_RMS / level), -1, 1)
+            songs.append(np.round(levelled * FULL_SCALE).astype(np.int16))
             names.append(track.name)
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / f"{split}.tmp.npy"

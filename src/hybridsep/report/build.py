@@ -52,7 +52,7 @@ def build_book(profile: str, root: Path, runs: Path | None = None) -> Path:
 
 
 def execute_book(profile: str, root: Path, runs: Path | None = None) -> Path:
-    """Execute the chapters of `_toc.yml` in order into a fresh `_build/executed`.
+    """Execute the chapters of `_toc.yml` into a fresh `_build/executed`: in order, but the landing page last, since it sums them up.
 
     Each chapter runs in `book/` of that copy, with HYBRIDSEP_ROOT and HYBRIDSEP_RUNS in its environment. While it
     runs the copy is called `_build/executing`, and gets its final name only when every chapter succeeded.
@@ -73,7 +73,8 @@ def execute_book(profile: str, root: Path, runs: Path | None = None) -> Path:
     shutil.copytree(root / "book", working / "book", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     shutil.copy(root / "_toc.yml", working)
 
-    chapters = [page for page in _pages(working) if page.suffix == ".ipynb"]
+    landing, *others = _pages(working)
+    chapters = [page for page in (*others, landing) if page.suffix == ".ipynb"]
     status = [{"chapter": page.stem, "seconds": None, "status": "waiting"} for page in chapters]
     with _environment(HYBRIDSEP_ROOT=str(root), HYBRIDSEP_RUNS=str(runs)), _chapter_bar(chapters) as bar:
         _write_status(working, status)

@@ -168,7 +168,7 @@ def provenance_line(evaluation: Evaluation, *facts: str) -> str:
 
 def made_with(pipeline: Pipeline) -> str:
     """Profile, commits and hardware of the finished steps of a run."""
-    records = [step.record for step in pipeline.steps()]
+    records = [step.record for step in latest_steps(pipeline)]
     known = {key: ", ".join(dict.fromkeys(r[key] for r in records if key in r)) for key in ("hardware", "commit")}
     return f"profile {pipeline.profile.name}, commit {known['commit'] or 'unknown'}, {known['hardware'] or 'hardware unknown'}"
 
@@ -193,9 +193,15 @@ def history(step: Step) -> pd.DataFrame:
     return pd.read_csv(step.folder / "history.csv")
 
 
+def latest_steps(pipeline: Pipeline) -> list[Step]:
+    """The newest finished step of each name, oldest first: what other settings left in the folder does not count."""
+    newest = {step.label: step for step in pipeline.steps()}
+    return sorted(newest.values(), key=lambda step: step.record["finished"])
+
+
 def step_times(pipeline: Pipeline) -> pd.DataFrame:
-    """Every finished step with the seconds it took itself, those of the steps it had made first left out."""
-    steps = [(s.folder.name, s.label, s.record) for s in pipeline.steps()]
+    """Every step with the seconds it took itself, those of the steps it had made first left out."""
+    steps = [(s.folder.name, s.label, s.record) for s in latest_steps(pipeline)]
     spans = {name: (r["finished"] - r["seconds"], r["finished"]) for name, _, r in steps}
 
     def inside(inner: str, outer: str) -> bool:
@@ -214,8 +220,8 @@ def budget(pipeline: Pipeline, method: str) -> pd.DataFrame:
     """What a method's models took to make: step, seconds and what it left, in the order of the pipeline."""
     spec = method_spec(method)
     pipeline.separator(method)
-    times = step_times(pipeline).drop_duplicates("step", keep="last").set_index("step").seconds
-    records = {step.label: step.record for step in pipeline.steps()}
+    times = step_times(pipeline).set_index("step").seconds
+    records = {step.label: step.record for step in latest_steps(pipeline)}
     lines = [("songs", "composing and rendering"), (f"vqvae-{spec.vqvae}", f"VQ-VAE, kind {spec.vqvae}"),
              (f"codes-{spec.vqvae}-train", "encoding the training songs"),
              *((f"prior-{spec.vqvae}-{source}", f"prior of {source}") for source in pipeline.profile.source_names),

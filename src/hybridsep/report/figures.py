@@ -96,7 +96,7 @@ def plot_spectrograms(
         axis.remove()
     figure.supxlabel("time (s)", fontsize="medium")
     figure.supylabel("frequency (Hz)", fontsize="medium")
-    figure.colorbar(mesh, ax=axes, label="level (dB below the loudest bin)")
+    figure.colorbar(mesh, ax=list(axes.flat[: len(levels)]), label="level (dB below the loudest bin)")
     return figure
 
 

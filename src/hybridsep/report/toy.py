@@ -1,0 +1,128 @@
+"""A world of three codes and a few steps, small enough to list every pair of sequences: what each search should find is known."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hybridsep.likelihood import Likelihood
+from hybridsep.search import SearchResult
+
+
+class TabularLikelihood(Likelihood):
+    """l(m | i, j) from a table [K, K, K] indexed m, i, j."""
+
+    def __init__(self, table: Tensor):
+        self.codes, self.table = len(table), table
+
+    def matrix(self, mixture: int) -> Tensor:
+        """See Likelihood."""
+        return self.table[mixture]
+
+    def rows(self, mixture: Tensor, first: Tensor) -> Tensor:
+        """See Likelihood."""
+        return self.table[mixture, first]
+
+    def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """See Likelihood."""
+        return self.table[mixture, first, second].log()
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """See Likelihood."""
+        return {"table": self.table}
+
+
+class MarkovPriors:
+    """First-order Markov chains of two sources.
+
+    Args:
+        first: distribution of the first code, [2, K].
+        transition: of the next code given the last, [2, K, K].
+    """
+
+    def __init__(self, first: Tensor, transition: Tensor):
+        self.first, self.transition = first, transition
+
+    def start(self, mixtures: int, particles: int) -> MarkovState:
+        """See search.Priors."""
+        return MarkovState(self, mixtures, particles)
+
+
+class MarkovState:
+    """Histories under the chains; only the last code of each matters."""
+
+    def __init__(self, priors: MarkovPriors, mixtures: int, particles: int):
+        self.priors = priors
+        self.log_probs = priors.first.log()[:, None, None].expand(2, mixtures, particles, -1)
+
+    def append(self, codes: Tensor) -> None:
+        """See search.State."""
+        self.log_probs = torch.stack([chain[code] for chain, code in zip(self.priors.transition, codes, strict=True)]).log()
+
+    def reorder(self, ancestors: Tensor) -> None:
+        """See search.State."""
+        self.log_probs = self.log_probs.gather(2, ancestors[None, :, :, None].expand_as(self.log_probs))
+
+
+@dataclass(frozen=True)
+class World:
+    """Two chains, a likelihood and the exact posterior of one mixture.
+
+    Attributes:
+        mixture: int64 [1, S].
+        pairs: every pair of sequences, each a tuple of codes.
+        probabilities: exact posterior of each pair, float64 [len(pairs)].
+        evidence: p(m).
+    """
+
+    priors: MarkovPriors
+    likelihood: TabularLikelihood
+    mixture: Tensor
+    pairs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    probabilities: Tensor
+    evidence: float
+
+
+def sticky_world(mixture: list[int], codes: int = 3, seed: int = 0, noise: float = 0.05) -> World:
+    """Two chains with strong habits; the mixture code is the sum of both codes modulo K, except for some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    transition = torch.rand(2, codes, codes, generator=generator).pow(3) + 0.02
+    priors = MarkovPriors(torch.full((2, codes), 1 / codes), transition / transition.sum(-1, keepdim=True))
+    table = torch.full((codes, codes, codes), noise / (codes - 1))
+    for i, j in itertools.product(range(codes), repeat=2):
+        table[(i + j) % codes, i, j] = 1 - noise
+    return _enumerate(priors, TabularLikelihood(table), mixture)
+
+
+def frequencies(world: World, result: SearchResult, weighted: bool = True) -> Tensor:
+    """Share of every pair among the particles of one mixture, by their weights or each counted once: float64 [len(pairs)]."""
+    particles, length = result.log_weights.shape[1], world.mixture.shape[1]
+    weights = result.log_weights[0].double().softmax(0) if weighted else torch.full((particles,), 1 / particles, dtype=torch.float64)
+    # A sequence's place in the list of all sequences is the number it spells.
+    places = world.likelihood.codes ** torch.arange(length - 1, -1, -1)
+    first, second = (result.codes[:, 0] * places).sum(-1)
+    return torch.bincount(first * world.likelihood.codes**length + second, weights, minlength=len(world.pairs))
+
+
+def total_variation(shares: Tensor, probabilities: Tensor) -> float:
+    """Half the L1 distance between two distributions: 0 where they agree, 1 where they share nothing."""
+    return 0.5 * float((shares - probabilities).abs().sum())
+
+
+def _enumerate(priors: MarkovPriors, likelihood: TabularLikelihood, mixture: list[int]) -> World:
+    sequences = list(itertools.product(range(likelihood.codes), repeat=len(mixture)))
+    codes = torch.tensor(sequences)
+
+    def chain(source: int) -> Tensor:
+        steps = priors.transition[source][codes[:, :-1], codes[:, 1:]].double().prod(1)
+        return priors.first[source][codes[:, 0]].double() * steps
+
+    observed = torch.ones(len(codes), len(codes), dtype=torch.float64)
+    for t, code in enumerate(mixture):
+        observed *= likelihood.table[code][codes[:, None, t], codes[None, :, t]].double()
+    joint = (chain(0)[:, None] * chain(1) * observed).flatten()
+    pairs = tuple(itertools.product(sequences, repeat=2))
+    return World(priors, likelihood, torch.tensor([mixture]), pairs, joint / joint.sum(), float(joint.sum()))

@@ -1,0 +1,337 @@
+"""Audio in, stems out: selection without ground truth, refinement, and models on disk."""
+
+import pickle
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import count_likelihood, seeded, tiny_separator
+
+from hybridsep.errors import HybridsepError
+from hybridsep.search import SEARCHES, SearchResult
+from hybridsep.separation import (
+    SELECTIONS,
+    Candidates,
+    Separator,
+    best_evidence,
+    cross_pair,
+    highest_weight,
+    posterior_mean,
+    smallest_residual,
+    take_particle,
+    wiener,
+)
+
+FILES = ["vqvae.safetensors", "prior-bass.safetensors", "prior-drums.safetensors", "likelihood.safetensors"]
+
+
+def mixture(batch=2, samples=2048, seed=0):
+    return 0.3 * torch.randn(batch, samples, generator=seeded(seed))
+
+
+def candidates(waveforms, log_weights, target):
+    """Candidates of given waveforms [2, B, N, T]."""
+    nothing = torch.zeros(1)
+    return Candidates(target, waveforms, SearchResult(nothing, log_weights, nothing, nothing, nothing), 0.0)
+
+
+@pytest.fixture(scope="module")
+def separator():
+    return tiny_separator()
+
+
+@pytest.fixture(scope="module")
+def counting():
+    return tiny_separator(count_likelihood())
+
+
+# --- refinement ------------------------------------------------------------------------------------------------------------
+
+
+def decibels(error, reference):
+    return 10 * torch.log10(error.square().sum() / reference.square().sum().clamp_min(1e-12) + 1e-20)
+
+
+@pytest.mark.parametrize("samples", [1, 100, 1024, 1025, 2047, 2048, 2049, 7777, 66150])
+@pytest.mark.parametrize("size", [256, 2048])
+def test_mean_of_refined_stems_is_the_mixture(samples, size):
+    target = mixture(2, samples)
+    stems = torch.randn(2, 2, samples, generator=seeded(1)) * torch.tensor([1.0, 0.01])[:, None, None]
+    refined = wiener(stems, target, size)
+    assert refined.shape == stems.shape
+    assert decibels(refined.mean(0) - target, target) < -60
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-12])
+def test_mixture_is_shared_equally_between_silent_estimates(level):
+    target = mixture(1, 5000)
+    refined = wiener(torch.full((2, 1, 5000), level), target)
+    for stem in refined:
+        assert decibels(stem - target, target) < -60
+
+
+def test_silent_estimate_gets_nothing_of_what_the_other_explains():
+    target = mixture(1, 5000)
+    refined = wiener(torch.stack([2 * target, torch.zeros_like(target)]), target)
+    assert decibels(refined[0] - 2 * target, target) < -40 and decibels(refined[1], target) < -40
+
+
+def test_refinement_of_silence_is_silence():
+    assert (wiener(torch.randn(2, 1, 4096), torch.zeros(1, 4096)) == 0).all()
+
+
+def test_refinement_separates_tones_of_different_pitch():
+    time = torch.arange(16000) / 8000
+    sources = torch.stack([torch.sin(2 * torch.pi * hz * time) for hz in (200, 1500)])[:, None]
+    target = sources.mean(0)
+    refined = wiener(sources, target)
+    for stem, source in zip(refined, sources, strict=True):
+        assert decibels((stem - source)[:, 2000:-2000], source) < -25
+
+
+# --- selection -------------------------------------------------------------------------------------------------------------
+
+
+def test_cross_pair_equals_brute_force_over_all_pairs():
+    waveforms, target = torch.randn(2, 3, 9, 50, generator=seeded()), mixture(3, 50)
+    found = cross_pair(candidates(waveforms, torch.zeros(3, 9), target))
+    for b in range(3):
+        residuals = (target[b] - 0.5 * (waveforms[0, b][:, None] + waveforms[1, b])).square().sum(-1)
+        i, j = divmod(int(residuals.argmin()), 9)
+        assert torch.equal(found[:, b], torch.stack([waveforms[0, b, i], waveforms[1, b, j]]))
+
+
+def test_cross_pair_finds_parts_that_no_single_particle_holds():
+    sources = torch.randn(2, 1, 1, 50, generator=seeded())
+    waveforms = torch.randn(2, 1, 4, 50, generator=seeded(1))
+    waveforms[0, 0, 1], waveforms[1, 0, 3] = sources[0, 0, 0], sources[1, 0, 0]
+    target = sources.mean(0)[:, 0]
+    assert torch.equal(cross_pair(candidates(waveforms, torch.zeros(1, 4), target)), sources[:, :, 0])
+
+
+def test_posterior_mean_weighs_the_particles():
+    waveforms = torch.tensor([[[[1.0, 2.0], [5.0, 6.0]]], [[[0.0, 0.0], [4.0, 8.0]]]])
+    log_weights = torch.tensor([[0.25, 0.75]]).log() + 100.0
+    found = posterior_mean(candidates(waveforms, log_weights, torch.zeros(1, 2)))
+    assert torch.allclose(found, torch.tensor([[[4.0, 5.0]], [[3.0, 6.0]]]))
+
+
+def test_posterior_mean_ignores_particles_of_no_weight():
+    waveforms = torch.randn(2, 1, 3, 10)
+    found = posterior_mean(candidates(waveforms, torch.tensor([[-float("inf"), 0.0, -float("inf")]]), torch.zeros(1, 10)))
+    assert torch.equal(found, waveforms[:, :, 1])
+
+
+def test_highest_weight_and_smallest_residual_pick_whole_particles():
+    waveforms, target = torch.randn(2, 2, 3, 40, generator=seeded()), torch.zeros(2, 40)
+    waveforms[:, 0, 2] *= 0.01
+    waveforms[1, 1, 0] = -waveforms[0, 1, 0]
+    found = candidates(waveforms, torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 2.0]]), target)
+    assert torch.equal(highest_weight(found), torch.stack([waveforms[:, 0, 1], waveforms[:, 1, 0]], 1))
+    assert torch.equal(smallest_residual(found), torch.stack([waveforms[:, 0, 2], waveforms[:, 1, 0]], 1))
+    assert torch.equal(take_particle(waveforms, torch.tensor([1, 2])), torch.stack([waveforms[:, 0, 1], waveforms[:, 1, 2]], 1))
+
+
+@pytest.mark.parametrize("rule", SELECTIONS)
+def test_every_rule_gives_one_stem_per_source_and_mixture(separator, rule):
+    found = separator.candidates(mixture(3), particles=5)
+    assert SELECTIONS[rule](found).shape == (2, 3, 2048)
+
+
+def test_best_evidence_is_the_highest_over_all_mixtures():
+    runs = [SearchResult(*[torch.zeros(1)] * 2, torch.tensor(e), *[torch.zeros(1)] * 2) for e in ([-5.0, -1.0], [-2.0, -3.5], [-9.0, -0.1])]
+    assert best_evidence(runs) == 1
+
+
+# --- search through the separator ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_same_seed_gives_the_same_stems_to_the_bit(counting, search):
+    first, again = (counting.candidates(mixture(), search, 6, seed=3) for _ in range(2))
+    assert torch.equal(first.waveforms, again.waveforms) and torch.equal(first.search.log_weights, again.search.log_weights)
+    assert torch.equal(counting.separate(mixture(), search, 6, seed=3), counting.separate(mixture(), search, 6, seed=3))
+
+
+@pytest.mark.parametrize("search", ["particle", "ancestral", "topk"])
+def test_another_seed_gives_other_stems(counting, search):
+    assert not torch.equal(counting.separate(mixture(), search, 6, seed=0), counting.separate(mixture(), search, 6, seed=1))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_stems_have_the_shapes_and_scale_promised(counting, search):
+    found = counting.candidates(mixture(3, 2048 + 31), search, 5)
+    assert found.mixture.shape == (3, 2048) and found.waveforms.shape == (2, 3, 5, 2048)
+    assert found.search.codes.shape == (2, 3, 5, 64) and found.search.log_weights.shape == (3, 5)
+    assert found.search.log_evidence.shape == (3,) and torch.isfinite(found.search.log_evidence).all()
+    assert found.search.ess.shape == found.search.resampled.shape == (3, 64)
+    stems = counting.separate(mixture(3, 2048 + 31), search, 5)
+    assert torch.allclose(stems.mean(0), mixture(3, 2048 + 31)[:, :2048], atol=1e-4)
+
+
+def test_long_batches_are_searched_in_slices():
+    small = tiny_separator(search={"particles": 4, "max_rows": 8})
+    found = small.candidates(mixture(5), particles=4)
+    assert found.search.codes.shape == (2, 5, 4, 64) and found.search.ess.shape == (5, 64)
+    first = small.candidates(mixture(5)[:2], particles=4)
+    assert torch.equal(found.search.codes[:, :2], first.search.codes)
+    assert torch.equal(small.candidates(mixture(1), particles=99).search.codes, small.candidates(mixture(1), particles=99).search.codes)
+
+
+def test_decoding_each_distinct_sequence_once_changes_nothing(separator):
+    codes = torch.randint(12, (3, 16), generator=seeded())
+    repeated = codes[torch.tensor([[0, 1, 0], [2, 2, 0]])]
+    assert torch.allclose(separator.decode(repeated), separator.vqvae.decode(repeated.flatten(0, 1)).view(2, 3, -1), atol=1e-6)
+
+
+def test_bad_requests_are_refused_with_their_value(separator):
+    with pytest.raises(HybridsepError, match="unknown search 'best'.*particle"):
+        separator.separate(mixture(), "best")
+    with pytest.raises(HybridsepError, match="31 samples.*32"):
+        separator.separate(mixture(1, 31))
+    for particles in (0, -1):
+        with pytest.raises(ValueError, match=f"{particles} particles"):
+            separator.separate(mixture(), particles=particles)
+
+
+# --- models on disk --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(counting, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "a" / "model"
+    counting.save(folder)
+    return folder
+
+
+@pytest.fixture
+def model(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", ["counting", "separator"])
+def test_loaded_model_separates_as_the_saved_one_to_the_bit(kind, request, tmp_path):
+    original = request.getfixturevalue(kind)
+    original.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*FILES, "profile.json"])
+    loaded = Separator.load(tmp_path)
+    assert loaded.profile == original.profile and loaded.sample_rate == 8000
+    for search in SEARCHES:
+        assert torch.equal(loaded.separate(mixture(), search, 6, seed=2), original.separate(mixture(), search, 6, seed=2))
+
+
+def test_saving_twice_is_byte_identical(counting, saved, tmp_path):
+    counting.save(tmp_path)
+    for name in [*FILES, "profile.json"]:
+        assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", [*FILES, "profile.json"])
+def test_missing_file_is_refused_by_name(model, name):
+    (model / name).unlink()
+    with pytest.raises(HybridsepError, match=name):
+        Separator.load(model)
+
+
+@pytest.mark.parametrize("name", [*FILES, "profile.json"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "garbage"])
+def test_damaged_file_is_refused(model, name, how):
+    content = (model / name).read_bytes()
+    (model / name).write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "garbage": b"\x80\xff" * 300}[how])
+    with pytest.raises(HybridsepError, match="model"):
+        Separator.load(model)
+
+
+def replace_tensor(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_of_another_shape_is_refused(model, name):
+    def shrink(tensors):
+        largest = max(tensors, key=lambda k: tensors[k].numel())
+        tensors[largest] = tensors[largest][:-1].clone()
+
+    replace_tensor(model / name, shrink)
+    with pytest.raises(HybridsepError, match="model") as error:
+        Separator.load(model)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_that_lacks_or_adds_a_tensor_is_refused(model, name):
+    replace_tensor(model / name, lambda tensors: tensors.pop(max(tensors, key=lambda k: tensors[k].numel())))
+    with pytest.raises(HybridsepError, match="model"):
+        Separator.load(model)
+
+
+@pytest.mark.parametrize("name", FILES[:3])
+def test_refusal_of_wrong_weights_says_which_file(model, name):
+    shutil.copy(model / "likelihood.safetensors", model / name)
+    with pytest.raises(HybridsepError, match=name) as error:
+        Separator.load(model)
+    assert len(str(error.value)) < 400 + len(str(model))
+
+
+NONSENSE = {
+    "other K": lambda t: t.update(codebook=torch.randn(9, 3)),
+    "codebook of one axis": lambda t: t.update(codebook=torch.randn(12)),
+    "codebook with NaN": lambda t: t.update(codebook=t["codebook"] * float("nan")),
+    "keys outside the codebook": lambda t: t.update(keys=t["keys"] + 12**3),
+    "negative keys": lambda t: t.update(keys=t["keys"] - 12**3),
+    "unsorted keys": lambda t: t.update(keys=t["keys"].flip(0).contiguous()),
+    "fewer counts than keys": lambda t: t.update(counts=t["counts"][:3].clone()),
+    "two variances": lambda t: t.update(sigma_squared=torch.ones(2)),
+    "smoothing is NaN": lambda t: t.update(smoothing=torch.tensor(float("nan"))),
+}
+
+
+@pytest.mark.parametrize("change", [pytest.param(c, id=n) for n, c in NONSENSE.items()])
+def test_likelihood_that_makes_no_sense_is_refused(model, change):
+    replace_tensor(model / "likelihood.safetensors", change)
+    with pytest.raises(HybridsepError, match="likelihood"):
+        Separator.load(model)
+
+
+def test_profile_with_an_unknown_key_is_refused_by_name(model):
+    text = (model / "profile.json").read_text()
+    (model / "profile.json").write_text(text.replace('"seed"', '"sead"', 1))
+    with pytest.raises(HybridsepError, match="sead"):
+        Separator.load(model)
+
+
+def test_source_name_that_leaves_the_folder_is_refused(model):
+    text = (model / "profile.json").read_text()
+    (model / "profile.json").write_text(text.replace('"drums"', '"../../drums"', 1))
+    (model / "prior-..").mkdir()
+    shutil.copy(model / "prior-drums.safetensors", model / "drums.safetensors")
+    with pytest.raises(HybridsepError, match="drums"):
+        Separator.load(model)
+
+
+def test_folder_that_is_no_model_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(HybridsepError, match="is no model"):
+            Separator.load(folder)
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pickle_named_safetensors_is_not_executed(model, tmp_path, name):
+    trace = tmp_path / "executed"
+    payload = pickle.dumps({"w": Evil(trace)})
+    for write in (lambda: (model / name).write_bytes(payload), lambda: torch.save({"w": Evil(trace)}, model / name)):
+        write()
+        with pytest.raises(HybridsepError):
+            Separator.load(model)
+    assert not trace.exists()

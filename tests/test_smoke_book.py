@@ -1,0 +1,101 @@
+"""The real book, from nothing to a site, at the profile smoke: what `make book` promises, in a folder of its own."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from browser import check_links, check_page, check_weight, page_paths, serve
+
+from hybridsep.evaluation import COLUMNS
+from hybridsep.profiles import METHODS, load_profile
+from hybridsep.report.build import build_book
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = sorted(path.stem for path in (ROOT / "book").glob("*.ipynb"))
+TIME_LIMIT = 240.0  # seconds, on two cores that do nothing else
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """A copy of the book, built with a runs folder of its own; .site, .run, .seconds, .quiet (nothing else computed before)."""
+    root = tmp_path_factory.mktemp("smoke")
+    shutil.copytree(ROOT / "book", root / "book", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, root)
+    quiet = os.getloadavg()[0] < 1.5  # this test process counts for one
+    started = time.perf_counter()
+    site = build_book("smoke", root, root / "runs").parent
+    seconds = time.perf_counter() - started
+    status = json.loads((root / "_build" / "executed" / "status.json").read_text())
+    print(f"\nsmoke book: {seconds:.0f} s; " + ", ".join(f"{s['chapter']} {s['seconds']:.0f} s" for s in status))
+    return type("Book", (), {"root": root, "site": site, "run": root / "runs" / "smoke", "seconds": seconds, "quiet": quiet, "status": status})
+
+
+def test_every_chapter_was_executed_and_the_landing_page_last(book):
+    assert sorted(entry["chapter"] for entry in book.status) == CHAPTERS
+    assert {entry["status"] for entry in book.status} == {"executed"}
+    assert book.status[-1]["chapter"] == "index"
+    for chapter in CHAPTERS:
+        assert (book.site / "book" / f"{chapter}.html").is_file()
+
+
+def test_smoke_book_is_quick(book):
+    if not book.quiet:
+        pytest.skip(f"other programs were computing; it took {book.seconds:.0f} s")
+    assert book.seconds <= TIME_LIMIT, f"{book.seconds:.0f} s; chapters: {book.status}"
+
+
+def test_evaluation_has_every_cell_search_and_protocol(book):
+    table = pd.read_csv(book.run / "evaluation.csv")
+    assert tuple(table.columns) == COLUMNS
+    profile = load_profile("smoke")
+    scored = table[(table.metric == "sdr") & table.method.isin(METHODS)]
+    found = set(zip(scored.method, scored.search, scored.selection, strict=True))
+    assert found == {(m, s, p) for m in METHODS for s in profile.evaluation.searches for p in ("oracle", "seed", "blind")}
+    assert set(table.method) - set(METHODS) >= {"mixture", "codec-plain", "codec-linear", "irm"}
+    assert table[table.metric == "sdr"].value.notna().all()
+
+
+def test_every_chapter_has_something_to_listen_to_and_the_warning_of_a_small_run(book):
+    for chapter in CHAPTERS:
+        page = (book.site / "book" / f"{chapter}.html").read_text(encoding="utf-8")
+        assert "<audio" in page or 'class="hs-stems"' in page, chapter
+        assert "mean nothing" in page, chapter
+
+
+def test_prose_shows_numbers_and_not_the_names_they_are_glued_by(book):
+    for chapter in CHAPTERS:
+        page = (book.site / "book" / f"{chapter}.html").read_text(encoding="utf-8")
+        assert "{glue" not in page and "glue:text" not in page, chapter
+        assert ">nan<" not in page and " nan " not in page, chapter
+
+
+def test_links_resolve_and_pages_are_light(book):
+    check_links(book.site)
+    check_weight(book.site)
+
+
+@pytest.mark.browser
+def test_every_page_works_in_a_browser(book, chromium):
+    with serve(book.site) as address:
+        for path in page_paths(book.site):
+            page = chromium.new_page()
+            check_page(page, f"{address}/{path}")
+            page.close()
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_sources_hold_no_outputs(chapter):
+    notebook = nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4)
+    for cell in notebook.cells:
+        assert cell.cell_type == "markdown" or (not cell.outputs and cell.execution_count is None)
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert [cell.source for cell in tagged] == ['profile = "cpu"']
+    assert "widgets" not in notebook.metadata

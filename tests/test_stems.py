@@ -1,0 +1,124 @@
+"""Solo stems of a split: what is in the array is what is in the files, and random crops are where they say."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny import seeded
+
+from hybridsep.data.minislakh import make_minislakh
+from hybridsep.data.slakh import load_source, read_tracks
+from hybridsep.data.stems import MIXTURE_RMS, StemSet, build_stems, mix, open_stems
+from hybridsep.errors import HybridsepError
+
+RATE = 8000
+SOURCES = {"bass": "Bass", "drums": "Drums"}
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory):
+    return make_minislakh(tmp_path_factory.mktemp("songs") / "MiniSlakh", 10, 6.0, 0, RATE, workers=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def stems(songs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stems")
+    build_stems(songs, "train", SOURCES, RATE, folder)
+    return open_stems(folder, "train")
+
+
+def ramp(lengths=(100, 300, 200)):
+    """A set whose samples say where they are: source p, time t holds 1000 p + t."""
+    audio = np.stack([np.arange(sum(lengths)), 1000 + np.arange(sum(lengths))]).astype(np.int16)
+    starts = tuple(int(s) for s in np.cumsum((0, *lengths[:-1])))
+    return StemSet(audio, tuple("abc"), starts, lengths, RATE)
+
+
+def test_every_song_of_the_split_is_there_and_memory_mapped(songs, stems):
+    assert stems.names == tuple(t.name for t in read_tracks(songs, "train")) and len(stems) == 7
+    assert isinstance(stems.audio, np.memmap) and stems.audio.dtype == np.int16
+    assert stems.seconds == pytest.approx(42.0, abs=0.1) and stems.sample_rate == RATE
+
+
+def test_crops_are_what_the_files_hold_at_the_songs_common_level(songs, stems):
+    for index, track in enumerate(read_tracks(songs, "train")):
+        files = np.stack([load_source(track, inst_class, RATE) for inst_class in SOURCES.values()])[:, : stems.lengths[index]]
+        expected = np.clip(files * MIXTURE_RMS / np.sqrt(np.square(files.mean(0)).mean()), -1, 1)
+        assert np.abs(stems.song(index).numpy() - expected).max() < 2 / 32767
+        for p in range(2):
+            found = stems.crop(p, index, 1000, 20000).numpy()
+            assert found.dtype == np.float32 and np.abs(found - expected[p, 1000:21000]).max() < 2 / 32767
+
+
+def test_levelling_cuts_off_next_to_nothing(stems):
+    """A clipped stem is no longer the stem: peaks must fit under full scale."""
+    assert np.mean(np.abs(stems.audio.astype(np.int32)) >= 32767) < 1e-5
+
+
+def test_built_twice_byte_for_byte(songs, tmp_path):
+    for name in ("a", "b"):
+        build_stems(songs, "validation", SOURCES, RATE, tmp_path / name)
+    for file in ("validation.npy", "validation.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["validation.json", "validation.npy"]
+    assert json.loads((tmp_path / "a" / "validation.json").read_text())["sources"] == SOURCES
+
+
+def test_stems_are_resampled_to_the_asked_rate(songs, tmp_path):
+    build_stems(songs, "validation", SOURCES, 16000, tmp_path)
+    found = open_stems(tmp_path, "validation")
+    assert found.sample_rate == 16000 and found.seconds == pytest.approx(6.0, abs=0.05)
+
+
+def test_split_without_the_sources_is_refused(songs, tmp_path):
+    with pytest.raises(HybridsepError, match="no track of split 'test'.*Bass, Theremin"):
+        build_stems(songs, "test", {"bass": "Bass", "theremin": "Theremin"}, RATE, tmp_path)
+
+
+def test_split_whose_stems_are_all_empty_is_refused(songs, tmp_path):
+    track = tmp_path / "songs" / "train" / "Track00001"
+    (track / "stems").mkdir(parents=True)
+    (track / "metadata.yaml").write_text("stems: {S00: {inst_class: Bass}, S01: {inst_class: Drums}}")
+    for name in ("S00", "S01"):
+        soundfile.write(track / "stems" / f"{name}.wav", np.zeros(0), RATE)
+    with pytest.raises(HybridsepError, match="train"):
+        build_stems(tmp_path / "songs", "train", SOURCES, RATE, tmp_path / "out")
+
+
+def test_random_crops_lie_inside_one_song():
+    found = (ramp().random_crops(1, 500, 150, seeded()) * 32767).round().int()
+    assert found.shape == (500, 150) and (found.diff(dim=1) == 1).all()
+    starts = found[:, 0] - 1000
+    inside = ((starts >= 100) & (starts <= 250)) | ((starts >= 400) & (starts <= 450))
+    assert inside.all() and {100, 250, 400, 450} <= set(starts.tolist())
+
+
+def test_random_pairs_are_deterministic_and_change_with_the_seed(stems):
+    first, again, other = (stems.random_pairs(6, 4000, seeded(s)) for s in (1, 1, 2))
+    assert first.shape == (2, 6, 4000) and torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_share_of_pairs_from_one_song_is_kept():
+    found = (ramp((3000,) * 3).random_pairs(40, 50, seeded(), same_song_share=0.25, gain_db=0.0) * 32767).round().int()
+    same = (found[1, :, 0] - found[0, :, 0]) == 1000
+    assert same[:10].all() and not same[10:].any()
+
+
+def test_gains_stay_within_half_the_range_and_differ_between_sources(stems):
+    plain = stems.random_pairs(40, 500, seeded(3), gain_db=0.0)
+    louder = stems.random_pairs(40, 500, seeded(3), gain_db=6.0)
+    heard = plain.square().sum(-1) > 1e-6
+    gain = 10 * torch.log10((louder.square().sum(-1) / plain.square().sum(-1))[heard])
+    assert gain.abs().max() <= 3.0 + 1e-3 and gain.min() < -1.5 and gain.max() > 1.5
+
+
+def test_mixture_is_the_mean_of_the_sources():
+    sources = torch.randn(2, 3, 10)
+    assert torch.allclose(mix(sources), 0.5 * sources[0] + 0.5 * sources[1])
+
+
+def test_crop_longer_than_every_song_is_refused_with_both_lengths():
+    with pytest.raises(HybridsepError, match=r"as long as 1\.0 s; the longest has 0\.0 s"):
+        ramp().random_crops(0, 1, RATE, seeded())
