@@ -10,6 +10,7 @@ Sources: Mancusi et al. 2021 (arXiv 2110.05313), sec. 3.3, for `sum`; Postolache
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,7 @@ class Likelihood(ABC):
     """l(m | i, j) over a codebook of K codes. Every value is positive: an unseen mixture code or pair is unlikely, never an error."""
 
     codes: int
+    cache_bytes = 2**30
 
     @abstractmethod
     def matrix(self, mixture: int) -> Tensor:
@@ -85,7 +87,7 @@ class Likelihood(ABC):
         first, second = log_p.exp()
         marginal = torch.empty_like(first)
         for b, code in enumerate(mixture.tolist()):
-            torch.mm(second[b], self.matrix(code).T, out=marginal[b])
+            torch.mm(second[b], self._cached_matrix(code).T, out=marginal[b])
         marginal *= first
         return StepPosterior(self, mixture, second, marginal)
 
@@ -137,6 +139,17 @@ class Likelihood(ABC):
                 codes = torch.stack([code.gather(1, row), top.indices % size])
                 return codes, local.gather(1, row), top.values.log()
             wanted = min(rows, 2 * wanted)
+
+    def _cached_matrix(self, mixture: int) -> Tensor:
+        """`matrix`, kept while it is among the last used: a few hundred mixture codes make up most of a recording."""
+        cache = self.__dict__.setdefault("_matrices", OrderedDict())
+        found = cache.pop(mixture, None)
+        if found is None:
+            found = self.matrix(mixture)
+            if (len(cache) + 1) * found.numel() * found.element_size() > self.cache_bytes and cache:
+                cache.popitem(last=False)
+        cache[mixture] = found
+        return found
 
     def _check(self, mixture: Tensor, log_p: Tensor) -> None:
         if log_p.shape[-1] != self.codes:

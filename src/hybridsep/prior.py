@@ -31,40 +31,46 @@ class Attention(nn.Module):
         self.project_out = nn.Linear(settings.width, settings.width, bias=False)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """[B, T, W] -> [B, T, W]; T is at most `window` or a multiple of it."""
+        """[B, T, W] -> [B, T, W]; T is a multiple of `window`."""
         batch, length, width = x.shape
         parts = self.project_in(x).view(batch, length, -1, self.head_width).transpose(1, 2)
         query, key, value = parts.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        query, key = rotate(query, rotation), rotate(key, rotation)
-        if self.kv_heads != self.heads:
-            key, value = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (key, value))
-        if length <= self.window:
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        else:
-            mixed = windowed_attention(query, key, value, self.window)
+        mixed = windowed_attention(rotate(query, rotation), rotate(key, rotation), value, self.window)
         return self.project_out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
 def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """Each position attends to the last `window` positions: blocks of `window` queries see their block and the one before.
+    """Each position attends to the last `window` positions, itself included.
+
+    Blocks of `window` queries see their own block and the one before. Heads that share keys and values are so many more queries of one
+    matrix product, which on CPUs is several times faster than the fused attention of short blocks.
 
     Args:
-        query, key, value: [B, H, T, D], T a multiple of `window`.
+        query: [B, H, T, D], T a multiple of `window`.
+        key, value: [B, G, T, D], G a divisor of H.
     """
     batch, heads, length, width = query.shape
-    blocks = length // window
+    groups, blocks, shared = key.shape[1], length // window, heads // key.shape[1]
 
     def two_blocks(x: Tensor) -> Tensor:
-        before = F.pad(x, (0, 0, window, 0))[:, :, :length].view(batch, heads, blocks, window, width)
-        return torch.cat([before, x.view(batch, heads, blocks, window, width)], 3).transpose(1, 2).flatten(0, 1)
+        before = F.pad(x, (0, 0, window, 0))[:, :, :length].unflatten(2, (blocks, window))
+        return torch.cat([before, x.unflatten(2, (blocks, window))], 3).flatten(0, 2)
 
-    distance = torch.arange(window, device=query.device)[:, None] + window - torch.arange(2 * window, device=query.device)
-    seen = (distance >= 0) & (distance < window)
-    mask = seen.repeat(batch * blocks, 1, 1).view(batch, blocks, 1, window, 2 * window)
-    mask[:, 0, :, :, :window] = False
-    grouped = query.view(batch, heads, blocks, window, width).transpose(1, 2).flatten(0, 1)
-    mixed = F.scaled_dot_product_attention(grouped, two_blocks(key), two_blocks(value), attn_mask=mask.flatten(0, 1))
-    return mixed.view(batch, blocks, heads, window, width).transpose(1, 2).reshape(batch, heads, length, width)
+    grouped = query.view(batch, groups, shared, blocks, window, width).transpose(2, 3).reshape(-1, shared * window, width)
+    scores = torch.bmm(grouped * width**-0.5, two_blocks(key).transpose(1, 2))
+    scores = scores.view(-1, blocks, shared, window, 2 * window) + _window_mask(window, blocks, query)
+    mixed = torch.bmm(scores.softmax(-1).view(-1, shared * window, 2 * window), two_blocks(value))
+    return mixed.view(batch, groups, blocks, shared, window, width).transpose(2, 3).reshape(batch, heads, length, width)
+
+
+def _window_mask(window: int, blocks: int, like: Tensor) -> Tensor:
+    """0 where a query may look and -inf where not: [blocks, 1, window, 2 * window]."""
+    position = torch.arange(2 * window, device=like.device)
+    distance = position[:window, None] + window - position
+    mask = torch.zeros(blocks, 1, window, 2 * window, dtype=like.dtype, device=like.device)
+    mask.masked_fill_((distance < 0) | (distance >= window), -torch.inf)
+    mask[0, :, :, :window] = -torch.inf
+    return mask
 
 
 class Block(nn.Module):
@@ -98,9 +104,8 @@ class Prior(nn.Module):
         """Codes int64 [B, T] -> logits [B, T, K]; logits[:, t] predict codes[:, t] from those before it."""
         start = torch.full_like(codes[:, :1], self.codes)
         x = self.embedding(torch.cat([start, codes[:, :-1]], 1))
-        length, window = codes.shape[1], self.settings.window
-        padding = (-length) % window if length > window else 0
-        x = F.pad(x, (0, 0, 0, padding))
+        length = codes.shape[1]
+        x = F.pad(x, (0, 0, 0, -length % self.settings.window))
         rotation = rotary_angles(torch.arange(x.shape[1], device=codes.device), self.settings)
         for block in self.blocks:
             x = block(x, rotation)

@@ -65,7 +65,7 @@ class VQVAESettings(Settings):
     ema_decay: float = Field(0.98, gt=0, lt=1)
     dead_share: float = Field(0.05, ge=0, description="a code used less than this share of the mean is re-seeded")
     unquantised_share: float = Field(0.1, ge=0, lt=1, description="first share of the steps, without quantisation")
-    commit_weight: float = Field(0.1, ge=0)
+    commit_weight: float = Field(2.0, ge=0)
     l2_weight: float = Field(5.0, ge=0)
     stft_weight: float = Field(0.5, ge=0)
     linear_weight: float = Field(2.0, ge=0, description="weight of L_lin for kind `linear`")
@@ -96,8 +96,8 @@ class PriorSettings(Settings):
     width: int = Field(192, ge=8)
     heads: int = Field(6, ge=1)
     kv_heads: int = Field(1, ge=1)
-    window: int = Field(256, ge=1)
-    crop_codes: int = Field(1024, ge=2)
+    window: int = Field(128, ge=1)
+    crop_codes: int = Field(512, ge=2)
     training: TrainingSettings
 
     @model_validator(mode="after")

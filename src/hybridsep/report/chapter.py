@@ -80,18 +80,18 @@ def publish(**values: Any) -> None:
 
 
 class _Quoted(str):
-    """Text whose representation is itself: `glue` stores what would be displayed."""
+    """Text that `glue` stores in plain quotes: bare, "+0.50" would be read as a number and lose its sign; repr would escape spaces."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return str(self)
+        return f"'{self}'"
 
 
 def number(value: float, decimals: int = 2) -> str:
     """A number as the prose writes it: thin spaces between thousands, a true minus sign."""
     if isinstance(value, (int, np.integer)):
-        return f"{int(value):,}".replace(",", " ").replace("-", "−")
+        return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
     if not np.isfinite(value):
         return "undefined"
     return f"{value:.{decimals}f}".replace("-", "−")
@@ -107,7 +107,7 @@ def mean_std(values: Iterable[float], decimals: int = 2) -> str:
     array = np.asarray([v for v in values if np.isfinite(v)], dtype=float)
     if not array.size:
         return "–"
-    spread = f" ± {number(float(array.std(ddof=1)), decimals)}" if array.size > 1 else ""
+    spread = f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(float(array.std(ddof=1)), decimals)}" if array.size > 1 else ""
     return number(float(array.mean()), decimals) + spread
 
 
@@ -153,17 +153,14 @@ def sdr_columns(names: Sequence[str], **where: str) -> dict[str, dict[str, str]]
     return {f"{name} (dB)": {"metric": "sdr", "source": name, **where} for name in names}
 
 
-def provenance_line(evaluation: Evaluation, *facts: str) -> str:
+def provenance_line(
+    evaluation: Evaluation, *facts: str, spread: str = "mean ± standard deviation over chunks", reference: str = "the real sources"
+) -> str:
     """What a reader needs to judge a table of scores: n, spread, reference and hardware."""
     chunks = evaluation.chunks
     seconds = chunks.sources.shape[-1] / chunks.sample_rate
-    line = [
-        f"n = {len(chunks)} chunks of {seconds:.2g} s, one per test song; mean ± standard deviation over chunks",
-        "reference: the real sources" if not any("reference" in fact for fact in facts) else "",
-        *facts,
-        made_with(evaluation.pipeline),
-    ]
-    return "; ".join(part for part in line if part) + "."
+    sample = f"n = {len(chunks)} chunks of {seconds:.2g} s, one per test song"
+    return "; ".join([sample, spread, f"reference: {reference}", *facts, made_with(evaluation.pipeline)]) + "."
 
 
 def made_with(pipeline: Pipeline) -> str:
