@@ -57,12 +57,13 @@ def separate(
     overwrite: bool = False,
 ) -> None:
     """Separate a recording into stems."""
-    from hybridsep.recording import read_audio, separate_recording, write_stems
+    from hybridsep.recording import read_audio, separate_recording, stem_paths, write_stems
     from hybridsep.separation import Separator
 
     started = time.perf_counter()
     waveform, rate = read_audio(recording)
     separator = Separator.load(model)
+    stem_paths(separator.profile.source_names, out, form, overwrite)  # refuse before the work, not after it
     result = separate_recording(separator, waveform, rate, search, particles, seed, refine)
     paths = write_stems(result, separator.profile.source_names, out, form, overwrite)
     seconds = time.perf_counter() - started

@@ -137,11 +137,11 @@ class Evaluation:
             found = separator.candidates(self.chunks.mixture, search, particles, self.settings.seed, label)
             codec = self.codec(spec.vqvae)
             rows, selections = self._score(method, search, found, codec)
-            rows.to_csv(step.folder / "rows.csv", index=False)
-            selections.to_csv(step.folder / "selections.csv", index=False)
+            rows.to_csv(step.folder / "rows.csv", index=False, na_rep="nan")
+            selections.to_csv(step.folder / "selections.csv", index=False, na_rep="nan")
             per_code = found.search.log_evidence / found.search.codes.shape[-1]
             tensors = {"estimates": SELECTIONS[BLIND_RULE](found), "log_evidence": per_code, "ess": found.search.ess.contiguous()}
-            write_atomically(step.folder / "run.safetensors", save({k: v.cpu() for k, v in tensors.items()}))
+            write_atomically(step.folder / "run.safetensors", save({k: v.cpu().contiguous() for k, v in tensors.items()}))
             resampled = float(found.search.resampled.float().sum(1).mean())
             return {"particles": particles, "seconds_per_chunk": found.seconds / len(self.chunks), "resamplings_per_chunk": resampled}
 
@@ -170,7 +170,7 @@ class Evaluation:
         table = pd.concat([self.references(), *(r.rows for r in runs)], ignore_index=True)
         rules = pd.concat([r.selections for r in runs], ignore_index=True)
         for name, frame in (("evaluation.csv", table), ("selections.csv", rules), ("particles.csv", self.particle_counts())):
-            write_atomically(root / name, frame.to_csv(index=False, float_format="%.6g").encode())
+            write_atomically(root / name, frame.to_csv(index=False, float_format="%.6g", na_rep="nan").encode())
         chosen = {"tracks": self.chunks.tracks, "starts": self.chunks.starts, "sample_rate": self.chunks.sample_rate}
         write_atomically(root / "chunks.json", json.dumps(chosen).encode())
         self.pipeline.write_provenance()

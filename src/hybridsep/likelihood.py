@@ -226,7 +226,7 @@ class SumLikelihood(Likelihood):
 
     def to_tensors(self) -> dict[str, Tensor]:
         """See Likelihood."""
-        return {"codebook": self.codebook, "sigma_squared": torch.tensor(self.sigma_squared), "floor": torch.tensor(self.floor)}
+        return {"codebook": self.codebook, "sigma_squared": _number(self.sigma_squared), "floor": _number(self.floor)}
 
     @classmethod
     def fit(cls, codebook: Tensor, triples: Tensor) -> SumLikelihood:
@@ -297,7 +297,7 @@ class CountLikelihood(Likelihood):
     def to_tensors(self) -> dict[str, Tensor]:
         """See Likelihood."""
         extra = {"keys": self.keys, "counts": self.counts.int()}
-        scalars = {"smoothing": torch.tensor(self.smoothing), "power": torch.tensor(self.power)}
+        scalars = {"smoothing": _number(self.smoothing), "power": _number(self.power)}
         return self.backoff.to_tensors() | extra | scalars
 
     @classmethod
@@ -315,7 +315,7 @@ class CountLikelihood(Likelihood):
     def _look_up(self, key: Tensor) -> tuple[Tensor, Tensor]:
         position = torch.searchsorted(self.keys, key.contiguous()).clamp_max(max(0, len(self.keys) - 1))
         if not len(self.keys):
-            return torch.zeros_like(key, dtype=torch.bool), torch.zeros(key.shape)
+            return torch.zeros_like(key, dtype=torch.bool), torch.zeros(key.shape, device=key.device)
         return self.keys[position] == key, self.values[position]
 
     def _raised(self, values: Tensor) -> Tensor:
@@ -324,12 +324,32 @@ class CountLikelihood(Likelihood):
 
 def sum_table(codebook: Tensor) -> Tensor:
     """c(i,j): the code nearest to ½ e_i + ½ e_j, int32 [K, K]. Codebook [K, D]."""
-    rows = [nearest_code(0.5 * vector + 0.5 * codebook, codebook) for vector in codebook]
-    return torch.stack(rows).int()
+    table = torch.stack([nearest_code(0.5 * vector + 0.5 * codebook, codebook) for vector in codebook])
+    # A mean is as far from e_i as from e_j: where no third code is nearer, rounding would decide.
+    index = torch.arange(len(codebook), device=codebook.device)
+    tied = (table == index[:, None]) | (table == index)
+    return torch.where(tied, torch.minimum(index[:, None], index), table).int()
+
+
+def _number(value: float) -> Tensor:
+    """In float64, so that the round trip through a file keeps every bit."""
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def likelihood_from_tensors(tensors: dict[str, Tensor]) -> Likelihood:
-    """Rebuild what `to_tensors` described: counts where there are counts, else the sum."""
+    """Rebuild what `to_tensors` described: counts where there are counts, else the sum.
+
+    Raises:
+        ValueError: the tensors do not fit each other.
+    """
+    codebook, keys, counts = tensors["codebook"], tensors.get("keys"), tensors.get("counts")
+    numbers = [tensors[name] for name in ("sigma_squared", "floor", "smoothing", "power") if name in tensors]
+    if codebook.ndim != 2 or not torch.isfinite(codebook).all() or any(n.ndim or not torch.isfinite(n) for n in numbers):
+        raise ValueError("likelihood: codebook or fitted numbers are damaged")
+    if (keys is None) != (counts is None) or keys is not None and (
+        keys.shape != counts.shape or len(keys) and not 0 <= int(keys[0]) <= int(keys[-1]) < len(codebook) ** 3 or (keys.diff() <= 0).any()
+    ):
+        raise ValueError("likelihood: counted triples are damaged")
     backoff = SumLikelihood(tensors["codebook"], float(tensors["sigma_squared"]), float(tensors["floor"]))
     if "keys" not in tensors:
         return backoff

@@ -45,7 +45,8 @@ def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
     projected = scale * target
     error = projected - estimate
     with np.errstate(divide="ignore"):
-        return 10 * np.log10((projected**2).sum(-1) / np.maximum((error**2).sum(-1), 1e-12))
+        values = 10 * np.log10((projected**2).sum(-1) / np.maximum((error**2).sum(-1), 1e-12))
+    return np.where((target**2).sum(-1) > 0, values, np.nan)[()]
 
 
 def bss_eval(estimates: np.ndarray, references: np.ndarray, window: int) -> dict[str, np.ndarray]:
@@ -58,10 +59,12 @@ def bss_eval(estimates: np.ndarray, references: np.ndarray, window: int) -> dict
         name -> float [P], median over windows; windows where any reference is silent are NaN and left out.
 
     Raises:
-        HybridsepError: a reference is silent throughout, for which BSS Eval is not defined.
+        HybridsepError: a reference or an estimate is silent throughout, for which BSS Eval is not defined.
     """
     if not np.abs(references).sum(-1).all():
         raise HybridsepError("BSS Eval is not defined for a silent reference")
+    if not np.abs(estimates).sum(-1).all():
+        raise HybridsepError("BSS Eval is not defined for a silent estimate")
     museval = _museval()
     values = museval.evaluate(references[..., None], estimates[..., None], win=window, hop=window, mode="v4")
     with warnings.catch_warnings():

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from hybridsep.codec_training import VQVAETask
 from hybridsep.data.codes import CodeSet
 from hybridsep.data.minislakh import make_minislakh
-from hybridsep.data.stems import MIXTURE_RMS, StemSet, build_stems, mix, open_stems
+from hybridsep.data.stems import LARGEST, MIXTURE_RMS, StemSet, build_stems, mix, open_stems
 from hybridsep.device import default_device, fast_dtype, seeded_generator
 from hybridsep.errors import HybridsepError
 from hybridsep.likelihood import CountLikelihood, Likelihood, SumLikelihood, TripleCounter, likelihood_from_tensors
@@ -199,7 +199,7 @@ class Pipeline:
 
     def prior_step(self, kind: VQVAEKind, source: str) -> Step:
         """Where a prior is kept, with its history.csv."""
-        return self._step(f"prior-{kind}-{source}", self.profile.prior, self.vqvae_step(kind).folder.name)
+        return self._step(f"prior-{kind}-{source}", self.profile.prior, str(self.dtype), self.vqvae_step(kind).folder.name)
 
     def steps(self) -> list[Step]:
         """Every finished step of this run's folder, oldest first."""
@@ -222,7 +222,7 @@ class Pipeline:
 
     def _stems_step(self) -> Step:
         source = _fingerprint(self.data) if self.data else self.profile.data
-        return self._step("stems", source, self.profile.sources, self.profile.data.sample_rate, MIXTURE_RMS)
+        return self._step("stems", source, self.profile.sources, self.profile.data.sample_rate, MIXTURE_RMS, LARGEST)
 
     def _make(self, step: Step, make: Callable[[], dict]) -> None:
         if step.done:

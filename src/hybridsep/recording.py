@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-import torchaudio.functional as AF
+from scipy.signal import resample_poly
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from hybridsep.errors import HybridsepError
 from hybridsep.separation import SELECTIONS, Separator, wiener
@@ -64,6 +66,8 @@ def check_waveform(waveform: Tensor, rate: int, name: str) -> None:
     Raises:
         HybridsepError: as in `read_audio`.
     """
+    if not waveform.shape[0]:
+        raise HybridsepError(f"{name} has no channels")
     if waveform.shape[-1] < SHORTEST_SECONDS * rate:
         raise HybridsepError(f"{name} lasts {waveform.shape[-1] / rate:.3f} s; at least {SHORTEST_SECONDS} s is needed")
     if not torch.isfinite(waveform).all():
@@ -83,13 +87,20 @@ def separate_recording(
     if not waveform.abs().max() > 0:
         warnings.warn("the recording is silent throughout; so are its stems", stacklevel=2)
         return Separation(waveform.expand(len(names), *waveform.shape).clone(), sample_rate, 0.0)
-    mono = AF.resample(waveform.mean(0), sample_rate, separator.sample_rate)
-    windows, step = cut_windows(mono, separator.sample_rate)
-    found = separator.candidates(windows, search, particles, seed, label="separating")
-    stems = join_windows(SELECTIONS["mean"](found).cpu(), step, len(mono))
-    upsampled = AF.resample(stems, separator.sample_rate, sample_rate)[..., : waveform.shape[-1]]
+    mono = resample(waveform.mean(0), sample_rate, separator.sample_rate)
+    windows, step = cut_windows(mono, separator.sample_rate, separator.hop)
+    particles = particles or separator.profile.search.particles
+    # Slice by slice, so that memory does not grow with the recording times N.
+    slices = windows.split(max(1, separator.profile.search.max_rows // particles))
+    means, nats = [], 0.0
+    for index, part in enumerate(tqdm(slices, desc="separating", unit="slice")):
+        found = separator.candidates(part, search, particles, seed + 7919 * index)
+        means.append(SELECTIONS["mean"](found).cpu())
+        nats += float(found.search.log_evidence.sum()) / found.search.codes.shape[-1]
+    stems = join_windows(torch.cat(means, 1), step, len(mono))
+    upsampled = resample(stems, separator.sample_rate, sample_rate)[..., : waveform.shape[-1]]
     upsampled = torch.nn.functional.pad(upsampled, (0, waveform.shape[-1] - upsampled.shape[-1]))
-    evidence = float(found.search.log_evidence.mean()) / found.search.codes.shape[-1]
+    evidence = nats / len(windows)
     if refine:
         size = 2 ** round(np.log2(MASK_SECONDS * sample_rate))
         per_channel = upsampled[:, None].expand(-1, len(waveform), -1)
@@ -97,12 +108,22 @@ def separate_recording(
     return Separation((upsampled / len(names))[:, None].expand(-1, len(waveform), -1).contiguous(), sample_rate, evidence)
 
 
-def cut_windows(mono: Tensor, rate: int) -> tuple[Tensor, int]:
-    """Overlapping windows [B, T] of a waveform [samples], the last one padded with zeros, and the step between them in samples."""
-    length = int(WINDOW_SECONDS * rate)
+def resample(waveform: Tensor, old_rate: int, new_rate: int) -> Tensor:
+    """float32 [..., samples] from one rate in Hz to another."""
+    if old_rate == new_rate:
+        return waveform
+    common = math.gcd(old_rate, new_rate)
+    return torch.from_numpy(resample_poly(waveform.numpy(), new_rate // common, old_rate // common, axis=-1).astype(np.float32))
+
+
+def cut_windows(mono: Tensor, rate: int, hop: int = 1) -> tuple[Tensor, int]:
+    """Overlapping windows [B, T] of a waveform [samples], the last one padded with zeros, and the step between them in samples.
+
+    A window is a whole number of codes of `hop` samples, or the search would cut its end off.
+    """
+    length = -(-int(WINDOW_SECONDS * rate) // hop) * hop
     step = length - int(OVERLAP_SECONDS * rate)
     count = max(1, -(-(len(mono) - length) // step) + 1)
-    # The end of a window is cut to whole codes: one code of zeros behind it keeps every sample.
     padded = torch.nn.functional.pad(mono, (0, (count - 1) * step + length - len(mono)))
     return padded.unfold(0, length, step), step
 
@@ -129,10 +150,7 @@ def write_stems(separation: Separation, names: tuple[str, ...], folder: Path, su
     Raises:
         HybridsepError: a file is there already, the folder cannot be written, or the format does not know the rate.
     """
-    paths = [folder / f"{name}.{suffix}" for name in names]
-    taken = [str(p) for p in paths if p.exists()]
-    if taken and not overwrite:
-        raise HybridsepError(f"{', '.join(taken)} exists already; give --overwrite to replace it")
+    paths = stem_paths(names, folder, suffix, overwrite)
     temporary = [p.with_name(f".{p.stem}.part.{suffix}") for p in paths]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,5 +164,21 @@ def write_stems(separation: Separation, names: tuple[str, ...], folder: Path, su
         raise HybridsepError(f"cannot write {suffix} stems to {folder}: {reason}") from None
     finally:
         for path in temporary:
-            path.unlink(missing_ok=True)
+            if path.exists():
+                path.unlink()
+    return paths
+
+
+def stem_paths(names: tuple[str, ...], folder: Path, suffix: str, overwrite: bool) -> list[Path]:
+    """Where the stems will be written.
+
+    Raises:
+        HybridsepError: unknown format, or a file is there already.
+    """
+    if suffix.upper() not in soundfile.available_formats():
+        raise HybridsepError(f"unknown format '{suffix}': choose wav, flac, ogg or mp3")
+    paths = [folder / f"{name}.{suffix}" for name in names]
+    taken = [str(p) for p in paths if p.exists()]
+    if taken and not overwrite:
+        raise HybridsepError(f"{', '.join(taken)} exists already; give --overwrite to replace it")
     return paths

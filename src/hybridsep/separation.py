@@ -59,6 +59,11 @@ class Separator:
         """Hz."""
         return self.profile.data.sample_rate
 
+    @property
+    def hop(self) -> int:
+        """Samples per code."""
+        return self.vqvae.hop
+
     @torch.no_grad()
     def candidates(
         self, mixture: Tensor, search: str = "particle", particles: int | None = None, seed: int = 0, label: str | None = None
@@ -78,6 +83,8 @@ class Separator:
         if search not in SEARCHES:
             raise HybridsepError(f"unknown search '{search}': choose one of {', '.join(SEARCHES)}")
         particles = self.profile.search.particles if particles is None else particles
+        if particles < 1:
+            raise HybridsepError(f"{particles} particles: at least 1 is needed")
         length = mixture.shape[-1] // self.vqvae.hop * self.vqvae.hop
         if not length:
             raise HybridsepError(f"{mixture.shape[-1]} samples are less than one code of {self.vqvae.hop}")
@@ -139,14 +146,14 @@ class Separator:
         try:
             profile = Profile.model_validate(json.loads((folder / "profile.json").read_text()))
             vqvae = VQVAE(profile.vqvae)
-            vqvae.load_state_dict(load_weights(folder / "vqvae.safetensors"))
+            _load_into(vqvae, folder / "vqvae.safetensors")
             priors = [Prior(profile.prior, profile.vqvae.codes) for _ in profile.sources]
             for name, prior in zip(profile.source_names, priors, strict=True):
-                prior.load_state_dict(load_weights(folder / f"prior-{name}.safetensors"))
+                _load_into(prior, folder / f"prior-{name}.safetensors")
             tensors = {k: v.to(device) for k, v in load_weights(folder / "likelihood.safetensors").items()}
             likelihood = likelihood_from_tensors(tensors)
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise HybridsepError(f"model {folder}: {str(error).splitlines()[0]}") from None
+        except (RuntimeError, KeyError, ValueError, IndexError, TypeError) as error:
+            raise HybridsepError(f"model {folder}: {' '.join(str(error).split())[:300]}") from None
         if likelihood.codes != profile.vqvae.codes:
             raise HybridsepError(f"model {folder}: likelihood of {likelihood.codes} codes, VQ-VAE of {profile.vqvae.codes}")
         return cls(vqvae.to(device), [p.to(device) for p in priors], likelihood, profile)
@@ -226,6 +233,14 @@ def wiener(stems: Tensor, mixture: Tensor, size: int = STFT_SIZE) -> Tensor:
     masked = len(stems) * masks * spectrum(mixture)
     refined = torch.istft(masked.flatten(0, 1), size, size // 4, window=window, length=length + padded)
     return refined[:, :length].view_as(stems)
+
+
+def _load_into(module: torch.nn.Module, path: Path) -> None:
+    weights = load_weights(path)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError:
+        raise HybridsepError(f"{path.name} does not fit the settings in profile.json") from None
 
 
 def _take(waveforms: Tensor, index: Tensor) -> Tensor:

@@ -81,7 +81,8 @@ def train(task: Task, settings: TrainingSettings, folder: Path, label: str, seed
                 raise TrainingDiverged(f"{label}: loss is {result.loss.item()} at step {number}; last checkpoint kept in {folder}")
             optimiser.zero_grad(set_to_none=True)
             result.loss.backward()
-            nn.utils.clip_grad_norm_(task.module.parameters(), settings.clip)
+            if not torch.isfinite(nn.utils.clip_grad_norm_(task.module.parameters(), settings.clip)):
+                raise TrainingDiverged(f"{label}: gradient is not finite at step {number}; last checkpoint kept in {folder}")
             optimiser.step()
             task.after_step(number, seeded_generator(seed, number, 1))
             if number % every == 0 or number == settings.steps - 1:
@@ -160,6 +161,7 @@ def _resume(module: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -
         loaded = _read_checkpoint(path)
         if loaded is None:
             tqdm.write(f"{path} is damaged; going on from the one before")
+            path.unlink()
             continue
         tensors, step, history = loaded
         module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})

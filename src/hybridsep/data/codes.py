@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybridsep.errors import HybridsepError
+
 
 @dataclass(frozen=True)
 class CodeSet:
@@ -22,11 +24,11 @@ class CodeSet:
         """int64 [count, length]: crops at random places of random songs.
 
         Raises:
-            ValueError: no song has `length` codes.
+            HybridsepError: no song has `length` codes.
         """
         fitting = [s for s in self.songs if s.shape[1] >= length]
         if not fitting:
-            raise ValueError(f"no song has {length} codes; the longest has {max(s.shape[1] for s in self.songs)}")
+            raise HybridsepError(f"no song has {length} codes; the longest has {max(s.shape[1] for s in self.songs)}")
         picks = torch.randint(len(fitting), (count,), generator=generator).tolist()
         shares = torch.rand(count, generator=generator).tolist()
         crops = []

@@ -15,11 +15,11 @@ from . import styles as gm
 from .styles import BASS_RHYTHMS, BASSES, CHORDS, KEYS, KITS, PROGRESSIONS, SCALES, STYLES, Style
 
 #: Raised whenever the same (seed, index) would give another song or another sound.
-COMPOSER_VERSION = 3
+COMPOSER_VERSION = 4
 
 QUIETEST_DBFS, LOUDEST_DBFS = -24.0, -16.0  # root mean square of a stem
 # A mixing engineer's fader positions, dB: the font's hats and cymbals are as loud as its kick.
-MIX_DB = {"kick": 2.0, "snare": -2.0, "hats": -9.0, "cymbals": -9.0, "percussion": -5.0}
+MIX_DB = {"kick": 2.0, "snare": -3.0, "hats": -11.0, "cymbals": -11.0, "percussion": -6.0}
 LOWEST, HIGHEST = 28, 55  # E1 to G3, what a four-string bass plays comfortably
 
 

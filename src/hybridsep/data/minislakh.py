@@ -25,6 +25,7 @@ import yaml
 from scipy.signal import butter, lfilter, oaconvolve, resample_poly, sosfilt
 from tqdm import tqdm
 
+from ..errors import HybridsepError
 from . import styles as gm
 from .composer import COMPOSER_VERSION, LOUDEST_DBFS, Note, Song, Sound, compose_song
 from .slakh import SPLITS
@@ -66,10 +67,10 @@ def make_minislakh(
         `out`.
 
     Raises:
-        ValueError: `out` holds a collection made with other settings, or other songs; or a senseless setting.
+        HybridsepError: `out` holds a collection made with other settings, or other songs; or a senseless setting.
     """
     if tracks < 1 or seconds < 1 or seed < 0 or sample_rate < 8000:
-        raise ValueError(
+        raise HybridsepError(
             "MiniSlakh takes tracks >= 1, seconds >= 1, seed >= 0 and sample_rate >= 8000, "
             f"got {tracks}, {seconds}, {seed} and {sample_rate}"
         )
@@ -125,12 +126,12 @@ def _claim_folder(out: Path, settings: dict) -> None:
         try:
             there = json.loads(file.read_text())
         except ValueError:
-            raise ValueError(f"{file} is damaged: remove it or choose another folder") from None
+            raise HybridsepError(f"{file} is damaged: remove it or choose another folder") from None
         if there != settings:
-            raise ValueError(f"{out} holds songs made with {there}, not {settings}: choose another folder or remove it")
+            raise HybridsepError(f"{out} holds songs made with {there}, not {settings}: choose another folder or remove it")
         return
     if any((out / split).exists() for split in SPLITS):
-        raise ValueError(f"{out} holds songs that are not MiniSlakh: choose another folder")
+        raise HybridsepError(f"{out} holds songs that are not MiniSlakh: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -403,7 +404,7 @@ def hold(strike: Strike) -> Tone:
     """Play one key and hold it.
 
     Raises:
-        ValueError: the SoundFont has no such preset or key.
+        HybridsepError: the SoundFont has no such preset or key.
     """
     font = load_soundfont()
     layers = [
@@ -414,7 +415,7 @@ def hold(strike: Strike) -> Tone:
         if _covers(zone, strike.key, strike.velocity)
     ]
     if not layers:
-        raise ValueError(f"the SoundFont has no key {strike.key} in bank {strike.bank}, program {strike.program}")
+        raise HybridsepError(f"the SoundFont has no key {strike.key} in bank {strike.bank}, program {strike.program}")
     waves = [_play_layer(font, zone[_SAMPLE], total, strike) for zone, total in layers]
     samples = np.zeros(max(map(len, waves)), dtype=np.float32)
     for wave in waves:

@@ -16,6 +16,8 @@ import soundfile
 import yaml
 from scipy.signal import resample_poly
 
+from ..errors import HybridsepError
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -56,17 +58,17 @@ def read_tracks(root: Path, split: str | None = None) -> list[Track]:
 
     Raises:
         FileNotFoundError: `root` is no folder.
-        ValueError: an unknown split, no tracks at all, or a malformed metadata.yaml.
+        HybridsepError: an unknown split, no tracks at all, or a malformed metadata.yaml.
     """
     root = Path(root)
     if split is not None and split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
+        raise HybridsepError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
     if not root.is_dir():
         raise FileNotFoundError(f"no data folder at {root}")
     found = [(name, path) for name in SPLITS for path in (root / name).glob("Track*/")]
     found += [("train", path) for path in root.glob("Track*/")]
     if not found:
-        raise ValueError(f"no tracks in {root}: expected {root}/train/Track00001/metadata.yaml and the like")
+        raise HybridsepError(f"no tracks in {root}: expected {root}/train/Track00001/metadata.yaml and the like")
     found.sort(key=lambda item: item[1].name)
     return [_read_track(path, name) for name, path in found if split in (None, name)]
 
@@ -97,11 +99,11 @@ def load_source(track: Track, inst_class: str, sample_rate: int) -> np.ndarray:
         Mono float32 [samples], as long as the longest stem; channels are averaged.
 
     Raises:
-        ValueError: the track has no such stem, or a file is not audio or holds values that are not finite.
+        HybridsepError: the track has no such stem, or a file is not audio or holds values that are not finite.
     """
     stems = [stem for stem in track.stems if stem.inst_class == inst_class]
     if not stems:
-        raise ValueError(f"{track.path} has no stem of class {inst_class!r}")
+        raise HybridsepError(f"{track.path} has no stem of class {inst_class!r}")
     parts = [_read_mono(stem.path, sample_rate) for stem in stems]
     total = np.zeros(max(map(len, parts)), dtype=np.float32)
     for part in parts:
@@ -114,13 +116,13 @@ def _read_track(path: Path, split: str) -> Track:
     try:
         metadata = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} is no track: it has no metadata.yaml") from None
+        raise HybridsepError(f"{path} is no track: it has no metadata.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{file} is not plain YAML: {reason}") from error
+        raise HybridsepError(f"{file} is not plain YAML: {reason}") from error
     stems = metadata.get("stems") if isinstance(metadata, Mapping) else None
     if not isinstance(stems, Mapping) or not all(isinstance(entry, Mapping) for entry in stems.values()):
-        raise ValueError(f"{file} lists no stems: expected a mapping 'stems: S00: ...'")
+        raise HybridsepError(f"{file} lists no stems: expected a mapping 'stems: S00: ...'")
     kept = [_read_stem(path, str(name), entry, file) for name, entry in stems.items()]
     return Track(path.name, split, path, tuple(sorted((s for s in kept if s), key=lambda s: s.name)), metadata)
 
@@ -128,9 +130,9 @@ def _read_track(path: Path, split: str) -> Track:
 def _read_stem(track: Path, name: str, entry: Mapping, file: Path) -> Stem | None:
     """Return one stem of metadata.yaml, or None if it cannot be heard."""
     if not isinstance(entry.get("inst_class"), str):
-        raise ValueError(f"{file}: stem {name} has no inst_class")
+        raise HybridsepError(f"{file}: stem {name} has no inst_class")
     if Path(name).name != name:
-        raise ValueError(f"{file}: stem name {name!r} is no file name")
+        raise HybridsepError(f"{file}: stem name {name!r} is no file name")
     audio = next((p for p in (track / "stems" / f"{name}{end}" for end in (".flac", ".wav")) if p.is_file()), None)
     if audio is None or not entry.get("audio_rendered", True):
         return None
@@ -151,9 +153,9 @@ def _read_mono(path: Path, sample_rate: int) -> np.ndarray:
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(f"{path} is not audio that can be read: {error}") from error
+        raise HybridsepError(f"{path} is not audio that can be read: {error}") from error
     if not np.isfinite(samples).all():
-        raise ValueError(f"{path} holds samples that are not finite numbers")
+        raise HybridsepError(f"{path} holds samples that are not finite numbers")
     mono = samples.mean(axis=1)
     if rate != sample_rate:
         shared = gcd(rate, sample_rate)

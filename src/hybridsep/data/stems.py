@@ -15,7 +15,9 @@ from tqdm.auto import tqdm
 from hybridsep.data.slakh import load_source, read_tracks, track_sources
 from hybridsep.errors import HybridsepError
 
-FULL_SCALE = 32767.0
+# Twice full scale fits: levelling raises the peaks of some drums above 1, and cutting them off would be heard.
+FULL_SCALE = 16383.0
+LARGEST = 2.0
 MIXTURE_RMS = 0.1
 
 
@@ -112,9 +114,11 @@ def build_stems(root: Path, split: str, sources: dict[str, str], sample_rate: in
         song = np.stack([s[:length] for s in stems])
         level = float(np.sqrt(np.square(song.mean(0)).mean())) if length else 0.0
         if level > 0:
-            levelled = np.clip(song * (MIXTURE_RMS / level), -1, 1)
+            levelled = np.clip(song * (MIXTURE_RMS / level), -LARGEST, LARGEST)
             songs.append(np.round(levelled * FULL_SCALE).astype(np.int16))
             names.append(track.name)
+    if not songs:
+        raise HybridsepError(f"every track of split '{split}' in {root} is empty")
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / f"{split}.tmp.npy"
     np.save(temporary, np.concatenate(songs, axis=1))

@@ -61,19 +61,23 @@ class VQVAESettings(Settings):
     decoder_depth: int = Field(3, ge=1, description="residual blocks of each decoder stage")
     dilation_growth: int = Field(3, ge=1)
     latent_width: int = Field(16, ge=1)
-    codes: int = Field(1024, ge=2, description="K, the size of the codebook")
+    codes: int = Field(1024, ge=2, le=32767, description="K, the size of the codebook")
     ema_decay: float = Field(0.98, gt=0, lt=1)
     dead_share: float = Field(0.05, ge=0, description="a code used less than this share of the mean is re-seeded")
     unquantised_share: float = Field(0.1, ge=0, lt=1, description="first share of the steps, without quantisation")
     commit_weight: float = Field(2.0, ge=0)
     l2_weight: float = Field(5.0, ge=0)
     stft_weight: float = Field(0.5, ge=0)
-    linear_weight: float = Field(2.0, ge=0, description="weight of L_lin for kind `linear`")
+    linear_weight: float = Field(4.0, ge=0, description="weight of L_lin for kind `linear`")
     crop_samples: int = Field(16384, ge=1024)
     training: TrainingSettings
 
     @model_validator(mode="after")
     def _shapes_agree(self) -> VQVAESettings:
+        if not self.strides or any(s < 2 or s % 2 for s in self.strides):
+            raise ValueError(f"strides {self.strides} must be even and at least 2")
+        if any(w < 1 for w in self.widths):
+            raise ValueError(f"widths {self.widths} must be at least 1")
         if len(self.strides) != len(self.widths):
             raise ValueError(f"strides {self.strides} and widths {self.widths} differ in length")
         if self.crop_samples % self.hop:
@@ -133,7 +137,7 @@ class EvaluationSettings(Settings):
 
     chunks: int = Field(12, ge=1)
     chunk_seconds: float = Field(3.0, gt=0)
-    searches: tuple[str, ...] = ("ancestral", "topk", "beam", "particle")
+    searches: tuple[Literal["ancestral", "topk", "beam", "particle"], ...] = ("ancestral", "topk", "beam", "particle")
     many_particles: int = Field(128, ge=1, description="N of the extra particle-filter run with more particles")
     seed: int = 0
 
@@ -151,6 +155,13 @@ class Profile(Settings):
     likelihood: LikelihoodSettings = LikelihoodSettings()
     search: SearchSettings = SearchSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _names_are_file_names(self) -> Profile:
+        bad = [name for name in self.sources if Path(name).name != name or not name.strip(".")]
+        if bad:
+            raise ValueError(f"source name '{bad[0]}' is no file name")
+        return self
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -204,7 +215,8 @@ def load_profile(name: str | Path) -> Profile:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
-        raise HybridsepError(f"profile '{name}': {where}: {what}") from None
+        value = "" if first["type"] in ("extra_forbidden", "missing", "value_error") else f", not {first['input']!r}"
+        raise HybridsepError(f"profile '{name}': {where}: {what}{value}") from None
 
 
 def config_hash(*parts: object) -> str:
@@ -220,7 +232,10 @@ def _read_with_base(name: str, seen: tuple[str, ...]) -> dict:
         path = Path(name)
         if not path.is_file():
             raise HybridsepError(f"no profile file {name}")
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise HybridsepError(f"profile '{name}' is no UTF-8 text") from None
     elif name in profile_names():
         text = (resources.files(__package__) / f"{name}.yml").read_text()
     else:
@@ -232,7 +247,14 @@ def _read_with_base(name: str, seen: tuple[str, ...]) -> dict:
     if not isinstance(values, dict):
         raise HybridsepError(f"profile '{name}' is no mapping of keys to values")
     base = values.pop("base", None)
-    return _merge(_read_with_base(base, (*seen, name)), values) if base else values
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise HybridsepError(f"profile '{name}': base: {base!r} is no name of a profile")
+    beside = Path(name).parent / base
+    if base.endswith((".yml", ".yaml")) and beside.is_file():
+        base = str(beside)
+    return _merge(_read_with_base(base, (*seen, name)), values)
 
 
 def _merge(base: dict, changes: dict) -> dict:
