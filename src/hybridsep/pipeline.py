@@ -122,11 +122,11 @@ class Pipeline:
         return module.to(self.device).eval()
 
     def codes(self, kind: VQVAEKind, split: str) -> CodeSet:
-        """Codes of every song of a split; the training songs in `encoding_passes` passes at random gain and shift."""
+        """Codes of every song of a split."""
         step = self._step(f"codes-{kind}-{split}", self.vqvae_step(kind).folder.name)
 
         def make() -> dict:
-            codes = encode_songs(self.vqvae(kind), self.stems(split), 2 if split == "train" else 1, self.profile.seed)
+            codes = encode_songs(self.vqvae(kind), self.stems(split))
             self._save(step, "codes", codes.to_tensors())
             return {"songs": len(codes.songs)}
 
@@ -277,22 +277,13 @@ class Pipeline:
             yield vqvae.encode(waveform).view(3, -1).cpu()
 
 
-def encode_songs(vqvae: VQVAE, stems: StemSet, passes: int, seed: int) -> CodeSet:
-    """Encode every song once as it is, and again in further passes at a random gain (± 3 dB) and sub-code shift."""
+def encode_songs(vqvae: VQVAE, stems: StemSet) -> CodeSet:
+    """Codes of every source of every song."""
     songs = []
-    device = vqvae.codebook.device
-    with tqdm(total=passes * len(stems), desc="encoding", unit="song") as bar:
-        for number in range(passes):
-            for track in range(len(stems)):
-                waveform = stems.song(track)
-                if number:
-                    generator = seeded_generator(seed, 6, number, track)
-                    gains = (torch.rand(len(waveform), 1, generator=generator) - 0.5) * 6
-                    shift = int(torch.randint(1, vqvae.hop, (1,), generator=generator))
-                    waveform = waveform[:, shift:] * 10 ** (gains / 20)
-                length = waveform.shape[1] // vqvae.hop * vqvae.hop
-                songs.append(vqvae.encode(waveform[:, :length].to(device)).to(torch.int16).cpu())
-                bar.update()
+    for track in tqdm(range(len(stems)), desc="encoding", unit="song"):
+        waveform = stems.song(track).to(vqvae.codebook.device)
+        length = waveform.shape[1] // vqvae.hop * vqvae.hop
+        songs.append(vqvae.encode(waveform[:, :length]).to(torch.int16).cpu())
     return CodeSet(tuple(songs))
 
 

@@ -15,7 +15,7 @@ class CodeSet:
     """Codes of every source of every song.
 
     Attributes:
-        songs: one int16 tensor [P, S] per song and encoding pass.
+        songs: one int16 tensor [P, S] per song.
     """
 
     songs: tuple[Tensor, ...]
