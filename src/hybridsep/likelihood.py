@@ -20,6 +20,7 @@ from hybridsep.kernels.nearest import nearest_code
 
 SIGMA_SQUARED_GRID = tuple(2.0**e for e in range(-8, 7))
 FLOOR_GRID = (1e-4, 1e-3, 1e-2, 3e-2, 0.1)
+ROWS_SCORED = 4096
 SMOOTHING_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -101,7 +102,8 @@ class Likelihood(ABC):
         """The k best pairs: of every particle by itself (G = N), or with `log_weights` [B, N] of all particles of a mixture together (G = 1).
 
         Exact without scoring every pair: r(i) bounds the score of each pair in row i, so rows are scored from the highest bound on until
-        the k-th best score is above the bound of all rows left.
+        the k-th best score is above the bound of all rows left. Only where thousands of rows are alike, in a posterior that says next to
+        nothing, does ROWS_SCORED stop it first.
         """
         posterior = self.posterior(mixture, log_p)
         together = log_weights is not None
@@ -123,22 +125,23 @@ class Likelihood(ABC):
         groups, rows = bounds.shape
         size = self.codes
         wanted = min(rows, max(16, 2 * k))
+        limit = min(rows, max(wanted, ROWS_SCORED // groups))
+        matrix = self._cached_matrix(int(posterior.mixture[b]))
         while True:
             best = bounds.topk(min(rows, wanted + 1), 1)
             chosen = best.indices[:, :wanted]
             code, local = chosen % size, chosen // size
             particle = local if groups == 1 else torch.arange(groups, device=chosen.device)[:, None].expand_as(chosen)
-            mixture = posterior.mixture[b].expand(code.numel())
-            table = self.rows(mixture, code.flatten()).view(*code.shape, size)
+            table = matrix.index_select(0, code.flatten()).view(*code.shape, size)
             row_weight = weights.to(table)[particle] * log_p[0][particle, code].exp()
             scores = (table * posterior.second[b][particle] * row_weight[..., None]).flatten(1)
             top = scores.topk(min(k, scores.shape[1]), 1)
-            certain = wanted >= rows or bool((top.values[:, -1] >= best.values[:, -1]).all())
+            certain = wanted >= limit or bool((top.values[:, -1] >= best.values[:, -1]).all())
             if certain:
                 row = top.indices // size
                 codes = torch.stack([code.gather(1, row), top.indices % size])
                 return codes, local.gather(1, row), top.values.log()
-            wanted = min(rows, 2 * wanted)
+            wanted = min(limit, 2 * wanted)
 
     def _cached_matrix(self, mixture: int) -> Tensor:
         """`matrix`, kept while it is among the last used: a few hundred mixture codes make up most of a recording."""

@@ -161,9 +161,10 @@ def results_table(table: pd.DataFrame, caption: str, provenance_line: str, decim
         )
         body += f"<tr>{''.join(cells)}</tr>"
     return HTML(
-        '<div class="hs-results" style="margin:1.2rem 0"><div style="overflow-x:auto" tabindex="0" role="region" '
-        f'aria-label="{escape(caption)}"><table style="border-collapse:collapse">'
-        f'<caption class="mathjax_process" style="caption-side:top;text-align:left;color:inherit">{escape(caption)}</caption>'
+        # The caption stands outside of what scrolls: as wide as the page, not as the table.
+        f'<div class="hs-results" style="margin:1.2rem 0"><p class="mathjax_process" style="margin:0 0 .3rem">{escape(caption)}</p>'
+        f'<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f'<table aria-label="{escape(caption)}" style="border-collapse:collapse">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         f'<p style="font-size:.8rem;opacity:.85;margin:.3rem 0 0">{escape(provenance_line)}</p></div>'
     )
