@@ -118,6 +118,10 @@ class Prior(nn.Module):
         with torch.no_grad():
             self.embedding.weight[: self.codes] = directions / directions.square().mean().sqrt()
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices between embedding and head."""
+        return [p for p in self.blocks.parameters() if p.ndim == 2]
+
     def _initialise(self) -> None:
         depth = (2 * self.settings.layers) ** -0.5
         nn.init.normal_(self.embedding.weight, std=0.5)

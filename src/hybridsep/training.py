@@ -64,26 +64,27 @@ def train(task: Task, settings: TrainingSettings, folder: Path, label: str, seed
         TrainingDiverged: the loss became NaN or infinite; the last checkpoint is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimiser = torch.optim.AdamW(
-        _decayed_groups(task.module, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95)
-    )
-    first, history = _resume(task.module, optimiser, folder)
+    optimisers = make_optimisers(task.module, settings)
+    peaks = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
+    first, history = _resume(task.module, optimisers, folder)
     task.module.train()
     last_save = time.monotonic()
     started, before = time.monotonic(), history[-1]["seconds"] if history else 0.0
     every = max(1, settings.steps // 200)
     with tqdm(total=settings.steps, initial=first, desc=label, unit="step") as bar:
         for number in range(first, settings.steps):
-            for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * _schedule(number, settings)
+            groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+            for group, peak in zip(groups, peaks, strict=True):
+                group["lr"] = peak * _schedule(number, settings)
             result = task.step(number, seeded_generator(seed, number))
             if not torch.isfinite(result.loss):
                 raise TrainingDiverged(f"{label}: loss is {result.loss.item()} at step {number}; last checkpoint kept in {folder}")
-            optimiser.zero_grad(set_to_none=True)
+            task.module.zero_grad(set_to_none=True)
             result.loss.backward()
             if not torch.isfinite(nn.utils.clip_grad_norm_(task.module.parameters(), settings.clip)):
                 raise TrainingDiverged(f"{label}: gradient is not finite at step {number}; last checkpoint kept in {folder}")
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
             task.after_step(number, seeded_generator(seed, number, 1))
             if number % every == 0 or number == settings.steps - 1:
                 seconds = before + time.monotonic() - started
@@ -91,7 +92,7 @@ def train(task: Task, settings: TrainingSettings, folder: Path, label: str, seed
                 bar.set_postfix({k: f"{v:.3g}" for k, v in result.figures.items()}, refresh=False)
             bar.update()
             if time.monotonic() - last_save > settings.checkpoint_seconds:
-                _save_checkpoint(task.module, optimiser, number + 1, history, folder)
+                _save_checkpoint(task.module, optimisers, number + 1, history, folder)
                 last_save = time.monotonic()
     task.module.eval()
     write_history(folder / "history.csv", history)
@@ -132,19 +133,31 @@ def _schedule(step: int, settings: TrainingSettings) -> float:
     return settings.final_lr + (1 - settings.final_lr) * left
 
 
-def _decayed_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices only, as is usual for transformers."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+def make_optimisers(module: nn.Module, settings: TrainingSettings) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the matrices that `module.hidden_matrices()` names and AdamW for the rest.
+
+    Weight decay falls on matrices only. Muon (Jordan et al. 2024, as shipped with torch) reaches the loss of a transformer prior in less
+    than half of AdamW's steps.
+    """
+    hidden = module.hidden_matrices() if settings.matrix_learning_rate and hasattr(module, "hidden_matrices") else []
+    taken = {id(p) for p in hidden}
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=(0.9, 0.95))
+    if not hidden:
+        return [adamw]
+    muon = torch.optim.Muon(hidden, lr=settings.matrix_learning_rate, weight_decay=settings.weight_decay, momentum=0.95, adjust_lr_fn="original")
+    return [adamw, muon]
 
 
-def _save_checkpoint(module: nn.Module, optimiser: torch.optim.Optimizer, step: int, history: list, folder: Path) -> None:
+def _save_checkpoint(module: nn.Module, optimisers: list[torch.optim.Optimizer], step: int, history: list, folder: Path) -> None:
     tensors = {f"module.{name}": value.contiguous() for name, value in module.state_dict().items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
+    for number, optimiser in enumerate(optimisers):
+        for index, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{index}.{name}": value for name, value in state.items()}
     payload = save(tensors, metadata={"step": str(step), "history": json.dumps(history)})
     digest = hashlib.sha256(payload).hexdigest().encode()
     current = folder / "checkpoint.safetensors"
@@ -153,7 +166,7 @@ def _save_checkpoint(module: nn.Module, optimiser: torch.optim.Optimizer, step: 
     write_atomically(current, digest + payload)
 
 
-def _resume(module: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> tuple[int, list[dict]]:
+def _resume(module: nn.Module, optimisers: list[torch.optim.Optimizer], folder: Path) -> tuple[int, list[dict]]:
     for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors"):
         path = folder / name
         if not path.exists():
@@ -165,13 +178,13 @@ def _resume(module: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -
             continue
         tensors, step, history = loaded
         module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
-        state = optimiser.state_dict()
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimiser."):
-                _, index, field = key.split(".")
-                moments.setdefault(int(index), {})[field] = value
-        optimiser.load_state_dict({**state, "state": moments})
+        for number, optimiser in enumerate(optimisers):
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith(f"optimiser.{number}."):
+                    _, _, index, field = key.split(".")
+                    moments.setdefault(int(index), {})[field] = value
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
         return step, history
     return 0, []
 

@@ -45,6 +45,7 @@ class TrainingSettings(Settings):
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    matrix_learning_rate: float = Field(0.0, ge=0, description="of Muon on a transformer's hidden matrices; 0: AdamW for everything")
     warmup: int = Field(50, ge=0)
     final_lr: float = Field(0.05, ge=0, le=1, description="last learning rate, as a share of the highest")
     weight_decay: float = Field(0.0, ge=0)
