@@ -130,7 +130,7 @@ class Evaluation:
         spec = method_spec(method)
         separator = self.pipeline.separator(method)
         version = (self.pipeline.root / method / "version.txt").read_text()
-        step = self.pipeline._step(f"separated-{method}-{search}-{particles}", version, self.settings.model_dump(include={"chunks", "chunk_seconds", "seed"}))
+        step = self.pipeline.step(f"separated-{method}-{search}-{particles}", version, self._chunk_settings())
 
         def make() -> dict:
             label = f"{method}, {search}, N = {particles}"
@@ -145,8 +145,8 @@ class Evaluation:
             resampled = float(found.search.resampled.float().sum(1).mean())
             return {"particles": particles, "seconds_per_chunk": found.seconds / len(self.chunks), "resamplings_per_chunk": resampled}
 
-        self.pipeline._make(step, make)
-        tables = (pd.read_csv(step.folder / name, keep_default_na=False, na_values=["nan"]) for name in ("rows.csv", "selections.csv"))
+        self.pipeline.make(step, make)
+        tables = (_read_rows(step.folder / name) for name in ("rows.csv", "selections.csv"))
         return Run(*tables, **load_weights(step.folder / "run.safetensors"), particles=particles)
 
     def codec(self, kind: str) -> Tensor:
@@ -156,12 +156,20 @@ class Evaluation:
 
     def references(self) -> pd.DataFrame:
         """Scores of what is no separation: the mixture itself, both codecs, and the ideal ratio mask."""
-        chunks = self.chunks
-        mixture = chunks.mixture.expand_as(chunks.sources)
-        estimates = {"mixture": mixture, "irm": ideal_ratio_mask(chunks.sources, chunks.mixture)}
-        estimates |= {f"codec-{kind}": self.codec(kind) for kind in ("plain", "linear")}
-        frames = [self._rows(name, "", "", "none", "real", stems, chunks.sources, full=True) for name, stems in estimates.items()]
-        return pd.concat(frames, ignore_index=True)
+        kinds = ("plain", "linear")
+        codecs = [self.pipeline.vqvae_step(kind).folder.name for kind in kinds]
+        step = self.pipeline.step("references", codecs, self._chunk_settings())
+
+        def make() -> dict:
+            chunks = self.chunks
+            estimates = {"mixture": chunks.mixture.expand_as(chunks.sources), "irm": ideal_ratio_mask(chunks.sources, chunks.mixture)}
+            estimates |= {f"codec-{kind}": self.codec(kind) for kind in kinds}
+            frames = [self._rows(name, "", "", "none", "real", stems, chunks.sources, full=True) for name, stems in estimates.items()]
+            pd.concat(frames, ignore_index=True).to_csv(step.folder / "rows.csv", index=False, na_rep="nan")
+            return {"signals": len(frames)}
+
+        self.pipeline.make(step, make)
+        return _read_rows(step.folder / "rows.csv")
 
     def table(self) -> pd.DataFrame:
         """Everything, written to runs/<profile>/evaluation.csv, selections.csv and particles.csv."""
@@ -181,6 +189,9 @@ class Evaluation:
         counts = (self.pipeline.profile.search.particles, self.settings.many_particles)
         runs = [self.run(method, "particle", count) for method in METHODS for count in counts]
         return pd.concat([r.rows.assign(particles=r.particles) for r in runs], ignore_index=True)
+
+    def _chunk_settings(self) -> dict:
+        return self.settings.model_dump(include={"chunks", "chunk_seconds", "seed"})
 
     def _score(self, method: str, search: str, found: Candidates, codec: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
         real, mixture = self.chunks.sources, found.mixture.cpu()
@@ -245,6 +256,10 @@ class Evaluation:
 def ideal_ratio_mask(sources: Tensor, mixture: Tensor, size: int = STFT_SIZE) -> Tensor:
     """The masks of `wiener` computed from the true sources: what masking can reach at best."""
     return wiener(sources, mixture, size)
+
+
+def _read_rows(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False, na_values=["nan"])
 
 
 def _both(stems: Tensor, mixture: Tensor) -> list[tuple[str, Tensor]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from hybridsep.kernels.nearest import nearest_code
 
 SIGMA_SQUARED_GRID = tuple(2.0**e for e in range(-8, 7))
-FLOOR_GRID = (1e-4, 1e-3, 1e-2, 3e-2, 0.1)
+FLOOR_GRID = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5, 0.7)
 ROWS_SCORED = 4096
 SMOOTHING_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 

@@ -15,7 +15,7 @@ from typing import Callable
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from hybridsep.codec_training import VQVAETask
 from hybridsep.data.codes import CodeSet
@@ -69,6 +69,7 @@ class Pipeline:
         self.data = Path(data) if data else None
         self.device = default_device()
         self.dtype = fast_dtype(self.device, profile.precision)
+        self._nested_seconds = 0.0
 
     # --- songs -------------------------------------------------------------------------------------------------------------
 
@@ -79,13 +80,13 @@ class Pipeline:
                 raise HybridsepError(f"no data folder {self.data}")
             return self.data
         settings = self.profile.data
-        step = self._step("songs", settings)
+        step = self.step("songs", settings)
 
         def make() -> dict:
             make_minislakh(step.folder / "MiniSlakh", settings.tracks, settings.seconds, settings.seed, settings.sample_rate)
             return {"tracks": settings.tracks, "seconds": settings.seconds}
 
-        self._make(step, make)
+        self.make(step, make)
         return step.folder / "MiniSlakh"
 
     def stems(self, split: str) -> StemSet:
@@ -98,7 +99,7 @@ class Pipeline:
                 build_stems(root, name, self.profile.sources, self.profile.data.sample_rate, step.folder)
             return {name: len(open_stems(step.folder, name)) for name in SPLITS}
 
-        self._make(step, make)
+        self.make(step, make)
         return open_stems(step.folder, split)
 
     # --- models ------------------------------------------------------------------------------------------------------------
@@ -117,20 +118,20 @@ class Pipeline:
             self._save(step, "model", module.state_dict())
             return {"parameters": _parameters(module), "seconds_of_audio": self._audio_seconds(), **history[-1]}
 
-        self._make(step, make)
+        self.make(step, make)
         module.load_state_dict(load_weights(step.folder / "model.safetensors"))
         return module.to(self.device).eval()
 
     def codes(self, kind: VQVAEKind, split: str) -> CodeSet:
         """Codes of every song of a split."""
-        step = self._step(f"codes-{kind}-{split}", self.vqvae_step(kind).folder.name)
+        step = self.step(f"codes-{kind}-{split}", self.vqvae_step(kind).folder.name)
 
         def make() -> dict:
             codes = encode_songs(self.vqvae(kind), self.stems(split))
             self._save(step, "codes", codes.to_tensors())
             return {"songs": len(codes.songs)}
 
-        self._make(step, make)
+        self.make(step, make)
         return CodeSet.from_tensors(load_weights(step.folder / "codes.safetensors"))
 
     def prior(self, kind: VQVAEKind, source: str) -> Prior:
@@ -151,13 +152,13 @@ class Pipeline:
             held_out = self._held_out_crops(kind, names.index(source))
             return {"parameters": _parameters(module), "validation_nats_per_code": nats_per_code(module, held_out), **history[-1]}
 
-        self._make(step, make)
+        self.make(step, make)
         module.load_state_dict(load_weights(step.folder / "model.safetensors"))
         return module.to(self.device).eval()
 
     def likelihood(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Likelihood:
         """The likelihood of a kind over the codes of a kind of VQ-VAE, its free numbers fitted on validation songs."""
-        step = self._step(f"likelihood-{kind}-{likelihood}", self.vqvae_step(kind).folder.name, self.profile.likelihood)
+        step = self.step(f"likelihood-{kind}-{likelihood}", self.vqvae_step(kind).folder.name, self.profile.likelihood)
 
         def make() -> dict:
             made = self._fit_likelihood(kind, likelihood)
@@ -166,7 +167,7 @@ class Pipeline:
             nats = -float(made.log_likelihood(triples[2], triples[0], triples[1]).mean())
             return {"validation_nats_per_code": nats, **_scalars(made)}
 
-        self._make(step, make)
+        self.make(step, make)
         tensors = load_weights(step.folder / "likelihood.safetensors")
         return likelihood_from_tensors({name: value.to(self.device) for name, value in tensors.items()})
 
@@ -180,7 +181,7 @@ class Pipeline:
         spec = method_spec(method)
         priors = [self.prior(spec.vqvae, source) for source in self.profile.source_names]
         made = Separator(self.vqvae(spec.vqvae), priors, self.likelihood(spec.vqvae, spec.likelihood), self.profile)
-        parts = (self._step(f"likelihood-{spec.vqvae}-{spec.likelihood}", self.vqvae_step(spec.vqvae).folder.name, self.profile.likelihood),
+        parts = (self.step(f"likelihood-{spec.vqvae}-{spec.likelihood}", self.vqvae_step(spec.vqvae).folder.name, self.profile.likelihood),
                  *(self.prior_step(spec.vqvae, source) for source in self.profile.source_names))
         version = config_hash(*(p.folder.name for p in parts), self.profile)
         folder = self.root / method
@@ -195,11 +196,30 @@ class Pipeline:
     def vqvae_step(self, kind: VQVAEKind) -> Step:
         """Where the VQ-VAE of a kind is kept, with its history.csv."""
         settings = self.profile.vqvae.model_dump(exclude={"linear_weight"})
-        return self._step(f"vqvae-{kind}", settings, self._linear_weight(kind), self._stems_step().folder.name, self.profile.seed)
+        return self.step(f"vqvae-{kind}", settings, self._linear_weight(kind), self._stems_step().folder.name, self.profile.seed)
 
     def prior_step(self, kind: VQVAEKind, source: str) -> Step:
         """Where a prior is kept, with its history.csv."""
-        return self._step(f"prior-{kind}-{source}", self.profile.prior, str(self.dtype), self.vqvae_step(kind).folder.name)
+        return self.step(f"prior-{kind}-{source}", self.profile.prior, str(self.dtype), self.vqvae_step(kind).folder.name)
+
+    def step(self, name: str, *settings: object) -> Step:
+        """The step of that name under these settings, done or not."""
+        return Step(self.root / f"{name}-{config_hash(*settings)}", name)
+
+    def make(self, step: Step, make: Callable[[], dict]) -> None:
+        """Run `make` unless the step is done; what it returns is recorded, with the wall time it took itself, in seconds."""
+        if step.done:
+            return
+        step.folder.mkdir(parents=True, exist_ok=True)
+        started, outer = time.time(), self._nested_seconds
+        self._nested_seconds = 0.0
+        figures = make()
+        finished = time.time()
+        own = finished - started - self._nested_seconds
+        self._nested_seconds = outer + finished - started
+        record = {"step": step.label, "seconds": round(own, 2), "finished": finished, **provenance(self.device), "figures": figures}
+        write_atomically(step.folder / "done.json", json.dumps(record, indent=1).encode())
+        clear_checkpoints(step.folder)
 
     def steps(self) -> list[Step]:
         """Every finished step of this run's folder, oldest first."""
@@ -217,26 +237,9 @@ class Pipeline:
 
     # --- inside ------------------------------------------------------------------------------------------------------------
 
-    def _step(self, name: str, *settings: object) -> Step:
-        return Step(self.root / f"{name}-{config_hash(*settings)}", name)
-
     def _stems_step(self) -> Step:
         source = _fingerprint(self.data) if self.data else self.profile.data
-        return self._step("stems", source, self.profile.sources, self.profile.data.sample_rate, MIXTURE_RMS, LARGEST)
-
-    def _make(self, step: Step, make: Callable[[], dict]) -> None:
-        if step.done:
-            return
-        step.folder.mkdir(parents=True, exist_ok=True)
-        started = time.time()
-        figures = make()
-        finished = time.time()
-        history = step.folder / "history.csv"
-        seconds = finished - started
-        record = {"step": step.label, "seconds": round(seconds, 2), "finished": finished, **provenance(self.device), "figures": figures}
-        write_atomically(step.folder / "done.json", json.dumps(record, indent=1).encode())
-        if history.exists():
-            clear_checkpoints(step.folder)
+        return self.step("stems", source, self.profile.sources, self.profile.data.sample_rate, MIXTURE_RMS, LARGEST)
 
     def _save(self, step: Step, name: str, tensors: dict[str, Tensor]) -> None:
         plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}

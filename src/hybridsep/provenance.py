@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -33,7 +34,8 @@ def hardware(device: torch.device) -> str:
 def commit() -> str:
     """Short hash of the checked-out commit, with '+' when files differ from it; 'unknown' outside a repository."""
     try:
-        run = lambda *args: subprocess.run(["git", *args], capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
+        here = str(Path(__file__).parent)
+        run = lambda *args: subprocess.run(["git", "-C", here, *args], capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
         return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from scipy.signal import resample_poly
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from hybridsep.errors import HybridsepError
 from hybridsep.separation import SELECTIONS, Separator, wiener

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.device import default_device, fast_dtype, seeded_generator

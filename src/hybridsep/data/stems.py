@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from hybridsep.data.slakh import load_source, read_tracks, track_sources
 from hybridsep.errors import HybridsepError

@@ -10,21 +10,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import tqdm.auto
-import tqdm.std
 from IPython.display import HTML, display
 from torch import Tensor
 
-# A page keeps no progress bars, and tqdm's widgets would ask the network for a widget manager; bars of text go to the terminal.
-tqdm.auto.tqdm = tqdm.std.tqdm
-
-from hybridsep.evaluation import Evaluation, Run  # noqa: E402
-from hybridsep.pipeline import Pipeline, Step  # noqa: E402
-from hybridsep.profiles import METHODS, load_profile, method_spec  # noqa: E402
-from hybridsep.report import runs_root  # noqa: E402
-from hybridsep.report.figures import PALETTE, use_style  # noqa: E402
-from hybridsep.report.players import stem_player  # noqa: E402
-from hybridsep.separation import wiener  # noqa: E402
+from hybridsep.evaluation import Evaluation, Run
+from hybridsep.pipeline import Pipeline, Step
+from hybridsep.profiles import METHODS, load_profile, method_spec
+from hybridsep.report import runs_root
+from hybridsep.report.figures import PALETTE, use_style
+from hybridsep.report.players import stem_player
+from hybridsep.separation import wiener
 
 METHOD_LABELS = {"plain-sum": "plain-sum", "lass": "LASS", "lqvae": "LQ-VAE", "hybrid": "Hybrid"}
 METHOD_COLOURS = {
@@ -198,18 +193,7 @@ def latest_steps(pipeline: Pipeline) -> list[Step]:
 
 def step_times(pipeline: Pipeline) -> pd.DataFrame:
     """Every step with the seconds it took itself, those of the steps it had made first left out."""
-    steps = [(s.folder.name, s.label, s.record) for s in latest_steps(pipeline)]
-    spans = {name: (r["finished"] - r["seconds"], r["finished"]) for name, _, r in steps}
-
-    def inside(inner: str, outer: str) -> bool:
-        return inner != outer and spans[outer][0] - 0.05 <= spans[inner][0] and spans[inner][1] <= spans[outer][1]
-
-    rows = []
-    for name, label, record in steps:
-        nested = [other for other in spans if inside(other, name)]
-        direct = [other for other in nested if not any(inside(other, third) for third in nested)]
-        own = record["seconds"] - sum(spans[other][1] - spans[other][0] for other in direct)
-        rows.append({"step": label, "seconds": max(0.0, own), "finished": record["finished"], "hardware": record.get("hardware", "")})
+    rows = [{"step": s.label, **{key: s.record.get(key, "") for key in ("seconds", "finished", "hardware")}} for s in latest_steps(pipeline)]
     return pd.DataFrame(rows)
 
 
