@@ -56,7 +56,7 @@ class Likelihood(ABC):
     """l(m | i, j) over a codebook of K codes. Every value is positive: an unseen mixture code or pair is unlikely, never an error."""
 
     codes: int
-    cache_bytes = 2**30
+    cache_bytes = 2**31
 
     @abstractmethod
     def matrix(self, mixture: int) -> Tensor:
@@ -124,7 +124,7 @@ class Likelihood(ABC):
         """Best k pairs of each group of one mixture: codes [2, G, k], parents [G, k], scores [G, k]."""
         groups, rows = bounds.shape
         size = self.codes
-        wanted = min(rows, max(16, 2 * k))
+        wanted = min(rows, max(8, k))
         limit = min(rows, max(wanted, ROWS_SCORED // groups))
         matrix = self._cached_matrix(int(posterior.mixture[b]))
         while True:

@@ -129,7 +129,7 @@ class SearchSettings(Settings):
 
     particles: int = Field(32, ge=1)
     ess_threshold: float = Field(0.5, ge=0, le=1, description="resample when the effective sample size falls under this share of N")
-    top_k: int = Field(16, ge=1, description="pairs kept at a step of top-k sampling")
+    top_k: int = Field(8, ge=1, description="pairs kept at a step of top-k sampling")
     max_rows: int = Field(1024, ge=1, description="mixtures times particles that go through the priors at once")
 
 
@@ -139,7 +139,7 @@ class EvaluationSettings(Settings):
     chunks: int = Field(12, ge=1)
     chunk_seconds: float = Field(3.0, gt=0)
     searches: tuple[Literal["ancestral", "topk", "beam", "particle"], ...] = ("ancestral", "topk", "beam", "particle")
-    many_particles: int = Field(128, ge=1, description="N of the extra particle-filter run with more particles")
+    many_particles: int = Field(96, ge=1, description="N of the extra particle-filter run with more particles")
     seed: int = 0
 
 
