@@ -139,12 +139,9 @@ def test_every_rule_gives_one_stem_per_source_and_mixture(separator, rule):
     assert SELECTIONS[rule](found).shape == (2, 3, 2048)
 
 
-def test_best_evidence_is_the_highest_over_all_mixtures():
-    runs = [SearchResult(*[torch.zeros(1)] * 2, torch.tensor(e), *[torch.zeros(1)] * 2) for e in ([-5.0, -1.0], [-2.0, -3.5], [-9.0, -0.1])]
-    assert best_evidence(runs) == 1
-
-
-# --- search through the separator ------------------------------------------------------------------------------------------
+def test_best_evidence_is_chosen_mixture_by_mixture():
+    runs = [torch.tensor([-10.0, -2.0, -5.0]), torch.tensor([-9.0, -3.0, -5.5]), torch.tensor([-11.0, -2.5, -4.0])]
+    assert best_evidence(runs).tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize("search", SEARCHES)

@@ -252,3 +252,29 @@ def test_nothing_in_the_library_unpickles():
     for file in ("training", "separation", "pipeline", "likelihood", "data/codes", "evaluation", "recording"):
         text = builtins.open(f"{os.path.dirname(training.__file__)}/{file}.py").read()
         assert "torch.load(" not in text and "pickle" not in text and "allow_pickle=True" not in text
+
+
+class WithMatrices(nn.Sequential):
+    """A network that names a hidden matrix, for Muon."""
+
+    def hidden_matrices(self):
+        return [self[0].weight]
+
+
+def test_killed_and_resumed_with_two_optimisers_equals_uninterrupted_to_the_bit(tmp_path):
+    settings = SETTINGS.model_copy(update={"matrix_learning_rate": 0.02})
+
+    def task(kill_at=None):
+        made = Regression(kill_at)
+        made.module = WithMatrices(*made.module)
+        made.module.register_buffer("average", torch.zeros(3))
+        return made
+
+    whole, plain, resumed = task(), Regression(), task()
+    train(whole, settings, tmp_path / "whole", "whole", 5)
+    train(plain, SETTINGS, tmp_path / "plain", "plain", 5)
+    with pytest.raises(KeyboardInterrupt):
+        train(task(7), settings, tmp_path / "killed", "killed", 5)
+    train(resumed, settings, tmp_path / "killed", "resumed", 5)
+    assert same(weights(resumed), weights(whole))
+    assert not torch.equal(whole.module[0].weight, plain.module[0].weight)

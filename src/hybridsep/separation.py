@@ -198,9 +198,17 @@ def cross_pair(found: Candidates) -> Tensor:
 SELECTIONS = {"mean": posterior_mean, "weight": highest_weight, "residual": smallest_residual, "cross-pair": cross_pair}
 
 
-def best_evidence(searches: list[SearchResult]) -> int:
-    """Index of the run (model, setting or seed) whose evidence for the mixtures is highest: the blind choice between runs."""
-    return int(torch.stack([s.log_evidence.sum() for s in searches]).argmax())
+def best_evidence(log_evidence: list[Tensor]) -> Tensor:
+    """The blind choice between several searches of the same mixture codes (seeds, settings, likelihoods): for each mixture the one of
+    highest marginal evidence.
+
+    Args:
+        log_evidence: nats, one float [B] per search.
+
+    Returns:
+        int64 [B].
+    """
+    return torch.stack(log_evidence).argmax(0)
 
 
 def take_particle(waveforms: Tensor, index: Tensor) -> Tensor:

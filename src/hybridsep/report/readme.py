@@ -1,0 +1,116 @@
+"""The README's figures, written from the results of a run: `python -m hybridsep.report.readme cpu`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from hybridsep.evaluation import Evaluation
+from hybridsep.report import repository_root
+from hybridsep.report.chapter import (
+    METHOD_LABELS,
+    best_cell,
+    chunk_label,
+    chunk_values,
+    estimates,
+    mean_std,
+    minutes,
+    number,
+    open_book,
+    provenance_line,
+    score_table,
+    sdr_columns,
+    step_times,
+    typical_chunk,
+)
+from hybridsep.report.conclusion import answer, cell_scores, hybrid_gains, intervals
+from hybridsep.report.figures import plot_spectrograms
+
+PICTURE = Path("book/assets/result.png")
+
+
+def write_readme(profile: str, root: Path) -> None:
+    """Fill the parts of README.md between `<!-- times -->` / `<!-- results -->` and their end marks, and draw its picture."""
+    pipeline, evaluation = open_book(profile)
+    text = (root / "README.md").read_text()
+    for name, content in (("times", _times(evaluation)), ("results", _results(evaluation, root))):
+        before, rest = text.split(f"<!-- {name} -->", 1)
+        _, after = rest.split(f"<!-- /{name} -->", 1)
+        text = f"{before}<!-- {name} -->\n{content}\n<!-- /{name} -->{after}"
+    (root / "README.md").write_text(text)
+
+
+def _times(evaluation: Evaluation) -> str:
+    pipeline = evaluation.pipeline
+    times = step_times(pipeline)
+    groups = {
+        "songs and stems": ("songs", "stems"),
+        "both VQ-VAEs": ("vqvae",),
+        "encoding": ("codes",),
+        "four priors": ("prior",),
+        "four likelihoods": ("likelihood",),
+        "separation and scores": ("separated", "references"),
+    }
+    rows = {what: times[times.step.str.startswith(starts)].seconds.sum() for what, starts in groups.items()}
+    lines = [f"| {what} | {minutes(seconds)} |" for what, seconds in rows.items()]
+    hardware = ", ".join(sorted(set(times.hardware)))
+    return "\n".join(
+        [f"What `make book` took on {hardware}:", "", "| step | wall time |", "|---|---|", *lines, f"| **all steps** | **{minutes(sum(rows.values()))}** |"]
+    )
+
+
+def _results(evaluation: Evaluation, root: Path) -> str:
+    table = evaluation.table()
+    many = pd.read_csv(evaluation.pipeline.root / "particles.csv", keep_default_na=False, na_values=["nan"])
+    largest = many.particles.max()
+    where = {"search": "particle", "selection": "blind", "reference": "real", "metric": "sdr"}
+    columns = {
+        f"{name}{label} (dB)": {**where, "source": name, "refine": refine}
+        for refine, label in (("none", ""), ("wiener", ", refined"))
+        for name in evaluation.chunks.names
+    }
+    frame = score_table(table, METHOD_LABELS, columns, "method", "method")
+    extra = {f"{name}, refined, N = {largest} (dB)": {**where, "source": name, "refine": "wiener"} for name in evaluation.chunks.names}
+    frame = frame.merge(score_table(many[many.particles == largest], METHOD_LABELS, extra, "method", "method"), on="method")
+    frame["seconds per chunk"] = [number(float(chunk_values(table, method=m, search="particle", metric="seconds").mean()), 1) for m in METHOD_LABELS]
+    references = {"mixture": "mixture, not separated", "codec-plain": "codec ceiling, plain", "codec-linear": "codec ceiling, linear", "irm": "ideal ratio mask"}
+    floor = score_table(table, references, sdr_columns(evaluation.chunks.names, reference="real"), "method", "method")
+    frame = pd.concat([frame, floor], ignore_index=True).fillna("")
+    gains = intervals(hybrid_gains(cell_scores(table)))
+    parents = {label: gains[label] for label in (METHOD_LABELS["lass"], METHOD_LABELS["lqvae"])}
+    best = best_cell(evaluation)
+    run = evaluation.run(best, "particle")
+    typical = typical_chunk(run)
+    _picture(evaluation, estimates(evaluation, run), typical, root / PICTURE)
+    head = "| " + " | ".join(frame.columns) + " |\n|" + "---|" * len(frame.columns)
+    body = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False))
+    return "\n".join(
+        [
+            f"{answer(parents, len(evaluation.chunks))}",
+            "",
+            "Blind SDR (nothing chosen with the ground truth), particle filter:",
+            "",
+            head,
+            body,
+            "",
+            provenance_line(evaluation, f"N = {run.particles} particles where not said otherwise"),
+            "",
+            f"![Spectrograms of a mixture, of what {METHOD_LABELS[best]} makes of it, and of the true sources]({PICTURE})",
+            "",
+            f"*{chunk_label(evaluation, typical)}, the chunk of median score, separated by {METHOD_LABELS[best]}: mixture, separated and true sources.*",
+        ]
+    )
+
+
+def _picture(evaluation: Evaluation, refined, chunk: int, path: Path) -> None:
+    chunks = evaluation.chunks
+    panels = {"mixture": chunks.mixture[chunk]}
+    panels |= {f"{name}, separated": 0.5 * refined[p, chunk] for p, name in enumerate(chunks.names)}
+    panels |= {f"{name}, true": 0.5 * chunks.sources[p, chunk] for p, name in enumerate(chunks.names)}
+    plot_spectrograms(panels, chunks.sample_rate, columns=3).savefig(path, dpi=80)
+
+
+if __name__ == "__main__":
+    write_readme(sys.argv[1], repository_root())
