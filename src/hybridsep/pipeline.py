@@ -146,7 +146,7 @@ class Pipeline:
         def make() -> dict:
             codes = self.codes(kind, "train")
             module.start_from_codebook(self.vqvae(kind).codebook.cpu(), seeded_generator(self.profile.seed, 2))
-            task = PriorTask(module.to(self.device), codes, names.index(source), self.dtype)
+            task = PriorTask(module.to(self.device), codes, names.index(source), self._training_dtype())
             history = train(task, self.profile.prior.training, step.folder, f"prior {source} ({kind})", self.profile.seed)
             self._save(step, "model", module.state_dict())
             held_out = self._held_out_crops(kind, names.index(source))
@@ -200,7 +200,7 @@ class Pipeline:
 
     def prior_step(self, kind: VQVAEKind, source: str) -> Step:
         """Where a prior is kept, with its history.csv."""
-        return self.step(f"prior-{kind}-{source}", self.profile.prior, str(self.dtype), self.vqvae_step(kind).folder.name)
+        return self.step(f"prior-{kind}-{source}", self.profile.prior, str(self._training_dtype()), self.vqvae_step(kind).folder.name)
 
     def step(self, name: str, *settings: object) -> Step:
         """The step of that name under these settings, done or not."""
@@ -240,6 +240,10 @@ class Pipeline:
     def _stems_step(self) -> Step:
         source = _fingerprint(self.data) if self.data else self.profile.data
         return self.step("stems", source, self.profile.sources, self.profile.data.sample_rate, MIXTURE_RMS, LARGEST)
+
+    def _training_dtype(self) -> torch.dtype:
+        """float16 gradients would need loss scaling, so a GPU trains in float32."""
+        return torch.float32 if self.dtype == torch.float16 else self.dtype
 
     def _save(self, step: Step, name: str, tensors: dict[str, Tensor]) -> None:
         plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}

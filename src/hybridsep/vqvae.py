@@ -134,7 +134,7 @@ class Bottleneck(nn.Module):
     @torch.no_grad()
     def start_from(self, latent: Tensor, generator: torch.Generator) -> None:
         """Set every code to a vector of `latent` [N, D], far ones first likelier: k-means++ (Arthur & Vassilvitskii 2007)."""
-        latent = latent.float()
+        latent = latent.float().cpu()
         chosen = [int(torch.randint(len(latent), (), generator=generator))]
         distance = torch.full((len(latent),), float("inf"), device=latent.device)
         for _ in range(len(self.codebook) - 1):
@@ -160,8 +160,8 @@ class Bottleneck(nn.Module):
         dead = self.usage < self.dead_share * self.usage.mean()
         if dead.any():
             # Where the error is large a code is missing; uniform picks would mostly land on silence, which has its code.
-            error = (latent - self.codebook[codes]).square().sum(1).sqrt() + 1e-9
-            fresh = latent[torch.multinomial(error, int(dead.sum()), replacement=True, generator=generator)]
+            error = (latent - self.codebook[codes]).square().sum(1).sqrt().cpu() + 1e-9
+            fresh = latent[torch.multinomial(error, int(dead.sum()), replacement=True, generator=generator).to(latent.device)]
             self.sums[dead] = fresh * self.usage.mean()
             self.usage[dead] = self.usage.mean()
         self.codebook.copy_(self.sums / self.usage.clamp_min(1e-8)[:, None])
