@@ -139,7 +139,7 @@ class EvaluationSettings(Settings):
     chunks: int = Field(12, ge=1)
     chunk_seconds: float = Field(3.0, gt=0)
     searches: tuple[Literal["ancestral", "topk", "beam", "particle"], ...] = ("ancestral", "topk", "beam", "particle")
-    many_particles: int = Field(96, ge=1, description="N of the extra particle-filter run with more particles")
+    many_particles: int = Field(64, ge=1, description="N of the extra particle-filter run with more particles")
     seed: int = 0
 
 
