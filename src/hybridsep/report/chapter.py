@@ -165,12 +165,6 @@ def made_with(pipeline: Pipeline) -> str:
     return f"profile {pipeline.profile.name}, commit {known['commit'] or 'unknown'}, {known['hardware'] or 'hardware unknown'}"
 
 
-def best_cell(evaluation: Evaluation, search: str = "particle") -> str:
-    """The method with the highest blind, refined SDR, mean over chunks and sources."""
-    where = {"metric": "sdr", "selection": "blind", "refine": "wiener", "reference": "real"}
-    return max(METHODS, key=lambda method: float(np.nanmean(chunk_values(evaluation.run(method, search).rows, **where))))
-
-
 def typical_chunk(run: Run) -> int:
     """Index of the chunk whose blind, refined SDR is the median: neither a lucky nor an unlucky example."""
     scores = chunk_values(run.rows, metric="sdr", selection="blind", refine="wiener", reference="real")

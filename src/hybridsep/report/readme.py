@@ -11,7 +11,6 @@ from hybridsep.evaluation import Evaluation
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import (
     METHOD_LABELS,
-    best_cell,
     chunk_label,
     chunk_values,
     estimates,
@@ -72,15 +71,15 @@ def _results(evaluation: Evaluation, root: Path) -> str:
         for name in evaluation.chunks.names
     }
     frame = score_table(table, METHOD_LABELS, columns, "method", "method")
-    extra = {f"{name}, refined, N = {largest} (dB)": {**where, "source": name, "refine": "wiener"} for name in evaluation.chunks.names}
-    frame = frame.merge(score_table(many[many.particles == largest], METHOD_LABELS, extra, "method", "method"), on="method")
     frame["seconds per chunk"] = [number(float(chunk_values(table, method=m, search="particle", metric="seconds").mean()), 1) for m in METHOD_LABELS]
+    best = evaluation.best_method()
+    stronger = score_table(many[many.particles == largest], {best: f"{METHOD_LABELS[best]}, N = {largest}"}, columns, "method", "method")
+    stronger["seconds per chunk"] = number(float(evaluation.run(best, "particle", int(largest)).rows.query("metric == 'seconds'").value.mean()), 1)
     references = {"mixture": "mixture, not separated", "codec-plain": "codec ceiling, plain", "codec-linear": "codec ceiling, linear", "irm": "ideal ratio mask"}
     floor = score_table(table, references, sdr_columns(evaluation.chunks.names, reference="real"), "method", "method")
-    frame = pd.concat([frame, floor], ignore_index=True).fillna("")
+    frame = pd.concat([frame, stronger, floor], ignore_index=True).fillna("")
     gains = intervals(hybrid_gains(cell_scores(table)))
     parents = {label: gains[label] for label in (METHOD_LABELS["lass"], METHOD_LABELS["lqvae"])}
-    best = best_cell(evaluation)
     run = evaluation.run(best, "particle")
     typical = typical_chunk(run)
     _picture(evaluation, estimates(evaluation, run), typical, root / PICTURE)
