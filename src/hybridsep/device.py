@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 
@@ -32,3 +34,11 @@ def seeded_generator(*parts: int, device: torch.device | str = "cpu") -> torch.G
     for part in parts:
         seed = (seed * 6364136223846793005 + int(part) + 1442695040888963407) % (2**63)
     return torch.Generator(device=device).manual_seed(seed)
+
+
+def physical_memory() -> int:
+    """Bytes of main memory; 8 GiB where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**33

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybridsep.device import physical_memory
 from hybridsep.kernels.nearest import nearest_code
 
 SIGMA_SQUARED_GRID = tuple(2.0**e for e in range(-8, 7))
@@ -56,7 +57,7 @@ class Likelihood(ABC):
     """l(m | i, j) over a codebook of K codes. Every value is positive: an unseen mixture code or pair is unlikely, never an error."""
 
     codes: int
-    cache_bytes = 2**31
+    cache_bytes = min(2**32, physical_memory() // 6)
 
     @abstractmethod
     def matrix(self, mixture: int) -> Tensor:
