@@ -10,7 +10,7 @@ from tiny import seeded
 
 from hybridsep.data.minislakh import make_minislakh
 from hybridsep.data.slakh import load_source, read_tracks
-from hybridsep.data.stems import MIXTURE_RMS, StemSet, build_stems, mix, open_stems
+from hybridsep.data.stems import FULL_SCALE, LARGEST, MIXTURE_RMS, StemSet, build_stems, mix, open_stems
 from hybridsep.errors import HybridsepError
 
 RATE = 8000
@@ -45,16 +45,16 @@ def test_every_song_of_the_split_is_there_and_memory_mapped(songs, stems):
 def test_crops_are_what_the_files_hold_at_the_songs_common_level(songs, stems):
     for index, track in enumerate(read_tracks(songs, "train")):
         files = np.stack([load_source(track, inst_class, RATE) for inst_class in SOURCES.values()])[:, : stems.lengths[index]]
-        expected = np.clip(files * MIXTURE_RMS / np.sqrt(np.square(files.mean(0)).mean()), -1, 1)
-        assert np.abs(stems.song(index).numpy() - expected).max() < 2 / 32767
+        expected = np.clip(files * MIXTURE_RMS / np.sqrt(np.square(files.mean(0)).mean()), -LARGEST, LARGEST)
+        assert np.abs(stems.song(index).numpy() - expected).max() < 2 / FULL_SCALE
         for p in range(2):
             found = stems.crop(p, index, 1000, 20000).numpy()
-            assert found.dtype == np.float32 and np.abs(found - expected[p, 1000:21000]).max() < 2 / 32767
+            assert found.dtype == np.float32 and np.abs(found - expected[p, 1000:21000]).max() < 2 / FULL_SCALE
 
 
 def test_levelling_cuts_off_next_to_nothing(stems):
     """A clipped stem is no longer the stem: peaks must fit under full scale."""
-    assert np.mean(np.abs(stems.audio.astype(np.int32)) >= 32767) < 1e-5
+    assert np.mean(np.abs(stems.audio.astype(np.int32)) >= LARGEST * FULL_SCALE) < 1e-5
 
 
 def test_built_twice_byte_for_byte(songs, tmp_path):
@@ -88,7 +88,7 @@ def test_split_whose_stems_are_all_empty_is_refused(songs, tmp_path):
 
 
 def test_random_crops_lie_inside_one_song():
-    found = (ramp().random_crops(1, 500, 150, seeded()) * 32767).round().int()
+    found = (ramp().random_crops(1, 500, 150, seeded()) * FULL_SCALE).round().int()
     assert found.shape == (500, 150) and (found.diff(dim=1) == 1).all()
     starts = found[:, 0] - 1000
     inside = ((starts >= 100) & (starts <= 250)) | ((starts >= 400) & (starts <= 450))
@@ -101,7 +101,7 @@ def test_random_pairs_are_deterministic_and_change_with_the_seed(stems):
 
 
 def test_share_of_pairs_from_one_song_is_kept():
-    found = (ramp((3000,) * 3).random_pairs(40, 50, seeded(), same_song_share=0.25, gain_db=0.0) * 32767).round().int()
+    found = (ramp((3000,) * 3).random_pairs(40, 50, seeded(), same_song_share=0.25, gain_db=0.0) * FULL_SCALE).round().int()
     same = (found[1, :, 0] - found[0, :, 0]) == 1000
     assert same[:10].all() and not same[10:].any()
 

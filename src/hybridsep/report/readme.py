@@ -61,9 +61,9 @@ def _times(evaluation: Evaluation) -> str:
 
 
 def _results(evaluation: Evaluation, root: Path) -> str:
-    table = evaluation.table()
-    many = pd.read_csv(evaluation.pipeline.root / "particles.csv", keep_default_na=False, na_values=["nan"])
-    largest = many.particles.max()
+    best = evaluation.best_method()
+    strong = evaluation.run(best, "particle", evaluation.settings.many_particles)
+    table = pd.concat([evaluation.references(), *(evaluation.run(method, "particle").rows for method in METHOD_LABELS)], ignore_index=True)
     where = {"search": "particle", "selection": "blind", "reference": "real", "metric": "sdr"}
     columns = {
         f"{name}{label} (dB)": {**where, "source": name, "refine": refine}
@@ -72,9 +72,8 @@ def _results(evaluation: Evaluation, root: Path) -> str:
     }
     frame = score_table(table, METHOD_LABELS, columns, "method", "method")
     frame["seconds per chunk"] = [number(float(chunk_values(table, method=m, search="particle", metric="seconds").mean()), 1) for m in METHOD_LABELS]
-    best = evaluation.best_method()
-    stronger = score_table(many[many.particles == largest], {best: f"{METHOD_LABELS[best]}, N = {largest}"}, columns, "method", "method")
-    stronger["seconds per chunk"] = number(float(evaluation.run(best, "particle", int(largest)).rows.query("metric == 'seconds'").value.mean()), 1)
+    stronger = score_table(strong.rows, {best: f"{METHOD_LABELS[best]}, N = {strong.particles}"}, columns, "method", "method")
+    stronger["seconds per chunk"] = number(float(chunk_values(strong.rows, metric="seconds").mean()), 1)
     references = {"mixture": "mixture, not separated", "codec-plain": "codec ceiling, plain", "codec-linear": "codec ceiling, linear", "irm": "ideal ratio mask"}
     floor = score_table(table, references, sdr_columns(evaluation.chunks.names, reference="real"), "method", "method")
     frame = pd.concat([frame, stronger, floor], ignore_index=True).fillna("")
