@@ -50,13 +50,13 @@ def _times(evaluation: Evaluation) -> str:
         "encoding": ("codes",),
         "four priors": ("prior",),
         "four likelihoods": ("likelihood",),
-        "separation and scores": ("separated", "references"),
+        f"{times.step.str.startswith('separated').sum()} separations of {len(evaluation.chunks)} chunks, with scores": ("separated", "references"),
     }
     rows = {what: times[times.step.str.startswith(starts)].seconds.sum() for what, starts in groups.items()}
     lines = [f"| {what} | {minutes(seconds)} |" for what, seconds in rows.items()]
     hardware = ", ".join(sorted(set(times.hardware)))
     return "\n".join(
-        [f"What `make book` took on {hardware}:", "", "| step | wall time |", "|---|---|", *lines, f"| **all steps** | **{minutes(sum(rows.values()))}** |"]
+        [f"What the steps of a run took on {hardware}:", "", "| step | wall time |", "|---|---|", *lines, f"| **together** | **{minutes(sum(rows.values()))}** |"]
     )
 
 
