@@ -183,7 +183,7 @@ class Pipeline:
         made = Separator(self.vqvae(spec.vqvae), priors, self.likelihood(spec.vqvae, spec.likelihood), self.profile)
         parts = (self.step(f"likelihood-{spec.vqvae}-{spec.likelihood}", self.vqvae_step(spec.vqvae).folder.name, self.profile.likelihood),
                  *(self.prior_step(spec.vqvae, source) for source in self.profile.source_names))
-        version = config_hash(*(p.folder.name for p in parts), self.profile)
+        version = config_hash(*(p.folder.name for p in parts), self.profile.model_dump(mode="json", exclude={"evaluation"}))
         folder = self.root / method
         marker = folder / "version.txt"
         if not marker.is_file() or marker.read_text() != version:
