@@ -136,8 +136,8 @@ def _schedule(step: int, settings: TrainingSettings) -> float:
 def make_optimisers(module: nn.Module, settings: TrainingSettings) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the matrices that `module.hidden_matrices()` names and AdamW for the rest.
 
-    Weight decay falls on matrices only. Muon (Jordan et al. 2024, as shipped with torch) reaches the loss of a transformer prior in less
-    than half of AdamW's steps.
+    Weight decay falls on matrices only. Muon (Jordan et al. 2024, as shipped with torch) learns the priors in fewer steps: one comparison
+    of 100 steps on bass gave 3.19 nats per code on validation songs, AdamW 4.07 at a rate of 1e-3 and 3.71 at 3e-3.
     """
     hidden = module.hidden_matrices() if settings.matrix_learning_rate and hasattr(module, "hidden_matrices") else []
     taken = {id(p) for p in hidden}
