@@ -1,5 +1,6 @@
 """Both likelihoods against the dense [K, K, K] tables and posteriors that the library never forms."""
 
+import copy
 import itertools
 
 import pytest
@@ -65,7 +66,7 @@ def test_factored_posterior_equals_the_dense_one(likelihood):
     normalised = exact / total[..., None, None]
     assert torch.allclose(posterior.marginal / posterior.marginal.sum(-1, keepdim=True), normalised.sum(-1), atol=1e-5)
     for b, n, i in itertools.product(range(3), range(4), range(K)):
-        weights = posterior.second[b, n] * likelihood.rows(mixture[b : b + 1], torch.tensor([i]))[0]
+        weights = posterior.second[b, n] * posterior.matrices[b][i]
         assert torch.allclose(weights / weights.sum(), normalised[b, n, i] / normalised[b, n, i].sum(), atol=1e-5)
 
 
@@ -102,17 +103,39 @@ def test_the_three_answers_agree_with_the_definition(likelihood):
     m, i, j = all_triples()
     assert torch.allclose(likelihood.log_likelihood(m, i, j).exp(), exact[m, i, j], rtol=1e-4, atol=1e-8)
     assert torch.allclose(torch.stack([likelihood.matrix(code) for code in range(K)]), exact, rtol=1e-4, atol=1e-8)
-    pairs = all_triples()[:2, ::K]
-    assert torch.allclose(likelihood.rows(*pairs), exact[pairs[0], pairs[1]], rtol=1e-4, atol=1e-8)
 
 
 @every_likelihood
 def test_asking_twice_gives_the_same_answer(likelihood):
     """The tables are changed in place inside: no answer may change the next one."""
-    pair = torch.tensor([3, 3]), torch.tensor([1, 1])
-    first = likelihood.matrix(3).clone(), likelihood.rows(*pair).clone()
-    assert torch.equal(first[0], likelihood.matrix(3)) and torch.equal(first[1], likelihood.rows(*pair))
-    assert torch.equal(first[1][0], first[1][1])
+    mixture, log_p = torch.tensor([3, 5]), random_log_priors(2, 4)
+    first = likelihood.matrix(3).clone(), likelihood.posterior(mixture, log_p).marginal
+    assert torch.equal(first[0], likelihood.matrix(3)) and torch.equal(first[1], likelihood.posterior(mixture, log_p).marginal)
+
+
+@every_likelihood
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("room", [0, 2, 5])
+def test_little_room_for_kept_matrices_changes_no_answer(likelihood, precision, room):
+    """With room for fewer matrices than a step needs, none may be overwritten while it is in use."""
+    log_p, likelihood = random_log_priors(6, 2), copy.copy(likelihood)
+    likelihood.__dict__.pop("_matrices", None)
+    likelihood.precision, likelihood.cache_bytes = precision, room * K * K * precision.itemsize
+    for step in range(12):
+        mixture = torch.randint(K, (6,), generator=seeded(step))
+        posterior = likelihood.posterior(mixture, log_p)
+        for code, matrix in zip(mixture.tolist(), posterior.matrices, strict=True):
+            assert torch.equal(matrix, likelihood.matrix(code).to(precision))
+
+
+@every_likelihood
+def test_bfloat16_products_stay_near(likelihood):
+    exact, low = likelihood, copy.copy(likelihood)
+    low.__dict__.pop("_matrices", None)
+    low.precision = torch.bfloat16
+    mixture, log_p = torch.tensor([0, 5, K - 1]), random_log_priors(3, 4)
+    evidence = [x.posterior(mixture, log_p).log_evidence for x in (exact, low)]
+    assert torch.allclose(*evidence, atol=0.01) and not torch.equal(*evidence)
 
 
 @pytest.mark.parametrize("name", ["sum", "counts", "nothing counted"])

@@ -7,7 +7,8 @@ import torch
 from tiny import prior_settings, seeded, tiny_prior
 
 from hybridsep.data.codes import CodeSet
-from hybridsep.prior import Prior, PriorStack, PriorTask, nats_per_code, windowed_attention
+from hybridsep.decoding import PriorStack
+from hybridsep.prior import Prior, PriorTask, nats_per_code, windowed_attention
 from hybridsep.profiles import TrainingSettings
 from hybridsep.training import train
 
@@ -69,13 +70,10 @@ def test_reordered_particles_continue_their_ancestors_histories(length):
     state = stack.start(2, 4)
     for t in range(length):
         state.append(codes[..., t])
-    state.reorder(ancestors)
     past = codes[..., :length].gather(2, ancestors[None, :, :, None].expand(2, 2, 4, length))
-    history = torch.cat([past, codes[..., length:]], -1)
-    expected = stepwise(stack, history)
-    assert torch.allclose(state.log_probs, expected[..., length, :], atol=1e-5)
+    expected = stepwise(stack, torch.cat([past, codes[..., length:]], -1))
     for t in range(length, length + 8):
-        state.append(codes[..., t])
+        state.append(codes[..., t], ancestors if t == length else None)
         assert torch.allclose(state.log_probs, expected[..., t + 1, :], atol=1e-5)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hybridsep.likelihood import Likelihood
-from hybridsep.search import ancestral, beam, particle_filter, systematic_resampling, top_k
+from hybridsep.search import ancestral, beam, particle_filter, stay_in_place, systematic_resampling, top_k
 
 K = 3
 
@@ -20,9 +20,6 @@ class TabularLikelihood(Likelihood):
 
     def matrix(self, mixture):
         return self.table[mixture]
-
-    def rows(self, mixture, first):
-        return self.table[mixture, first]
 
     def log_likelihood(self, mixture, first, second):
         return self.table[mixture, first, second].log()
@@ -46,12 +43,8 @@ class MarkovState:
         self.priors = priors
         self.log_probs = priors.first.log()[:, None, None].expand(2, mixtures, particles, -1)
 
-    def append(self, codes):
+    def append(self, codes, ancestors=None):
         self.log_probs = torch.stack([self.priors.transition[p][codes[p]] for p in range(2)]).log()
-
-    def reorder(self, ancestors):
-        index = ancestors[None, :, :, None].expand_as(self.log_probs)
-        self.log_probs = self.log_probs.gather(2, index)
 
 
 def additive_world(seed=0, noise=0.05):
@@ -101,6 +94,16 @@ MIXTURE = torch.tensor([[0, 2, 1, 2]])
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("particles", [1, 2, 7, 64])
+def test_survivors_keep_their_place_and_the_children_stay_the_same(particles):
+    weights = torch.rand(5, particles, generator=generator(particles)).pow(4)
+    ancestors = systematic_resampling(weights / weights.sum(1, keepdim=True), torch.rand(5, generator=generator(1)))
+    moved = stay_in_place(ancestors)
+    assert torch.equal(moved.sort(1).values, ancestors)
+    for before, after in zip(ancestors.tolist(), moved.tolist(), strict=True):
+        assert all(after[n] == n for n in set(before))
 
 
 def test_particle_filter_matches_enumerated_posterior():

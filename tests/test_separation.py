@@ -182,6 +182,24 @@ def test_decoding_each_distinct_sequence_once_changes_nothing(separator):
     assert torch.allclose(separator.decode(repeated), separator.vqvae.decode(repeated.flatten(0, 1)).view(2, 3, -1), atol=1e-6)
 
 
+@pytest.mark.parametrize("length, shared", [(1, 0), (128, 0), (140, 100), (389, 380), (389, 130), (389, 389)])
+def test_decoding_a_shared_past_once_changes_nothing(separator, length, shared):
+    """As after a particle filter: every sequence of a mixture begins with the same codes."""
+    codes = torch.randint(12, (2, 3, 4, length), generator=seeded(length))
+    codes[..., :shared] = codes[:, :, :1, :shared]
+    whole = separator.vqvae.decode(codes.flatten(0, 2)).view(2, 3, 4, -1)
+    assert torch.allclose(separator.decode(codes), whole, atol=1e-6)
+
+
+def test_decoding_a_shared_past_decodes_less(separator, monkeypatch):
+    codes = torch.randint(12, (2, 1, 8, 640), generator=seeded())
+    codes[..., :560] = codes[:, :, :1, :560]
+    decoded, decode = [], separator.vqvae.decode
+    monkeypatch.setattr(separator.vqvae, "decode", lambda c: decoded.append(c.numel()) or decode(c))
+    separator.decode(codes)
+    assert sum(decoded) < 0.6 * codes.numel()
+
+
 def test_bad_requests_are_refused_with_their_value(separator):
     with pytest.raises(HybridsepError, match="unknown search 'best'.*particle"):
         separator.separate(mixture(), "best")

@@ -212,6 +212,18 @@ def test_encoding_and_decoding_are_deterministic_and_independent_of_the_batch():
     assert torch.equal(module.encode(once), module.encode(module.decode(codes)))
 
 
+@pytest.mark.parametrize("changes", [{}, {"strides": (4, 4), "widths": (4, 4), "decoder_depth": 2}, {"strides": (2, 8), "widths": (4, 4)}])
+def test_no_sample_depends_on_codes_beyond_the_decoders_reach(changes):
+    module = tiny_vqvae(**changes)
+    reach = module.decoder.reach
+    codes = torch.randint(12, (1, 4 * reach + 1), generator=seeded())
+    other, middle = codes.clone(), 2 * reach
+    other[0, middle] = (codes[0, middle] + 1) % 12
+    moved = (module.decode(codes) - module.decode(other))[0].abs().view(-1, module.hop).amax(1) > 0
+    assert moved[middle] and not moved[: middle - reach].any() and not moved[middle + reach + 1 :].any()
+    assert moved.nonzero().min() <= middle - reach + 2
+
+
 def test_encoding_and_decoding_change_no_weight():
     module = tiny_vqvae()
     before = {k: v.clone() for k, v in module.state_dict().items()}

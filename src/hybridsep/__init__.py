@@ -5,8 +5,10 @@ import os
 import sys
 
 # Two "cores" are often two threads of one: a worker that spins while it waits takes the time of the one that computes, and two
-# programs that spin against each other crawl. Must be said before torch starts its workers.
+# programs that spin against each other crawl. A search step is hundreds of short products, though, and waking a sleeper takes longer than
+# many of them: so workers spin for some microseconds and then sleep. Must be said before torch starts its workers.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 __version__ = "0.1.0"
 

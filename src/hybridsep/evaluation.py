@@ -128,13 +128,12 @@ class Evaluation:
         profile = self.pipeline.profile
         particles = particles or profile.search.particles
         spec = method_spec(method)
-        separator = self.pipeline.separator(method)
-        version = (self.pipeline.root / method / "version.txt").read_text()
+        version = self.pipeline.method_version(method)
         step = self.pipeline.step(f"separated-{method}-{search}-{particles}", version, self._chunk_settings())
 
         def make() -> dict:
             label = f"{method}, {search}, N = {particles}"
-            found = separator.candidates(self.chunks.mixture, search, particles, self.settings.seed, label)
+            found = self.pipeline.separator(method).candidates(self.chunks.mixture, search, particles, self.settings.seed, label)
             codec = self.codec(spec.vqvae)
             rows, selections = self._score(method, search, found, codec)
             rows.to_csv(step.folder / "rows.csv", index=False, na_rep="nan")
@@ -223,9 +222,9 @@ class Evaluation:
     def _with_ground_truth(self, found: Candidates, target: Tensor) -> dict[str, Tensor]:
         """The two oracle protocols: stems [P, B, T] chosen with the ground truth."""
         waveforms = found.waveforms.cpu()
-        one_second = sdr(waveforms.numpy(), target[:, :, None].expand_as(waveforms).numpy(), self.chunks.sample_rate)
+        one_second = sdr(waveforms.numpy(), target[:, :, None].numpy(), self.chunks.sample_rate)
         pair = torch.from_numpy(np.nan_to_num(one_second, nan=-99.0).mean(0).argmax(1))
-        default = sdr(waveforms.numpy(), target[:, :, None].expand_as(waveforms).numpy(), self._default_window())
+        default = sdr(waveforms.numpy(), target[:, :, None].numpy(), self._default_window())
         each = torch.from_numpy(np.nan_to_num(default, nan=-99.0).argmax(2))
         seed = torch.stack([take_particle(waveforms, index)[p] for p, index in enumerate(each)])
         return {"oracle": take_particle(waveforms, pair), "seed": seed}

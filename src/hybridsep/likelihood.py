@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -57,15 +58,13 @@ class Likelihood(ABC):
     """l(m | i, j) over a codebook of K codes. Every value is positive: an unseen mixture code or pair is unlikely, never an error."""
 
     codes: int
-    cache_bytes = min(2**32, physical_memory() // 6)
+    cache_bytes = min(2**30, physical_memory() // 8)
+    precision = torch.float32
+    """Of the products with p2 and of the matrices kept for them; bfloat16 is several times as fast where the CPU has it."""
 
     @abstractmethod
     def matrix(self, mixture: int) -> Tensor:
         """l(mixture | i, j) as float32 [K, K]."""
-
-    @abstractmethod
-    def rows(self, mixture: Tensor, first: Tensor) -> Tensor:
-        """l(mixture[r] | first[r], j) as float32 [R, K]; both arguments int64 [R]."""
 
     @abstractmethod
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -86,12 +85,16 @@ class Likelihood(ABC):
             ValueError: a mixture code outside [0, K), another codebook size, or NaN.
         """
         self._check(mixture, log_p)
+        matrices = self._kept_matrices(mixture.tolist())
         first, second = log_p.exp()
-        marginal = torch.empty_like(first)
-        for b, code in enumerate(mixture.tolist()):
-            torch.mm(second[b], self._cached_matrix(code).T, out=marginal[b])
-        marginal *= first
-        return StepPosterior(self, mixture, second, marginal)
+        low = second.to(self.precision)
+        summed = torch.empty_like(low)
+        for matrix, p2, out in zip(matrices, low, summed, strict=True):
+            torch.mm(p2, matrix.T, out=out)
+        posterior = StepPosterior(matrices, second, first * summed)
+        if torch.isnan(posterior.log_evidence).any():
+            raise ValueError("log-probabilities of the priors hold NaN")
+        return posterior
 
     def draw_pairs(self, mixture: Tensor, log_p: Tensor, generator: torch.Generator) -> PairDraw:
         """Draw one pair per particle from the exact one-step posterior. Arguments as in `posterior`."""
@@ -127,7 +130,7 @@ class Likelihood(ABC):
         size = self.codes
         wanted = min(rows, max(8, k))
         limit = min(rows, max(wanted, ROWS_SCORED // groups))
-        matrix = self._cached_matrix(int(posterior.mixture[b]))
+        matrix = posterior.matrices[b]
         while True:
             best = bounds.topk(min(rows, wanted + 1), 1)
             chosen = best.indices[:, :wanted]
@@ -144,15 +147,21 @@ class Likelihood(ABC):
                 return codes, local.gather(1, row), top.values.log()
             wanted = min(limit, 2 * wanted)
 
-    def _cached_matrix(self, mixture: int) -> Tensor:
-        """`matrix`, kept while it is among the last used: a few hundred mixture codes make up most of a recording."""
+    def _kept_matrices(self, mixtures: list[int]) -> list[Tensor]:
+        """`matrix` of each, kept while among the last used: a few hundred mixture codes make up most of a recording."""
         cache = self.__dict__.setdefault("_matrices", OrderedDict())
-        found = cache.pop(mixture, None)
-        if found is None:
-            found = self.matrix(mixture)
-            if (len(cache) + 1) * found.numel() * found.element_size() > self.cache_bytes and cache:
-                cache.popitem(last=False)
-        cache[mixture] = found
+        found = []
+        for mixture in mixtures:
+            if mixture not in cache:
+                fresh = self.matrix(mixture)
+                full = (len(cache) + 1) * fresh.numel() * self.precision.itemsize > self.cache_bytes
+                spare = cache.pop(next(iter(cache))) if full and cache and next(iter(cache)) not in mixtures else None
+                if fresh.dtype != self.precision:
+                    # Memory once touched is worth keeping: the matrix unused for longest gives its own to the new one.
+                    fresh = (torch.empty_like(fresh, dtype=self.precision) if spare is None else spare).copy_(fresh)
+                cache[mixture] = fresh
+            cache.move_to_end(mixture)
+            found.append(cache[mixture])
         return found
 
     def _check(self, mixture: Tensor, log_p: Tensor) -> None:
@@ -160,8 +169,6 @@ class Likelihood(ABC):
             raise ValueError(f"priors over {log_p.shape[-1]} codes, likelihood over {self.codes}")
         if mixture.numel() and not 0 <= int(mixture.min()) <= int(mixture.max()) < self.codes:
             raise ValueError(f"mixture code {int(mixture.min())} or {int(mixture.max())} lies outside [0, {self.codes})")
-        if torch.isnan(log_p.sum()):
-            raise ValueError("log-probabilities of the priors hold NaN")
 
 
 @dataclass(frozen=True)
@@ -169,31 +176,31 @@ class StepPosterior:
     """One-step posterior of B·N particles in factored form.
 
     Attributes:
-        mixture: int64 [B].
+        matrices: l(m|i,j) of each mixture's code, B times [K, K].
         second: p2, float32 [B, N, K].
         marginal: r(i), not normalised, float32 [B, N, K].
     """
 
-    likelihood: Likelihood
-    mixture: Tensor
+    matrices: list[Tensor]
     second: Tensor
     marginal: Tensor
 
-    @property
+    @cached_property
     def log_evidence(self) -> Tensor:
         """float32 [B, N], nats."""
         return self.marginal.sum(-1).log()
 
     def draw(self, uniforms: Tensor, ancestors: Tensor | None = None) -> Tensor:
         """Codes int64 [2, B, N] by inversion of `uniforms` [2, B, N]; particle n draws from the posterior of particle ancestors[b, n]."""
-        marginal, second = self.marginal, self.second
+        batch, particles, size = self.marginal.shape
+        marginal, second = self.marginal.flatten(0, 1), self.second.flatten(0, 1)
         if ancestors is not None:
-            index = ancestors[..., None].expand_as(marginal)
-            marginal, second = marginal.gather(1, index), second.gather(1, index)
-        first = invert(marginal.flatten(0, 1), uniforms[0].flatten())
-        mixture = self.mixture[:, None].expand(marginal.shape[:2]).flatten()
-        weights = second.flatten(0, 1) * self.likelihood.rows(mixture, first)
-        return torch.stack([first, invert(weights, uniforms[1].flatten())]).view(2, *marginal.shape[:2])
+            rows = (ancestors + torch.arange(batch, device=ancestors.device)[:, None] * particles).flatten()
+            marginal, second = marginal.index_select(0, rows), second.index_select(0, rows)
+        first = invert(marginal, uniforms[0].flatten()).view(batch, particles)
+        likelihood = torch.stack([matrix.index_select(0, row) for matrix, row in zip(self.matrices, first, strict=True)])
+        weights = second * likelihood.flatten(0, 1)
+        return torch.stack([first, invert(weights, uniforms[1].flatten()).view(batch, particles)])
 
 
 def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
@@ -213,16 +220,13 @@ class SumLikelihood(Likelihood):
         self.codes = len(codebook)
         self.codebook, self.sigma_squared, self.floor = codebook, sigma_squared, floor
         self.sums = sum_table(codebook)
+        self._sums_wide = self.sums.long()
         distances = torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
         self.table = (1 - floor) * (-distances / (2 * sigma_squared)).softmax(0) + floor / self.codes
 
     def matrix(self, mixture: int) -> Tensor:
         """See Likelihood."""
-        return self.table[mixture].index_select(0, self.sums.flatten()).view_as(self.sums)
-
-    def rows(self, mixture: Tensor, first: Tensor) -> Tensor:
-        """See Likelihood."""
-        return self.table[mixture].gather(1, self.sums[first].long())
+        return self.table[mixture].expand_as(self._sums_wide).gather(1, self._sums_wide)
 
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """See Likelihood."""
@@ -274,17 +278,6 @@ class CountLikelihood(Likelihood):
         result = self.backoff.matrix(mixture).mul_(self.share)
         first, last = int(self.row_starts[mixture * self.codes]), int(self.row_starts[(mixture + 1) * self.codes])
         result.view(-1).index_add_(0, self.pairs[first:last], self.values[first:last])
-        return self._raised(result)
-
-    def rows(self, mixture: Tensor, first: Tensor) -> Tensor:
-        """See Likelihood."""
-        result = self.backoff.rows(mixture, first).mul_(self.share[first])
-        row = mixture * self.codes + first
-        starts, lengths = self.row_starts[row], self.row_starts[row + 1] - self.row_starts[row]
-        owner = torch.repeat_interleave(torch.arange(len(row), device=row.device), lengths)
-        before = lengths.cumsum(0) - lengths
-        entry = torch.arange(len(owner), device=row.device) - before[owner] + starts[owner]
-        result.view(-1).index_add_(0, owner * self.codes + self.pairs[entry] % self.codes, self.values[entry])
         return self._raised(result)
 
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:

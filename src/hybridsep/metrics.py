@@ -20,22 +20,26 @@ def sdr(estimate: np.ndarray, reference: np.ndarray, window: int) -> float:
     figure thousands of times faster (a test compares them).
 
     Args:
-        estimate, reference: float [..., T], in the same units.
+        estimate, reference: float [..., T], in the same units, of shapes that broadcast.
         window: samples per window (and hop); a last, shorter window is left out.
 
     Returns:
         float [...]; NaN where the reference is silent in every window.
     """
     count = reference.shape[-1] // window
-    shape = (*reference.shape[:-1], count, window)
-    target = reference[..., : count * window].reshape(shape).astype(np.float64)
-    error = target - estimate[..., : count * window].reshape(*estimate.shape[:-1], count, window)
+    windows = slice(0, count * window)
+    target, estimated = (x[..., windows].reshape(*x.shape[:-1], count, window) for x in (reference, estimate))
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = 10 * np.log10((target**2).sum(-1) / (error**2).sum(-1))
-    values = np.where((target**2).sum(-1) > 0, values, np.nan)
+        values = 10 * np.log10(_energy(target) / _energy(target - estimated))
+    values = np.where(_energy(target) > 0, values, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanmedian(values, axis=-1)
+
+
+def _energy(x: np.ndarray) -> np.ndarray:
+    """Σ x² over the last axis, summed in float64."""
+    return np.einsum("...t,...t->...", x, x, dtype=np.float64, casting="same_kind")
 
 
 def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:

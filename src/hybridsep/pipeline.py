@@ -70,6 +70,7 @@ class Pipeline:
         self.device = default_device()
         self.dtype = fast_dtype(self.device, profile.precision)
         self._nested_seconds = 0.0
+        self._separator: tuple[tuple[str, str], Separator] | None = None
 
     # --- songs -------------------------------------------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class Pipeline:
 
     def likelihood(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Likelihood:
         """The likelihood of a kind over the codes of a kind of VQ-VAE, its free numbers fitted on validation songs."""
-        step = self.step(f"likelihood-{kind}-{likelihood}", self.vqvae_step(kind).folder.name, self.profile.likelihood)
+        step = self.likelihood_step(kind, likelihood)
 
         def make() -> dict:
             made = self._fit_likelihood(kind, likelihood)
@@ -177,19 +178,27 @@ class Pipeline:
         return torch.cat(list(self._random_triples(kind, split, self.profile.likelihood.fit_seconds, generator)), 1)
 
     def separator(self, method: str) -> Separator:
-        """A trained method, also written to runs/<profile>/<method>/ for `Separator.load`."""
-        spec = method_spec(method)
-        priors = [self.prior(spec.vqvae, source) for source in self.profile.source_names]
-        made = Separator(self.vqvae(spec.vqvae), priors, self.likelihood(spec.vqvae, spec.likelihood), self.profile)
-        parts = (self.step(f"likelihood-{spec.vqvae}-{spec.likelihood}", self.vqvae_step(spec.vqvae).folder.name, self.profile.likelihood),
-                 *(self.prior_step(spec.vqvae, source) for source in self.profile.source_names))
-        version = config_hash(*(p.folder.name for p in parts), self.profile.model_dump(mode="json", exclude={"evaluation"}))
+        """A trained method, also written to runs/<profile>/<method>/ for `Separator.load`. The last one asked for is kept."""
+        version = self.method_version(method)
+        if self._separator is None or self._separator[0] != (method, version):
+            spec = method_spec(method)
+            # Whatever was kept is given up first: a likelihood keeps a gigabyte of matrices.
+            self._separator = None
+            priors = [self.prior(spec.vqvae, source) for source in self.profile.source_names]
+            made = Separator(self.vqvae(spec.vqvae), priors, self.likelihood(spec.vqvae, spec.likelihood), self.profile)
+            self._separator = (method, version), made
         folder = self.root / method
         marker = folder / "version.txt"
         if not marker.is_file() or marker.read_text() != version:
-            made.save(folder)
+            self._separator[1].save(folder)
             write_atomically(marker, version.encode())
-        return made
+        return self._separator[1]
+
+    def method_version(self, method: str) -> str:
+        """A hash of all that a method depends on."""
+        spec = method_spec(method)
+        parts = (self.likelihood_step(spec.vqvae, spec.likelihood), *(self.prior_step(spec.vqvae, source) for source in self.profile.source_names))
+        return config_hash(*(p.folder.name for p in parts), self.profile.model_dump(mode="json", exclude={"evaluation"}))
 
     # --- records -----------------------------------------------------------------------------------------------------------
 
@@ -201,6 +210,10 @@ class Pipeline:
     def prior_step(self, kind: VQVAEKind, source: str) -> Step:
         """Where a prior is kept, with its history.csv."""
         return self.step(f"prior-{kind}-{source}", self.profile.prior, str(self._training_dtype()), self.vqvae_step(kind).folder.name)
+
+    def likelihood_step(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Step:
+        """Where a likelihood is kept."""
+        return self.step(f"likelihood-{kind}-{likelihood}", self.vqvae_step(kind).folder.name, self.profile.likelihood)
 
     def step(self, name: str, *settings: object) -> Step:
         """The step of that name under these settings, done or not."""

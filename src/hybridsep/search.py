@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Callable, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hybridsep.likelihood import Likelihood
@@ -24,11 +25,8 @@ class State(Protocol):
 
     log_probs: Tensor
 
-    def append(self, codes: Tensor) -> None:
-        """Add one code, int64 [2, B, N], to every history."""
-
-    def reorder(self, ancestors: Tensor) -> None:
-        """Particle n continues the history of particle ancestors[b, n]."""
+    def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:
+        """Particle n goes on from the history of particle ancestors[b, n], its own without them, with codes[:, b, n]; int64 [2, B, N]."""
 
 
 class Priors(Protocol):
@@ -109,15 +107,15 @@ def _filter(
         size = 1 / log_weights.exp().square().sum(1)
         ancestors, poor = identity, size < threshold * particles
         if poor.any():
-            picked = systematic_resampling(log_weights.exp(), uniforms[:, t, -1])
+            picked = stay_in_place(systematic_resampling(log_weights.exp(), uniforms[:, t, -1]))
             ancestors = torch.where(poor[:, None], picked, identity)
             log_weights = torch.where(poor[:, None], -math.log(particles), log_weights)
-            state.reorder(ancestors)
+        moved = None if ancestors is identity else ancestors
         pair_uniforms = uniforms[:, t, :-1].view(batch, 2, particles).transpose(0, 1)
-        pair = posterior.draw(pair_uniforms, ancestors if poor.any() else None)
+        pair = posterior.draw(pair_uniforms, moved)
         drawn.append(pair), parents.append(ancestors), ess.append(size), resampled.append(poor)
         if t + 1 < length:
-            state.append(pair)
+            state.append(pair, moved)
         if on_step:
             on_step()
     found = trace_back(torch.stack(drawn), torch.stack(parents))
@@ -162,8 +160,7 @@ def beam(
         log_weights, ancestors, pair = best.scores[:, 0], best.parents[:, 0], best.codes[:, :, 0]
         drawn.append(pair), parents.append(ancestors)
         if t + 1 < length:
-            state.reorder(ancestors)
-            state.append(pair)
+            state.append(pair, ancestors)
         if on_step:
             on_step()
     found = trace_back(torch.stack(drawn), torch.stack(parents))
@@ -205,6 +202,20 @@ def systematic_resampling(weights: Tensor, uniforms: Tensor) -> Tensor:
     particles = weights.shape[1]
     positions = (torch.arange(particles, device=weights.device) + uniforms[:, None]) / particles
     return torch.searchsorted(weights.cumsum(1), positions).clamp_max(particles - 1)
+
+
+def stay_in_place(ancestors: Tensor) -> Tensor:
+    """The same children in another order: whoever survives keeps its place, and only the places of the dead are filled anew.
+
+    Args:
+        ancestors: int64 [B, N], ascending.
+    """
+    particles = ancestors.shape[1]
+    extra = F.pad(ancestors[:, 1:] == ancestors[:, :-1], (1, 0))
+    identity = torch.arange(particles, device=ancestors.device).expand_as(ancestors).contiguous()
+    dead = torch.ones_like(extra).scatter_(1, ancestors, False)
+    identity[dead] = ancestors[extra]
+    return identity
 
 
 def invert_scores(scores: Tensor, uniforms: Tensor) -> Tensor:

@@ -16,17 +16,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hybridsep.data.stems import MIXTURE_RMS
+from hybridsep.decoding import PriorStack
 from hybridsep.device import default_device, fast_dtype, seeded_generator
 from hybridsep.errors import HybridsepError
 from hybridsep.likelihood import Likelihood, likelihood_from_tensors
-from hybridsep.prior import Prior, PriorStack
+from hybridsep.prior import Prior
 from hybridsep.profiles import Profile
 from hybridsep.search import SEARCHES, SearchResult
 from hybridsep.training import load_weights, write_atomically
 from hybridsep.vqvae import VQVAE
 
 STFT_SIZE = 2048
-DECODE_ROWS = 64
+ENCODED_ROWS = 64
+DECODED_CODES = 8192
+STRETCH = 128
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,11 @@ class Separator:
     def __init__(self, vqvae: VQVAE, priors: list[Prior], likelihood: Likelihood, profile: Profile):
         self.vqvae, self.priors, self.likelihood, self.profile = vqvae.eval(), priors, likelihood, profile
         self.device = vqvae.codebook.device
-        self.stack = PriorStack(priors, fast_dtype(self.device, profile.precision))
+        self._reach = vqvae.decoder.reach
+        dtype = fast_dtype(self.device, profile.precision)
+        self.stack = PriorStack(priors, dtype)
+        if dtype == torch.bfloat16:
+            likelihood.precision = dtype
 
     @property
     def sample_rate(self) -> int:
@@ -91,7 +98,7 @@ class Separator:
         mixture = mixture[:, :length].to(self.device)
         started = time.perf_counter()
         level = MIXTURE_RMS / mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
-        codes = torch.cat([self.vqvae.encode(part) for part in (mixture * level).split(DECODE_ROWS)])
+        codes = torch.cat([self.vqvae.encode(part) for part in (mixture * level).split(ENCODED_ROWS)])
         result = self.search_codes(codes, search, particles, seed, label)
         waveforms = self.decode(result.codes) / level[:, None]
         return Candidates(mixture, waveforms, result, time.perf_counter() - started)
@@ -110,12 +117,30 @@ class Separator:
         joined = (torch.cat([getattr(p, name) for p in parts], axis) for name, axis in _BATCH_AXES)
         return SearchResult(*joined)
 
+    @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes int64 [..., S] -> waveforms float32 [..., S * hop]; equal sequences are decoded once."""
-        flat = codes.flatten(0, -2)
-        distinct, inverse = flat.unique(dim=0, return_inverse=True)
-        waveforms = torch.cat([self.vqvae.decode(part) for part in distinct.split(DECODE_ROWS)])
-        return waveforms[inverse].view(*codes.shape[:-1], -1)
+        """Codes int64 [..., S] -> waveforms float32 [..., S * hop]; what several sequences share is decoded once.
+
+        Particles have most of their past in common. So the sequences are cut into stretches, each with as many codes to its left and right
+        as its samples can depend on, and equal stretches are decoded once.
+        """
+        flat, length, hop = codes.flatten(0, -2), codes.shape[-1], self.vqvae.hop
+        stretches = []
+        for start in range(0, length, STRETCH):
+            first, last = max(0, start - self._reach), min(length, start + STRETCH + self._reach)
+            distinct, inverse = flat[:, first:last].unique(dim=0, return_inverse=True)
+            stretches.append((start, start - first, distinct, inverse))
+        whole, inverse = flat.unique(dim=0, return_inverse=True)
+        if sum(distinct.numel() for _, _, distinct, _ in stretches) >= whole.numel():
+            stretches = [(0, 0, whole, inverse)]
+        waveforms = torch.empty(len(flat), length * hop, device=self.device)
+        for start, before, distinct, inverse in stretches:
+            count = length if len(stretches) == 1 else min(STRETCH, length - start)
+            inside = slice(before * hop, (before + count) * hop)
+            rows = max(1, DECODED_CODES // distinct.shape[1])
+            decoded = torch.cat([self.vqvae.decode(part)[:, inside] for part in distinct.split(rows)])
+            torch.index_select(decoded, 0, inverse, out=waveforms[:, start * hop : (start + count) * hop])
+        return waveforms.view(*codes.shape[:-1], -1)
 
     def separate(self, mixture: Tensor, search: str = "particle", particles: int | None = None, seed: int = 0, refine: bool = True) -> Tensor:
         """Stems of a batch of mixtures: float32 [B, T] -> [2, B, T], by the mean of the particles and, with `refine`, Wiener masks."""

@@ -101,6 +101,19 @@ class Decoder(nn.Module):
         """[B, D, S] -> [B, 1, S * hop]."""
         return self.layers(latent)
 
+    @property
+    def reach(self) -> int:
+        """How many codes before and after its own a sample can depend on, at most."""
+        reach = 0
+        for layer in reversed(self.layers):
+            if isinstance(layer, nn.ConvTranspose1d):
+                reach = -(-(reach + layer.kernel_size[0]) // layer.stride[0])
+            elif isinstance(layer, nn.Conv1d):
+                reach += layer.kernel_size[0] // 2
+            else:
+                reach += sum(block.dilated.dilation[0] for block in layer)
+        return reach
+
 
 class Bottleneck(nn.Module):
     """A codebook learnt by exponential moving averages; codes that die are re-seeded from the encoder's output.

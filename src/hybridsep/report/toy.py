@@ -22,10 +22,6 @@ class TabularLikelihood(Likelihood):
         """See Likelihood."""
         return self.table[mixture]
 
-    def rows(self, mixture: Tensor, first: Tensor) -> Tensor:
-        """See Likelihood."""
-        return self.table[mixture, first]
-
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """See Likelihood."""
         return self.table[mixture, first, second].log()
@@ -58,13 +54,9 @@ class MarkovState:
         self.priors = priors
         self.log_probs = priors.first.log()[:, None, None].expand(2, mixtures, particles, -1)
 
-    def append(self, codes: Tensor) -> None:
+    def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:
         """See search.State."""
         self.log_probs = torch.stack([chain[code] for chain, code in zip(self.priors.transition, codes, strict=True)]).log()
-
-    def reorder(self, ancestors: Tensor) -> None:
-        """See search.State."""
-        self.log_probs = self.log_probs.gather(2, ancestors[None, :, :, None].expand_as(self.log_probs))
 
 
 @dataclass(frozen=True)
