@@ -167,7 +167,7 @@ CHANGES = {
     "likelihood": ({"likelihood": {"power": 2.0}}, {"likelihood"}),
     "L_lin": ({"vqvae": {"linear_weight": 0.5}}, {"vqvae", "codes", "prior", "likelihood"}),
     "search": ({"search": {"ess_threshold": 0.9}}, set()),
-    "songs": ({"data": {"seed": 1}}, {"songs", "stems", "vqvae", "codes", "prior", "likelihood"}),
+    "songs": ({"data": {"seed": 7}}, {"songs", "stems", "vqvae", "codes", "prior", "likelihood"}),
     "seed": ({"seed": 1}, {"vqvae", "codes", "prior", "likelihood"}),
 }
 
