@@ -34,7 +34,7 @@ class MarkovPriors:
     def __init__(self, start, transition):
         self.first, self.transition = start, transition
 
-    def start(self, mixtures, particles):
+    def start(self, mixtures, particles, resampled=False):
         return MarkovState(self, mixtures, particles)
 
 

@@ -18,6 +18,9 @@ from torch import Tensor
 from hybridsep.prior import Prior, rotary_angles
 
 ROTATIONS_AT_ONCE = 256
+SHARED_FROM = 512
+FOLD_EVERY = 16
+FIRST_ROOM = 64
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,13 @@ class PriorStack:
         """Where the weights are."""
         return self.head.device
 
-    def start(self, mixtures: int, particles: int) -> PriorState:
-        """State before the first code, for B = `mixtures` times N = `particles` histories of every source."""
-        return PriorState(self, mixtures, particles)
+    def start(self, mixtures: int, particles: int, resampled: bool = False) -> PriorState:
+        """State before the first code, for B = `mixtures` times N = `particles` histories of every source.
+
+        Particles that are `resampled` soon descend from one ancestor: where the window is long they share their past.
+        """
+        shared = resampled and particles > 1 and self.settings.window >= SHARED_FROM
+        return PriorState(self, (SharedPast if shared else PrivateCache)(self, mixtures, particles), mixtures, particles)
 
     def rotations(self, first: int, count: int) -> Tensor:
         """Rotary positions first ... first + count - 1 as matrices to multiply heads with from the right: [count, D, D]."""
@@ -106,20 +113,15 @@ class PriorStack:
 
 
 class PriorState:
-    """Histories of B·N particles under every prior: a ring of keys and values for each particle.
+    """Histories of B·N particles under every prior.
 
     Attributes:
+        cache: keys and values of the past.
         log_probs: float32 [P, B, N, K], nats: log p(next code | history of that source).
     """
 
-    def __init__(self, stack: PriorStack, mixtures: int, particles: int):
-        self.stack, self.mixtures, self.particles = stack, mixtures, particles
-        self.window = stack.settings.window
-        rows = mixtures * particles
-        shape = (2, stack.settings.layers, stack.sources, rows, stack.groups, self.window, stack.head_width)
-        self.cache = torch.zeros(shape, dtype=stack.dtype, device=stack.device)
-        flat = self.cache.view(-1, stack.groups * self.window * stack.head_width)
-        self._flat = flat.view(_widest(flat.shape[1] * flat.element_size()))
+    def __init__(self, stack: PriorStack, cache: PrivateCache | SharedPast, mixtures: int, particles: int):
+        self.stack, self.cache = stack, cache
         self.length = 0
         start = torch.full((stack.sources, mixtures, particles), stack.codes, dtype=torch.long, device=stack.device)
         self.log_probs = self._step(start)
@@ -129,41 +131,191 @@ class PriorState:
 
         Args:
             codes: int64 [P, B, N].
-            ancestors: int64 [B, N]; each its own without it.
+            ancestors: int64 [B, N]; each its own without it. A particle that is anybody's ancestor is its own, as by
+                `search.stay_in_place`.
         """
         if ancestors is not None:
-            self._reorder(ancestors)
+            self.cache.reorder(ancestors)
         self.log_probs = self._step(codes)
-
-    def _reorder(self, ancestors: Tensor) -> None:
-        rows = (ancestors + torch.arange(self.mixtures, device=ancestors.device)[:, None] * self.particles).flatten()
-        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
-        # All layers' rows in one list, and a row as a few wide numbers: copies by index go number by number.
-        blocks = torch.arange(0, self._flat.shape[0], len(rows), device=rows.device)[:, None]
-        self._flat[(blocks + moved).flatten()] = self._flat.index_select(0, (blocks + rows[moved]).flatten())
 
     @torch.no_grad()
     def _step(self, codes: Tensor) -> Tensor:
         stack, width = self.stack, self.stack.head_width
         x = stack.embed(codes.flatten(1))
-        sources, rows = x.shape[:2]
+        heads_shape = (*x.shape[:2], stack.groups, stack.queries + 1, width)
         if self.length % ROTATIONS_AT_ONCE == 0:
             self._rotations = stack.rotations(self.length, ROTATIONS_AT_ONCE)
         rotation = self._rotations[self.length % ROTATIONS_AT_ONCE]
-        slot = self.length % self.window
         self.length += 1
-        filled = min(self.length, self.window)
-        keys, values = self.cache
-        for layer, key, value in zip(stack.layers, keys, values, strict=True):
+        self.cache.make_room()
+        for index, layer in enumerate(stack.layers):
             normed = unit(x)
-            heads = torch.mm(torch.bmm(normed, layer.to_heads).view(-1, width), rotation).view(-1, stack.queries + 1, width)
-            key[..., slot, :] = heads[:, -1].view(sources, rows, stack.groups, width)
-            value[..., slot, :] = torch.bmm(normed, layer.to_values).view(sources, rows, stack.groups, width)
-            mixed = attend(heads[:, :-1], key[..., :filled, :].flatten(0, 2), value[..., :filled, :].flatten(0, 2))
-            x = torch.baddbmm(x, mixed.view(x.shape), layer.from_heads)
+            heads = torch.mm(torch.bmm(normed, layer.to_heads).view(-1, width), rotation).view(heads_shape)
+            value = torch.bmm(normed, layer.to_values).view(*heads_shape[:3], width)
+            mixed = self.cache.attend(index, heads[..., :-1, :], heads[..., -1, :], value)
+            x = torch.baddbmm(x, mixed.reshape(x.shape), layer.from_heads)
             hidden = torch.bmm(unit(x), layer.expand).relu_()
             x = torch.baddbmm(x, hidden.mul_(hidden), layer.contract)
         return stack.predict(x).view(*codes.shape, stack.codes)
+
+
+class PrivateCache:
+    """Keys and values of every particle in a ring of its own."""
+
+    def __init__(self, stack: PriorStack, mixtures: int, particles: int):
+        self.particles, self.window, self.length = particles, stack.settings.window, 0
+        rows = mixtures * particles
+        shape = (2, stack.settings.layers, stack.sources, rows, stack.groups, self.window, stack.head_width)
+        self.cache = torch.zeros(shape, dtype=stack.dtype, device=stack.device)
+        self._rows = wide_rows(self.cache, 4)
+
+    def make_room(self) -> None:
+        """Open the place of the next position."""
+        self._slot = self.length % self.window
+        self.length += 1
+        self._filled = min(self.length, self.window)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Keep key and value and attend to the window: query [P, R, groups, heads per group, D], key and value [P, R, groups, D]."""
+        keys, values = self.cache[:, layer]
+        keys[..., self._slot, :] = key
+        values[..., self._slot, :] = value
+        past = (part[..., : self._filled, :].flatten(0, 2) for part in (keys, values))
+        return attend(query.flatten(0, 2), *past)
+
+    def reorder(self, ancestors: Tensor) -> None:
+        """Particle n of mixture b goes on from the past of particle ancestors[b, n]; int64 [B, N]."""
+        reorder_rows(self._rows, ancestors)
+
+
+class SharedPast:
+    """Keys and values of what all particles of a mixture have in common once, and of the rest for each particle.
+
+    After some resamplings all particles descend from one, and up to there their past is the same. Everybody attends to that part by one
+    matrix product per mixture, to its own part by one per particle, and both scores go through one softmax: exact, with memory and traffic
+    that hardly grow with the number of particles. The border is the same for all mixtures of a batch and moves every FOLD_EVERY steps.
+    """
+
+    def __init__(self, stack: PriorStack, mixtures: int, particles: int):
+        self.mixtures, self.particles, self.window = mixtures, particles, stack.settings.window
+        self.length = self.border = 0
+        self._stack = stack
+        self._common, self._own = self._buffer(mixtures, FIRST_ROOM), self._buffer(mixtures * particles, FIRST_ROOM)
+        # Position of the first place of either buffer.
+        self._common_from = self._own_from = 0
+        # Who wrote each place of the own part: where all particles of a mixture say the same, their past is one.
+        self._writer = torch.zeros(mixtures, particles, FIRST_ROOM, dtype=torch.int32, device=stack.device)
+
+    @property
+    def suffix(self) -> int:
+        """Length of the part that is kept for each particle, in codes."""
+        return self.length - max(self.border, self._oldest)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all keys and values, in bytes."""
+        return self._common.nbytes + self._own.nbytes
+
+    @property
+    def _oldest(self) -> int:
+        return max(0, self.length - self.window)
+
+    def make_room(self) -> None:
+        """Open the place of the next position; now and then move the border to the particles' last common ancestor."""
+        if self.length % FOLD_EVERY == 0:
+            self._fold()
+        self.length += 1
+        if self.length - self._own_from > self._own.shape[-2]:
+            first = max(self.border, self._oldest)
+            used = slice(first - self._own_from, self.length - 1 - self._own_from)
+            self._own, self._writer = _with_room(self._own, used), _with_room(self._writer[..., None], used)[..., 0]
+            self._own_from = first
+        # Before the first code all histories are one.
+        names = torch.arange(self.particles if self.length > 1 else 1, dtype=torch.int32, device=self._writer.device)
+        self._writer[..., self.length - 1 - self._own_from] = names
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As PrivateCache.attend."""
+        sources, rows, groups, queries, width = query.shape
+        place, first = self.length - 1 - self._own_from, max(self.border, self._oldest) - self._own_from
+        keys, values = self._own[:, layer]
+        keys[..., place, :] = key
+        values[..., place, :] = value
+        own_keys, own_values = (part[..., first : place + 1, :].flatten(0, 2) for part in (keys, values))
+        scores = torch.bmm(query.flatten(0, 2), own_keys.transpose(1, 2)).view(sources, rows, groups, queries, -1)
+        begin, end = (max(0, p - self._common_from) for p in (self._oldest, self.border))
+        if end <= begin:
+            return torch.bmm(scores.softmax(-1).flatten(0, 2), own_values).view(query.shape)
+        keys, values = (part[..., begin:end, :].flatten(0, 2) for part in self._common[:, layer])
+        common = self._per_particle(torch.bmm(self._per_mixture(query), keys.transpose(1, 2)), query)
+        weights = torch.cat([common, scores], -1).softmax(-1)
+        common, own = weights.split([end - begin, scores.shape[-1]], -1)
+        mixed = torch.bmm(own.flatten(0, 2), own_values).view(query.shape)
+        return mixed + self._per_particle(torch.bmm(self._per_mixture(common), values), query)
+
+    def reorder(self, ancestors: Tensor) -> None:
+        """As PrivateCache.reorder; only what is kept for each particle is copied."""
+        reorder_rows(wide_rows(self._own, 4), ancestors)
+        self._writer = self._writer.gather(1, ancestors[..., None].expand_as(self._writer))
+
+    def _fold(self) -> None:
+        """Move what all particles of every mixture have in common behind the border."""
+        first = max(self.border, self._oldest)
+        writer = self._writer[..., first - self._own_from : self.length - self._own_from]
+        same = (writer == writer[:, :1]).all(1).all(0)
+        common = first + int(same.long().cumprod(0).sum())
+        if common == self.border:
+            return
+        if common - self._common_from > self._common.shape[-2]:
+            start = min(first, max(self._common_from, self._oldest))
+            used = slice(start - self._common_from, max(start, self.border) - self._common_from)
+            self._common, self._common_from = _with_room(self._common, used, common - start), start
+        one_each = self._own[..., first - self._own_from : common - self._own_from, :].unflatten(3, (self.mixtures, -1))[:, :, :, :, 0]
+        self._common[..., first - self._common_from : common - self._common_from, :] = one_each
+        self.border = common
+
+    def _per_mixture(self, x: Tensor) -> Tensor:
+        """[P, B·N, groups, heads per group, X] -> [P · B · groups, N · heads per group, X]."""
+        return x.unflatten(1, (self.mixtures, -1)).transpose(2, 3).flatten(0, 2).flatten(1, 2)
+
+    def _per_particle(self, x: Tensor, like: Tensor) -> Tensor:
+        """The way back, to the shape of `like` but for its last axis."""
+        sources, rows, groups, queries, _ = like.shape
+        split = x.view(sources, self.mixtures, groups, -1, queries, x.shape[-1])
+        return split.transpose(2, 3).reshape(sources, rows, groups, queries, -1)
+
+    def _buffer(self, rows: int, room: int) -> Tensor:
+        stack = self._stack
+        shape = (2, stack.settings.layers, stack.sources, rows, stack.groups, room, stack.head_width)
+        return torch.zeros(shape, dtype=stack.dtype, device=stack.device)
+
+
+def _with_room(buffer: Tensor, used: slice, needed: int = 0) -> Tensor:
+    """The used places of the last axis but one at the front of a new buffer, which has room for `needed` in all and some more."""
+    kept = buffer[..., used, :]
+    count = kept.shape[-2]
+    room = max(needed, count) + min(max(count, FIRST_ROOM), 4 * FIRST_ROOM)
+    fresh = buffer.new_zeros(*buffer.shape[:-2], room, buffer.shape[-1])
+    fresh[..., :count, :] = kept
+    return fresh
+
+
+def wide_rows(cache: Tensor, axes: int) -> Tensor:
+    """A view of a contiguous [C..., R, ...] as [C, R, few wide numbers]: copies by index go number by number. `axes` count R and those before."""
+    flat = cache.flatten(axes).flatten(0, axes - 2)
+    row_bytes = flat.shape[-1] * flat.element_size()
+    widest = next(d for d in (torch.complex128, torch.int64, torch.int32, torch.int16) if row_bytes % d.itemsize == 0)
+    return flat.view(widest)
+
+
+def reorder_rows(rows: Tensor, ancestors: Tensor) -> None:
+    """Row (b, n) of every slab becomes a copy of row (b, ancestors[b, n]), in place; who stays is not copied. Rows [C, B·N, X]."""
+    count = rows.shape[1]
+    origin = (ancestors + torch.arange(0, count, ancestors.shape[1], device=ancestors.device)[:, None]).flatten()
+    moved = (origin != torch.arange(count, device=origin.device)).nonzero()[:, 0]
+    slabs = torch.arange(0, rows.shape[0] * count, count, device=rows.device)[:, None]
+    flat = rows.view(-1, rows.shape[-1])
+    flat[(slabs + moved).flatten()] = flat.index_select(0, (slabs + origin[moved]).flatten())
 
 
 def unit(x: Tensor) -> Tensor:
@@ -174,8 +326,3 @@ def unit(x: Tensor) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of scaled queries: query [R, G, D], key and value [R, T, D] -> [R, G, D]."""
     return torch.bmm(torch.bmm(query, key.transpose(1, 2)).softmax(-1), value)
-
-
-def _widest(row_bytes: int) -> torch.dtype:
-    """The widest type that divides a row."""
-    return next(d for d in (torch.complex128, torch.int64, torch.int32, torch.int16) if row_bytes % d.itemsize == 0)

@@ -226,7 +226,11 @@ class SumLikelihood(Likelihood):
 
     def matrix(self, mixture: int) -> Tensor:
         """See Likelihood."""
-        return self.table[mixture].expand_as(self._sums_wide).gather(1, self._sums_wide)
+        return self.gathered(self.table[mixture])
+
+    def gathered(self, row: Tensor) -> Tensor:
+        """row[c(i, j)] for all pairs: float32 [K] -> [K, K]."""
+        return row.expand_as(self._sums_wide).gather(1, self._sums_wide)
 
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """See Likelihood."""
@@ -268,24 +272,29 @@ class CountLikelihood(Likelihood):
         self.codes, self.keys, self.counts, self.backoff, self.smoothing, self.power = size, keys, counts, backoff, smoothing, power
         self.pairs = keys % (size * size)
         totals = torch.zeros(size * size, dtype=torch.float32, device=keys.device).index_add_(0, self.pairs, counts.float())
+        share = smoothing / (totals + smoothing)
+        # Kept as what the sum says of every pair and what counting adds at the counted triples, each already raised to λ.
+        self.share, self.table = share.pow(power).view(size, size), backoff.table.pow(power)
         self.values = counts.float() / (totals[self.pairs] + smoothing)
-        self.share = (smoothing / (totals + smoothing)).view(size, size)
+        if power != 1.0:
+            smooth = share[self.pairs] * backoff.table[keys // (size * size), backoff.sums.flatten()[self.pairs].long()]
+            self.values = (smooth + self.values).pow(power) - smooth.pow(power)
         boundaries = torch.arange(size * size + 1, device=keys.device) * size
         self.row_starts = torch.searchsorted(keys, boundaries)
 
     def matrix(self, mixture: int) -> Tensor:
         """See Likelihood."""
-        result = self.backoff.matrix(mixture).mul_(self.share)
+        result = self.backoff.gathered(self.table[mixture]).mul_(self.share)
         first, last = int(self.row_starts[mixture * self.codes]), int(self.row_starts[(mixture + 1) * self.codes])
         result.view(-1).index_add_(0, self.pairs[first:last], self.values[first:last])
-        return self._raised(result)
+        return result
 
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """See Likelihood."""
         key = (mixture * self.codes + first) * self.codes + second
         counted, value = self._look_up(key)
-        smooth = self.share[first, second] * self.backoff.log_likelihood(mixture, first, second).exp()
-        return (smooth + torch.where(counted, value, 0.0)).log() * self.power
+        smooth = self.share[first, second] * self.table[mixture, self.backoff.sums[first, second].long()]
+        return (smooth + torch.where(counted, value, 0.0)).log()
 
     def seen(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Whether a triple was counted at all: bool of the arguments' shape."""
@@ -314,9 +323,6 @@ class CountLikelihood(Likelihood):
         if not len(self.keys):
             return torch.zeros_like(key, dtype=torch.bool), torch.zeros(key.shape, device=key.device)
         return self.keys[position] == key, self.values[position]
-
-    def _raised(self, values: Tensor) -> Tensor:
-        return values if self.power == 1.0 else values.pow_(self.power)
 
 
 def sum_table(codebook: Tensor) -> Tensor:

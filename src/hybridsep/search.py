@@ -32,8 +32,8 @@ class State(Protocol):
 class Priors(Protocol):
     """The priors of both sources."""
 
-    def start(self, mixtures: int, particles: int) -> State:
-        """State before the first code."""
+    def start(self, mixtures: int, particles: int, resampled: bool = False) -> State:
+        """State before the first code; `resampled` says that particles will go on from the history of others."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _filter(
 ) -> SearchResult:
     batch, length = _check(codes, particles)
     uniforms = mixture_uniforms(generator, batch, length, 2 * particles + 1).to(codes.device)
-    state = priors.start(batch, particles)
+    state = priors.start(batch, particles, resampled=threshold > 0)
     drawn, parents, ess, resampled = [], [], [], []
     log_weights = torch.full((batch, particles), -math.log(particles), device=codes.device)
     log_evidence = torch.zeros(batch, device=codes.device)
@@ -150,7 +150,7 @@ def beam(
 ) -> SearchResult:
     """Beam search for the pair of sequences of highest joint probability, N = `particles` hypotheses. Draws nothing."""
     batch, length = _check(codes, particles)
-    state = priors.start(batch, particles)
+    state = priors.start(batch, particles, resampled=True)
     drawn, parents = [], []
     # All hypotheses are equal before the first code: one stands for them, or the beam would fill with copies.
     log_weights = torch.full((batch, particles), -math.inf, device=codes.device)

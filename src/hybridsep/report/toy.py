@@ -42,7 +42,7 @@ class MarkovPriors:
     def __init__(self, first: Tensor, transition: Tensor):
         self.first, self.transition = first, transition
 
-    def start(self, mixtures: int, particles: int) -> MarkovState:
+    def start(self, mixtures: int, particles: int, resampled: bool = False) -> MarkovState:
         """See search.Priors."""
         return MarkovState(self, mixtures, particles)
 
