@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import seeded, tiny_prior
 
-from hybridsep.decoding import PriorStack, PriorState, PrivateCache, SharedPast
+from hybridsep.decoding import GraphedState, PriorStack, PriorState, PrivateCache, SharedPast, StaticCache
 from hybridsep.search import stay_in_place, systematic_resampling
 
 K = 12
@@ -32,6 +32,18 @@ def test_a_shared_past_predicts_what_private_pasts_do(heads, kv_heads, window, e
         assert torch.allclose(shared.log_probs, private.log_probs, atol=1e-5)
     if every < 10:
         assert shared.cache.border > steps - window
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(2, 1), (4, 2)])
+def test_a_step_of_static_shapes_predicts_what_the_others_do(heads, kv_heads):
+    priors, generator = stack(16, heads, kv_heads), seeded()
+    private = PriorState(priors, PrivateCache(priors, 2, 3), 2, 3)
+    static = GraphedState(priors, StaticCache(priors, 2, 3), 2, 3)
+    for t in range(50):
+        assert torch.allclose(static.log_probs, private.log_probs, atol=1e-5)
+        ancestors = resampled(2, 3, generator) if t % 3 == 2 else None
+        codes = torch.randint(K, (2, 2, 3), generator=generator)
+        private.append(codes, ancestors), static.append(codes, ancestors)
 
 
 @pytest.mark.parametrize("particles", [4, 32])

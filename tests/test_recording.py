@@ -12,7 +12,7 @@ from hybridsep import recording
 from hybridsep.errors import HybridsepError
 from hybridsep.recording import Separation, cut_windows, join_windows, read_audio, separate_recording, write_stems
 from hybridsep.search import SearchResult
-from hybridsep.separation import Candidates
+from hybridsep.separation import Estimate
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,12 @@ class Echo:
     def __init__(self, rate=22050, hop=64):
         self.sample_rate, self.hop = rate, hop
 
-    def candidates(self, mixture, search="particle", particles=None, seed=0, label=None):
+    def estimate(self, mixture, search="particle", particles=None, seed=0, label=None):
         codes = mixture.shape[1] // self.hop
         heard = mixture[:, : codes * self.hop]
         batch = len(heard)
         found = SearchResult(torch.zeros(2, batch, 1, codes, dtype=torch.long), torch.zeros(batch, 1), torch.zeros(batch), None, None)
-        return Candidates(heard, heard[None, :, None].expand(2, -1, -1, -1), found, 0.0)
+        return Estimate(heard, heard.expand(2, -1, -1), found)
 
 
 @pytest.mark.parametrize("seconds", [0.2, 1.0, 2.999, 3.0, 3.001, 5.5, 5.501, 8.0, 17.3])

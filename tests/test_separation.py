@@ -200,6 +200,13 @@ def test_decoding_a_shared_past_decodes_less(separator, monkeypatch):
     assert sum(decoded) < 0.6 * codes.numel()
 
 
+@pytest.mark.parametrize("search", list(SEARCHES))
+def test_the_estimate_is_the_posterior_mean_of_the_candidates(counting, search):
+    found, whole = counting.estimate(mixture(3), search, 5, seed=4), counting.candidates(mixture(3), search, 5, seed=4)
+    assert torch.equal(found.search.codes, whole.search.codes) and torch.equal(found.mixture, whole.mixture)
+    assert torch.allclose(found.stems, SELECTIONS["mean"](whole), atol=1e-5)
+
+
 def test_bad_requests_are_refused_with_their_value(separator):
     with pytest.raises(HybridsepError, match="unknown search 'best'.*particle"):
         separator.separate(mixture(), "best")

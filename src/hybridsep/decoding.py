@@ -87,12 +87,14 @@ class PriorStack:
 
         Particles that are `resampled` soon descend from one ancestor: where the window is long they share their past.
         """
+        if self.device.type == "cuda":
+            return GraphedState(self, StaticCache(self, mixtures, particles), mixtures, particles)
         shared = resampled and particles > 1 and self.settings.window >= SHARED_FROM
         return PriorState(self, (SharedPast if shared else PrivateCache)(self, mixtures, particles), mixtures, particles)
 
-    def rotations(self, first: int, count: int) -> Tensor:
-        """Rotary positions first ... first + count - 1 as matrices to multiply heads with from the right: [count, D, D]."""
-        cosine, sine = rotary_angles(torch.arange(first, first + count, device=self.device), self.settings)
+    def rotations(self, positions: Tensor) -> Tensor:
+        """Rotary positions [T] as matrices to multiply heads with from the right: [T, D, D]."""
+        cosine, sine = rotary_angles(positions, self.settings)
         cosine, sine = torch.diag_embed(cosine), torch.diag_embed(sine)
         return torch.cat([torch.cat([cosine, sine], 2), torch.cat([-sine, cosine], 2)], 1).to(self.dtype)
 
@@ -143,10 +145,7 @@ class PriorState:
         stack, width = self.stack, self.stack.head_width
         x = stack.embed(codes.flatten(1))
         heads_shape = (*x.shape[:2], stack.groups, stack.queries + 1, width)
-        if self.length % ROTATIONS_AT_ONCE == 0:
-            self._rotations = stack.rotations(self.length, ROTATIONS_AT_ONCE)
-        rotation = self._rotations[self.length % ROTATIONS_AT_ONCE]
-        self.length += 1
+        rotation = self._next_rotation()
         self.cache.make_room()
         for index, layer in enumerate(stack.layers):
             normed = unit(x)
@@ -157,6 +156,14 @@ class PriorState:
             hidden = torch.bmm(unit(x), layer.expand).relu_()
             x = torch.baddbmm(x, hidden.mul_(hidden), layer.contract)
         return stack.predict(x).view(*codes.shape, stack.codes)
+
+    def _next_rotation(self) -> Tensor:
+        place = self.length % ROTATIONS_AT_ONCE
+        if place == 0:
+            positions = torch.arange(self.length, self.length + ROTATIONS_AT_ONCE, device=self.stack.device)
+            self._rotations = self.stack.rotations(positions)
+        self.length += 1
+        return self._rotations[place]
 
 
 class PrivateCache:
@@ -288,6 +295,66 @@ class SharedPast:
         stack = self._stack
         shape = (2, stack.settings.layers, stack.sources, rows, stack.groups, room, stack.head_width)
         return torch.zeros(shape, dtype=stack.dtype, device=stack.device)
+
+
+class StaticCache:
+    """`PrivateCache` with every shape and address the same at each step, the position a number on the device: what a CUDA graph needs."""
+
+    def __init__(self, stack: PriorStack, mixtures: int, particles: int):
+        self.window = stack.settings.window
+        shape = (2, stack.settings.layers, stack.sources, mixtures * particles, stack.groups, self.window, stack.head_width)
+        self.cache = torch.zeros(shape, dtype=stack.dtype, device=stack.device)
+        self.position = torch.full((1,), -1, device=stack.device)
+        self._places = torch.arange(self.window, device=stack.device)
+        self._rows = wide_rows(self.cache, 4)
+
+    def make_room(self) -> None:
+        """Open the place of the next position."""
+        self.position.add_(1)
+        self._slot = self.position % self.window
+        self._hidden = self._places > self.position
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As PrivateCache.attend."""
+        keys, values = self.cache[:, layer]
+        keys.index_copy_(-2, self._slot, key.unsqueeze(-2))
+        values.index_copy_(-2, self._slot, value.unsqueeze(-2))
+        scores = torch.bmm(query.flatten(0, 2), keys.flatten(0, 2).transpose(1, 2)).masked_fill(self._hidden, -torch.inf)
+        return torch.bmm(scores.softmax(-1), values.flatten(0, 2))
+
+    def reorder(self, ancestors: Tensor) -> None:
+        """As PrivateCache.reorder."""
+        reorder_rows(self._rows, ancestors)
+
+
+class GraphedState(PriorState):
+    """`PriorState` whose step is recorded once as a CUDA graph and then replayed: hundreds of kernels for one launch.
+
+    `log_probs` is one tensor, written anew by each step. On other devices the same step runs as it is.
+    """
+
+    def __init__(self, stack: PriorStack, cache: StaticCache, mixtures: int, particles: int):
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._codes = torch.zeros(stack.sources, mixtures, particles, dtype=torch.long, device=stack.device)
+        super().__init__(stack, cache, mixtures, particles)
+
+    def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:
+        """See PriorState."""
+        if ancestors is not None:
+            self.cache.reorder(ancestors)
+        self._codes.copy_(codes)
+        # The step of the first code has run what a graph must not run for the first time.
+        if self._graph is None and self._codes.is_cuda:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self.log_probs = self._step(self._codes)
+        if self._graph is None:
+            self.log_probs = self._step(self._codes)
+        else:
+            self._graph.replay()
+
+    def _next_rotation(self) -> Tensor:
+        return self.stack.rotations(self.cache.position + 1)[0]
 
 
 def _with_room(buffer: Tensor, used: slice, needed: int = 0) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hybridsep.errors import HybridsepError
-from hybridsep.separation import SELECTIONS, Separator, wiener
+from hybridsep.separation import Separator, wiener
 
 WINDOW_SECONDS = 3.0
 OVERLAP_SECONDS = 0.5
@@ -94,8 +94,8 @@ def separate_recording(
     slices = windows.split(max(1, separator.profile.search.max_rows // particles))
     means, nats = [], 0.0
     for index, part in enumerate(tqdm(slices, desc="separating", unit="slice")):
-        found = separator.candidates(part, search, particles, seed + 7919 * index)
-        means.append(SELECTIONS["mean"](found).cpu())
+        found = separator.estimate(part, search, particles, seed + 7919 * index)
+        means.append(found.stems.cpu())
         nats += float(found.search.log_evidence.sum()) / found.search.codes.shape[-1]
     stems = join_windows(torch.cat(means, 1), step, len(mono))
     upsampled = resample(stems, separator.sample_rate, sample_rate)[..., : waveform.shape[-1]]

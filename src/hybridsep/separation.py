@@ -49,6 +49,21 @@ class Candidates:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """Stems by the posterior mean.
+
+    Attributes:
+        mixture: float32 [B, T].
+        stems: float32 [2, B, T].
+        search: codes and weights.
+    """
+
+    mixture: Tensor
+    stems: Tensor
+    search: SearchResult
+
+
 class Separator:
     """A trained method: VQ-VAE, one prior per source, likelihood."""
 
@@ -85,8 +100,26 @@ class Separator:
             label: of the progress bar; none without it.
 
         Raises:
-            HybridsepError: unknown search, or a mixture shorter than one code.
+            HybridsepError: unknown search, no particles, or a mixture shorter than one code.
         """
+        started = time.perf_counter()
+        mixture, level, result = self._search(mixture, search, particles, seed, label)
+        waveforms = self.decode(result.codes) / level[:, None]
+        return Candidates(mixture, waveforms, result, time.perf_counter() - started)
+
+    @torch.no_grad()
+    def estimate(
+        self, mixture: Tensor, search: str = "particle", particles: int | None = None, seed: int = 0, label: str | None = None
+    ) -> Estimate:
+        """The posterior mean of `candidates`, in the memory of one waveform per source instead of N. Arguments as there."""
+        mixture, level, result = self._search(mixture, search, particles, seed, label)
+        stems = self.decode(result.codes, result.log_weights.softmax(-1)) / level
+        return Estimate(mixture, stems, result)
+
+    def _search(
+        self, mixture: Tensor, search: str, particles: int | None, seed: int, label: str | None
+    ) -> tuple[Tensor, Tensor, SearchResult]:
+        """The mixture as it is heard [B, T], the factor that brings it to the model's level [B, 1], and what a search finds."""
         if search not in SEARCHES:
             raise HybridsepError(f"unknown search '{search}': choose one of {', '.join(SEARCHES)}")
         particles = self.profile.search.particles if particles is None else particles
@@ -96,12 +129,9 @@ class Separator:
         if not length:
             raise HybridsepError(f"{mixture.shape[-1]} samples are less than one code of {self.vqvae.hop}")
         mixture = mixture[:, :length].to(self.device)
-        started = time.perf_counter()
         level = MIXTURE_RMS / mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
         codes = torch.cat([self.vqvae.encode(part) for part in (mixture * level).split(ENCODED_ROWS)])
-        result = self.search_codes(codes, search, particles, seed, label)
-        waveforms = self.decode(result.codes) / level[:, None]
-        return Candidates(mixture, waveforms, result, time.perf_counter() - started)
+        return mixture, level, self.search_codes(codes, search, particles, seed, label)
 
     def search_codes(self, codes: Tensor, search: str, particles: int, seed: int, label: str | None = None) -> SearchResult:
         """Search mixture codes int64 [B, S], in slices of at most `max_rows` particles."""
@@ -118,35 +148,47 @@ class Separator:
         return SearchResult(*joined)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes int64 [..., S] -> waveforms float32 [..., S * hop]; what several sequences share is decoded once.
+    def decode(self, codes: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Waveforms of sequences of codes, or their weighted sum over particles; what several sequences share is decoded once.
 
         Particles have most of their past in common. So the sequences are cut into stretches, each with as many codes to its left and right
         as its samples can depend on, and equal stretches are decoded once.
+
+        Args:
+            codes: int64 [..., S]; with weights [P, B, N, S].
+            weights: float32 [B, N].
+
+        Returns:
+            float32 [..., S * hop]; with weights [P, B, S * hop].
         """
         flat, length, hop = codes.flatten(0, -2), codes.shape[-1], self.vqvae.hop
-        stretches = []
-        for start in range(0, length, STRETCH):
-            first, last = max(0, start - self._reach), min(length, start + STRETCH + self._reach)
-            distinct, inverse = flat[:, first:last].unique(dim=0, return_inverse=True)
-            stretches.append((start, start - first, distinct, inverse))
-        whole, inverse = flat.unique(dim=0, return_inverse=True)
-        if sum(distinct.numel() for _, _, distinct, _ in stretches) >= whole.numel():
-            stretches = [(0, 0, whole, inverse)]
-        waveforms = torch.empty(len(flat), length * hop, device=self.device)
-        for start, before, distinct, inverse in stretches:
-            count = length if len(stretches) == 1 else min(STRETCH, length - start)
+        mixing = None if weights is None else weights.expand(codes.shape[:-1])
+        shape = codes.shape[:-1] if weights is None else codes.shape[:2]
+        waveforms = torch.empty(shape.numel(), length * hop, device=self.device)
+        for start, count, before, distinct, inverse in self._stretches(flat):
             inside = slice(before * hop, (before + count) * hop)
             rows = max(1, DECODED_CODES // distinct.shape[1])
             decoded = torch.cat([self.vqvae.decode(part)[:, inside] for part in distinct.split(rows)])
-            torch.index_select(decoded, 0, inverse, out=waveforms[:, start * hop : (start + count) * hop])
-        return waveforms.view(*codes.shape[:-1], -1)
+            out = waveforms[:, start * hop : (start + count) * hop]
+            if mixing is None:
+                torch.index_select(decoded, 0, inverse, out=out)
+            else:
+                out.copy_(_share_of_each(mixing, inverse, len(decoded)) @ decoded)
+        return waveforms.view(*shape, -1)
+
+    def _stretches(self, flat: Tensor) -> list[tuple[int, int, int, Tensor, Tensor]]:
+        """How to decode [R, S]: first code and count of each stretch, codes of context before it, the distinct [U, ...] and which row is which."""
+        length, parts = flat.shape[1], []
+        for start in range(0, length, STRETCH):
+            first, count = max(0, start - self._reach), min(STRETCH, length - start)
+            parts.append((start, count, start - first, *flat[:, first : start + count + self._reach].unique(dim=0, return_inverse=True)))
+        whole = (0, length, 0, *flat.unique(dim=0, return_inverse=True))
+        return parts if sum(p[3].numel() for p in parts) < whole[3].numel() else [whole]
 
     def separate(self, mixture: Tensor, search: str = "particle", particles: int | None = None, seed: int = 0, refine: bool = True) -> Tensor:
         """Stems of a batch of mixtures: float32 [B, T] -> [2, B, T], by the mean of the particles and, with `refine`, Wiener masks."""
-        found = self.candidates(mixture, search, particles, seed)
-        stems = posterior_mean(found)
-        return wiener(stems, found.mixture) if refine else stems
+        found = self.estimate(mixture, search, particles, seed)
+        return wiener(found.stems, found.mixture) if refine else found.stems
 
     def save(self, folder: Path) -> None:
         """Write weights as safetensors and settings as JSON; `load` reads them back."""
@@ -274,6 +316,12 @@ def _load_into(module: torch.nn.Module, path: Path) -> None:
         module.load_state_dict(weights)
     except RuntimeError:
         raise HybridsepError(f"{path.name} does not fit the settings in profile.json") from None
+
+
+def _share_of_each(weights: Tensor, inverse: Tensor, distinct: int) -> Tensor:
+    """Weight of each distinct stretch in each mixture: weights [P, B, N], inverse int64 [P·B·N] -> [P·B, distinct]."""
+    groups = weights.flatten(0, 1)
+    return groups.new_zeros(len(groups), distinct).scatter_add_(1, inverse.view_as(groups), groups)
 
 
 def _take(waveforms: Tensor, index: Tensor) -> Tensor:
