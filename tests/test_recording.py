@@ -36,7 +36,7 @@ class Echo:
         codes = mixture.shape[1] // self.hop
         heard = mixture[:, : codes * self.hop]
         batch = len(heard)
-        found = SearchResult(torch.zeros(2, batch, 1, codes, dtype=torch.long), torch.zeros(batch, 1), torch.zeros(batch), None, None)
+        found = SearchResult(torch.zeros(2, batch, 1, codes, dtype=torch.long), torch.zeros(batch, 1), torch.zeros(batch), *[None] * 4)
         return Estimate(heard, heard.expand(2, -1, -1), found)
 
 

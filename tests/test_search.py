@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hybridsep.likelihood import Likelihood
-from hybridsep.search import ancestral, beam, particle_filter, stay_in_place, systematic_resampling, top_k
+from hybridsep.search import ancestral, beam, particle_filter, stay_in_place, suffix_lengths, systematic_resampling, top_k
 
 K = 3
 
@@ -96,6 +96,25 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def test_what_was_found_can_be_followed_over_time():
+    priors, likelihood = additive_world()
+    mixture = MIXTURE.repeat(2, 5)
+    for search in (ancestral, top_k, beam, particle_filter):
+        result = search(priors, likelihood, mixture, 6, generator())
+        assert result.running_evidence.shape == (2, 20) and torch.equal(result.running_evidence[:, -1], result.log_evidence)
+        short = search(priors, likelihood, mixture[:, :7], 6, generator())
+        if search is beam:
+            assert torch.allclose(result.running_evidence[:, :7], short.running_evidence)
+        assert result.ancestors.shape == (2, 20, 6)
+
+
+def test_suffix_is_what_particles_do_not_share_by_descent():
+    own = torch.arange(4)
+    steps = [own, own, torch.zeros(4, dtype=torch.long), torch.tensor([0, 0, 2, 3]), torch.tensor([0, 1, 1, 1]), torch.tensor([2, 2, 3, 3])]
+    assert suffix_lengths(torch.stack(steps)[None]).tolist() == [[1, 2, 1, 2, 2, 2]]
+    assert suffix_lengths(own.expand(2, 5, 4)).tolist() == [[1, 2, 3, 4, 5]] * 2
+
+
 @pytest.mark.parametrize("particles", [1, 2, 7, 64])
 def test_survivors_keep_their_place_and_the_children_stay_the_same(particles):
     weights = torch.rand(5, particles, generator=generator(particles)).pow(4)
@@ -119,7 +138,7 @@ def test_ancestral_sampling_misses_the_posterior_and_its_weights_mend_it():
     exact, _ = enumerate_posterior(priors, likelihood, MIXTURE[0].tolist())
     result = ancestral(priors, likelihood, MIXTURE, 100_000, generator())
     weighted = total_variation(result, exact)
-    unweighted = type(result)(result.codes, torch.zeros_like(result.log_weights), *[None] * 3)
+    unweighted = type(result)(result.codes, torch.zeros_like(result.log_weights), *[None] * 5)
     assert total_variation(unweighted, exact) > 0.1
     assert weighted < 0.03
 

@@ -33,7 +33,7 @@ def mixture(batch=2, samples=2048, seed=0):
 def candidates(waveforms, log_weights, target):
     """Candidates of given waveforms [2, B, N, T]."""
     nothing = torch.zeros(1)
-    return Candidates(target, waveforms, SearchResult(nothing, log_weights, nothing, nothing, nothing), 0.0)
+    return Candidates(target, waveforms, SearchResult(nothing, log_weights, *[nothing] * 5), 0.0)
 
 
 @pytest.fixture(scope="module")

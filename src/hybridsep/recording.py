@@ -13,7 +13,6 @@ import soundfile
 import torch
 from scipy.signal import resample_poly
 from torch import Tensor
-from tqdm import tqdm
 
 from hybridsep.errors import HybridsepError
 from hybridsep.separation import Separator, wiener
@@ -93,8 +92,9 @@ def separate_recording(
     # Slice by slice, so that memory does not grow with the recording times N.
     slices = windows.split(max(1, separator.profile.search.max_rows // particles))
     means, nats = [], 0.0
-    for index, part in enumerate(tqdm(slices, desc="separating", unit="slice")):
-        found = separator.estimate(part, search, particles, seed + 7919 * index)
+    for index, part in enumerate(slices):
+        label = f"separating, part {index + 1} of {len(slices)}" if len(slices) > 1 else "separating"
+        found = separator.estimate(part, search, particles, seed + 7919 * index, label)
         means.append(found.stems.cpu())
         nats += float(found.search.log_evidence.sum()) / found.search.codes.shape[-1]
     stems = join_windows(torch.cat(means, 1), step, len(mono))

@@ -47,6 +47,8 @@ class SearchResult:
         log_evidence: float32 [B], nats: estimate of log p(m). For top-k and beam a lower bound.
         ess: float32 [B, S], effective sample size before resampling, in particles.
         resampled: bool [B, S].
+        running_evidence: float32 [B, S], nats: the same estimate of log p(m[≤ t]) after each step; its last column is `log_evidence`.
+        ancestors: int64 [B, S, N], which particle of the step before each one goes on from.
     """
 
     codes: Tensor
@@ -54,6 +56,8 @@ class SearchResult:
     log_evidence: Tensor
     ess: Tensor
     resampled: Tensor
+    running_evidence: Tensor
+    ancestors: Tensor
 
 
 def ancestral(
@@ -94,7 +98,7 @@ def _filter(
     batch, length = _check(codes, particles)
     uniforms = mixture_uniforms(generator, batch, length, 2 * particles + 1).to(codes.device)
     state = priors.start(batch, particles, resampled=threshold > 0)
-    drawn, parents, ess, resampled = [], [], [], []
+    drawn, parents, ess, resampled, evidence = [], [], [], [], []
     log_weights = torch.full((batch, particles), -math.log(particles), device=codes.device)
     log_evidence = torch.zeros(batch, device=codes.device)
     identity = torch.arange(particles, device=codes.device).expand(batch, particles)
@@ -103,6 +107,7 @@ def _filter(
         log_weights = log_weights + posterior.log_evidence
         total = log_weights.logsumexp(1, keepdim=True)
         log_evidence = log_evidence + total[:, 0]
+        evidence.append(log_evidence)
         log_weights = log_weights - total
         size = 1 / log_weights.exp().square().sum(1)
         ancestors, poor = identity, size < threshold * particles
@@ -119,7 +124,8 @@ def _filter(
         if on_step:
             on_step()
     found = trace_back(torch.stack(drawn), torch.stack(parents))
-    return SearchResult(found, log_weights, log_evidence, torch.stack(ess, 1), torch.stack(resampled, 1))
+    paths = (torch.stack(parts, 1) for parts in (ess, resampled, evidence, parents))
+    return SearchResult(found, log_weights, log_evidence, *paths)
 
 
 def top_k(
@@ -129,11 +135,12 @@ def top_k(
     batch, length = _check(codes, particles)
     uniforms = mixture_uniforms(generator, batch, length, particles).to(codes.device)
     state = priors.start(batch, particles)
-    drawn = []
+    drawn, evidence = [], []
     log_weights = torch.zeros(batch, particles, device=codes.device)
     for t in range(length):
         best = likelihood.top_pairs(codes[:, t], state.log_probs, k)
         log_weights = log_weights + best.scores.logsumexp(-1)
+        evidence.append(log_weights.logsumexp(1) - math.log(particles))
         choice = invert_scores(best.scores, uniforms[:, t])
         pair = best.codes.gather(-1, choice.expand(2, *choice.shape)[..., None])[..., 0]
         drawn.append(pair)
@@ -141,8 +148,8 @@ def top_k(
             state.append(pair)
         if on_step:
             on_step()
-    log_evidence = log_weights.logsumexp(1) - math.log(particles)
-    return _without_resampling(torch.stack(drawn, -1), log_weights, log_evidence)
+    own = torch.arange(particles, device=codes.device).expand(batch, length, particles)
+    return _without_resampling(torch.stack(drawn, -1), log_weights, evidence, own)
 
 
 def beam(
@@ -151,20 +158,20 @@ def beam(
     """Beam search for the pair of sequences of highest joint probability, N = `particles` hypotheses. Draws nothing."""
     batch, length = _check(codes, particles)
     state = priors.start(batch, particles, resampled=True)
-    drawn, parents = [], []
+    drawn, parents, evidence = [], [], []
     # All hypotheses are equal before the first code: one stands for them, or the beam would fill with copies.
     log_weights = torch.full((batch, particles), -math.inf, device=codes.device)
     log_weights[:, 0] = 0.0
     for t in range(length):
         best = likelihood.top_pairs(codes[:, t], state.log_probs, particles, log_weights)
         log_weights, ancestors, pair = best.scores[:, 0], best.parents[:, 0], best.codes[:, :, 0]
-        drawn.append(pair), parents.append(ancestors)
+        drawn.append(pair), parents.append(ancestors), evidence.append(log_weights.logsumexp(1))
         if t + 1 < length:
             state.append(pair, ancestors)
         if on_step:
             on_step()
     found = trace_back(torch.stack(drawn), torch.stack(parents))
-    return _without_resampling(found, log_weights, log_weights.logsumexp(1))
+    return _without_resampling(found, log_weights, evidence, torch.stack(parents, 1))
 
 
 SEARCHES: dict[str, Callable[..., SearchResult]] = {"ancestral": ancestral, "topk": top_k, "beam": beam, "particle": particle_filter}
@@ -230,11 +237,28 @@ def mixture_uniforms(generator: torch.Generator, mixtures: int, steps: int, each
     return torch.stack([torch.rand(steps, each, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def _without_resampling(codes: Tensor, log_weights: Tensor, log_evidence: Tensor) -> SearchResult:
+def _without_resampling(codes: Tensor, log_weights: Tensor, evidence: list[Tensor], ancestors: Tensor) -> SearchResult:
     batch, length = codes.shape[1], codes.shape[-1]
     size = 1 / log_weights.softmax(1).square().sum(1)
     never = torch.zeros(batch, length, dtype=torch.bool, device=codes.device)
-    return SearchResult(codes, log_weights, log_evidence, size[:, None].expand(batch, length), never)
+    return SearchResult(codes, log_weights, evidence[-1], size[:, None].expand(batch, length), never, torch.stack(evidence, 1), ancestors)
+
+
+def suffix_lengths(ancestors: Tensor) -> Tensor:
+    """How many of the last codes the particles do not have in common by descent, at each step: int64 [B, S, N] -> [B, S]."""
+    batch, length, particles = ancestors.shape
+    writers = torch.empty(batch, length, particles, dtype=torch.int32, device=ancestors.device)
+    found = torch.zeros(batch, length, dtype=torch.long, device=ancestors.device)
+    names = torch.arange(particles, dtype=torch.int32, device=ancestors.device)
+    first = 0
+    for t in range(length):
+        writers[:, first:t] = writers[:, first:t].gather(2, ancestors[:, t, None].expand(batch, t - first, particles))
+        writers[:, t] = names
+        same = (writers[:, : t + 1] == writers[:, : t + 1, :1]).all(2)
+        found[:, t] = t + 1 - same.long().cumprod(1).sum(1)
+        # Where all mixtures have one ancestor nothing changes any more.
+        first = t + 1 - int(found[:, t].max())
+    return found
 
 
 def _check(codes: Tensor, particles: int) -> tuple[int, int]:

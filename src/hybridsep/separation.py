@@ -144,7 +144,7 @@ class Separator:
             for index, part in enumerate(slices):
                 generator = seeded_generator(seed, index)
                 parts.append(SEARCHES[search](self.stack, self.likelihood, part, particles, generator, bar.update, **extra))
-        joined = (torch.cat([getattr(p, name) for p in parts], axis) for name, axis in _BATCH_AXES)
+        joined = (torch.cat([getattr(p, name) for p in parts], axis) for name, axis in _BATCH_AXES.items())
         return SearchResult(*joined)
 
     @torch.no_grad()
@@ -226,7 +226,7 @@ class Separator:
         return cls(vqvae.to(device), [p.to(device) for p in priors], likelihood, profile)
 
 
-_BATCH_AXES = (("codes", 1), ("log_weights", 0), ("log_evidence", 0), ("ess", 0), ("resampled", 0))
+_BATCH_AXES = {"codes": 1} | dict.fromkeys(("log_weights", "log_evidence", "ess", "resampled", "running_evidence", "ancestors"), 0)
 
 
 def posterior_mean(found: Candidates) -> Tensor:
