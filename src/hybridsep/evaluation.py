@@ -9,6 +9,7 @@ Protocols, in the column `selection`:
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from hybridsep.errors import HybridsepError
 from hybridsep.metrics import bss_eval, sdr, si_sdr
 from hybridsep.pipeline import Pipeline
 from hybridsep.profiles import METHODS, method_spec
+from hybridsep.search import Priors, suffix_lengths
 from hybridsep.separation import SELECTIONS, STFT_SIZE, Candidates, take_particle, wiener
 from hybridsep.training import load_weights, write_atomically
 
@@ -148,6 +150,44 @@ class Evaluation:
         tables = (_read_rows(step.folder / name) for name in ("rows.csv", "selections.csv"))
         return Run(*tables, **load_weights(step.folder / "run.safetensors"), particles=particles)
 
+    def blind_run(self, method: str, search: str = "particle", particles: int | None = None, priors: tuple[str, Priors] | None = None) -> BlindRun:
+        """Posterior means alone, scored against the real sources: in memory and time for thousands of particles.
+
+        Args:
+            priors: a name and the priors to search with instead of the method's own.
+        """
+        particles = particles or self.pipeline.profile.search.particles
+        name = priors[0] if priors else "own"
+        version = self.pipeline.method_version(method)
+        step = self.pipeline.step(f"estimated-{method}-{search}-{particles}-{name}", version, self._chunk_settings())
+
+        def make() -> dict:
+            separator = self.pipeline.separator(method)
+            separator = separator.with_priors(priors[1]) if priors else separator
+            started = time.perf_counter()
+            found = separator.estimate(self.chunks.mixture, search, particles, self.settings.seed, f"{method}, {search}, N = {particles}, priors {name}")
+            seconds = (time.perf_counter() - started) / len(self.chunks)
+            rows = self.score_estimates(method, found.stems.cpu(), search)
+            per_code = (found.search.log_evidence / found.search.codes.shape[-1]).cpu().numpy()
+            figures = [self._per_chunk(method, search, "seconds", np.full(len(self.chunks), seconds)), self._per_chunk(method, search, "log_evidence", per_code)]
+            pd.concat([rows, *figures], ignore_index=True).to_csv(step.folder / "rows.csv", index=False, na_rep="nan")
+            return {
+                "seconds_per_chunk": seconds,
+                "resamplings_per_chunk": float(found.search.resampled.float().sum(1).mean()),
+                "ess": float(found.search.ess.mean()),
+                "suffix_codes": float(suffix_lengths(found.search.ancestors.cpu()).float().mean()),
+            }
+
+        self.pipeline.make(step, make)
+        return BlindRun(_read_rows(step.folder / "rows.csv"), step.record["figures"])
+
+    def score_estimates(self, method: str, stems: Tensor, search: str = "") -> pd.DataFrame:
+        """Blind scores of stems [P, B, T] against the real sources, as they are and with Wiener masks."""
+        mixture, target = self.chunks.mixture[..., : stems.shape[-1]], self.chunks.sources[..., : stems.shape[-1]]
+        return pd.concat(
+            [self._rows(method, search, "blind", refine, "real", refined, target, full=True) for refine, refined in _both(stems, mixture)], ignore_index=True
+        )
+
     def codec(self, kind: str) -> Tensor:
         """Sources as the VQ-VAE of a kind reconstructs them, the ceiling of every method on it: float32 [P, B, T]."""
         vqvae = self.pipeline.vqvae(kind)
@@ -265,6 +305,14 @@ class Evaluation:
 def ideal_ratio_mask(sources: Tensor, mixture: Tensor, size: int = STFT_SIZE) -> Tensor:
     """The masks of `wiener` computed from the true sources: what masking can reach at best."""
     return wiener(sources, mixture, size)
+
+
+@dataclass(frozen=True)
+class BlindRun:
+    """Scores of posterior means, in the columns of `evaluation.csv`, and figures of the search, mean over chunks."""
+
+    rows: pd.DataFrame
+    figures: dict[str, float]
 
 
 def _read_rows(path: Path) -> pd.DataFrame:

@@ -5,6 +5,7 @@ All waveforms here are mono at the model's rate, and the mixture is the mean of 
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from hybridsep.errors import HybridsepError
 from hybridsep.likelihood import Likelihood, likelihood_from_tensors
 from hybridsep.prior import Prior
 from hybridsep.profiles import Profile
-from hybridsep.search import SEARCHES, SearchResult
+from hybridsep.search import SEARCHES, Priors, SearchResult
 from hybridsep.training import load_weights, write_atomically
 from hybridsep.vqvae import VQVAE
 
@@ -189,6 +190,12 @@ class Separator:
         """Stems of a batch of mixtures: float32 [B, T] -> [2, B, T], by the mean of the particles and, with `refine`, Wiener masks."""
         found = self.estimate(mixture, search, particles, seed)
         return wiener(found.stems, found.mixture) if refine else found.stems
+
+    def with_priors(self, priors: Priors) -> Separator:
+        """The same model searching with other priors."""
+        other = copy.copy(self)
+        other.stack = priors
+        return other
 
     def save(self, folder: Path) -> None:
         """Write weights as safetensors and settings as JSON; `load` reads them back."""

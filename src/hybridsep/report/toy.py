@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hybridsep.likelihood import Likelihood
+from hybridsep.markov import MarkovPriors
 from hybridsep.search import SearchResult
 
 
@@ -29,34 +30,6 @@ class TabularLikelihood(Likelihood):
     def to_tensors(self) -> dict[str, Tensor]:
         """See Likelihood."""
         return {"table": self.table}
-
-
-class MarkovPriors:
-    """First-order Markov chains of two sources.
-
-    Args:
-        first: distribution of the first code, [2, K].
-        transition: of the next code given the last, [2, K, K].
-    """
-
-    def __init__(self, first: Tensor, transition: Tensor):
-        self.first, self.transition = first, transition
-
-    def start(self, mixtures: int, particles: int, resampled: bool = False) -> MarkovState:
-        """See search.Priors."""
-        return MarkovState(self, mixtures, particles)
-
-
-class MarkovState:
-    """Histories under the chains; only the last code of each matters."""
-
-    def __init__(self, priors: MarkovPriors, mixtures: int, particles: int):
-        self.priors = priors
-        self.log_probs = priors.first.log()[:, None, None].expand(2, mixtures, particles, -1)
-
-    def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:
-        """See search.State."""
-        self.log_probs = torch.stack([chain[code] for chain, code in zip(self.priors.transition, codes, strict=True)]).log()
 
 
 @dataclass(frozen=True)

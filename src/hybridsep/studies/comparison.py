@@ -1,0 +1,83 @@
+"""Studies of the finished models: the 2 × 2 on many songs, more and fewer particles, and what each part contributes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+
+from hybridsep.device import seeded_generator
+from hybridsep.evaluation import Evaluation
+from hybridsep.markov import bigram_priors, uniform_priors, unigram_priors
+from hybridsep.profiles import METHODS, method_spec
+from hybridsep.studies import Study
+
+CHUNKS = 30
+PARTICLE_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+PARTICLE_CHUNKS = 6
+KEPT_METRICS = ("sdr", "si_sdr", "sir", "sar", "isr", "seconds", "log_evidence")
+
+
+def two_by_two(study: Study) -> None:
+    """Every cell by every search on 30 chunks of as many test songs."""
+    evaluation = study.evaluation(chunks=CHUNKS)
+    runs = [evaluation.run(method, search).rows for search in ("particle", "ancestral", "beam", "topk") for method in METHODS]
+    table = pd.concat([evaluation.references(), *runs], ignore_index=True)
+    study.write("evaluation", table[table.metric.isin(KEPT_METRICS) & table.reference.isin(("real", ""))])
+
+
+def particles(study: Study) -> None:
+    """The particle filter of the Hybrid from 1 to 2 048 particles: scores, evidence, time, effective sample size, resamplings."""
+    evaluation = study.evaluation(chunks=PARTICLE_CHUNKS)
+    rows, figures = [], []
+    for count in PARTICLE_COUNTS:
+        run = evaluation.blind_run("hybrid", "particle", count)
+        rows.append(run.rows[run.rows.metric.isin(("sdr", "seconds", "log_evidence"))].assign(particles=count))
+        figures.append({"particles": count, **run.figures})
+    study.write("scores", pd.concat(rows, ignore_index=True))
+    study.write("search", pd.DataFrame(figures))
+
+
+def contributions(study: Study) -> None:
+    """Hybrid and LASS with their priors replaced by poorer ones, down to none, and codes drawn at random."""
+    evaluation = study.evaluation(chunks=12)
+    rows, nats = [], []
+    for method in ("hybrid", "lass"):
+        kind = method_spec(method).vqvae
+        size = evaluation.pipeline.profile.vqvae.codes
+        train, validation = (evaluation.pipeline.codes(kind, split) for split in ("train", "validation"))
+        sources = len(evaluation.chunks.names)
+        priors = {
+            "uniform": uniform_priors(sources, size),
+            "unigram": unigram_priors(train, size),
+            "bigram": bigram_priors(train, validation, size),
+        }
+        for name, chain in priors.items():
+            run = evaluation.blind_run(method, "particle", priors=(name, chain))
+            rows.append(run.rows.assign(priors=name))
+            held_out = [validation.random_crops(p, 32, 512, seeded_generator(0, p)) for p in range(sources)]
+            nats += [
+                {"method": method, "priors": name, "source": source, "nats_per_code": chain.nats_per_code(held_out[p], p)}
+                for p, source in enumerate(evaluation.chunks.names)
+            ]
+        rows.append(evaluation.blind_run(method, "particle").rows.assign(priors="transformer"))
+        rows.append(_random_codes(evaluation, method).assign(priors="random codes"))
+    table = pd.concat(rows, ignore_index=True)
+    study.write("scores", table[table.metric.isin(KEPT_METRICS) & table.reference.isin(("real", ""))])
+    study.write("nats", pd.DataFrame(nats))
+
+
+def _random_codes(evaluation: Evaluation, method: str) -> pd.DataFrame:
+    """Scores of sequences of codes that know nothing of the mixture, at the mixture's level."""
+    vqvae, chunks = evaluation.pipeline.vqvae(method_spec(method).vqvae), evaluation.chunks
+    shape = (len(chunks.names) * len(chunks), chunks.sources.shape[-1] // vqvae.hop)
+    codes = torch.randint(len(vqvae.codebook), shape, generator=seeded_generator(0))
+    noise = vqvae.decode(codes).view(chunks.sources.shape)
+    level = chunks.mixture.square().mean(-1, keepdim=True).sqrt() / noise.square().mean(-1, keepdim=True).sqrt()
+    return evaluation.score_estimates(method, noise * level)
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation of two rows of figures."""
+    ranks = [np.argsort(np.argsort(x)) for x in (first, second)]
+    return float(np.corrcoef(*ranks)[0, 1])
