@@ -15,6 +15,7 @@ from hybridsep.studies import Study
 CHUNKS = 30
 PARTICLE_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 PARTICLE_CHUNKS = 6
+CONTRIBUTION_CHUNKS = 12
 KEPT_METRICS = ("sdr", "si_sdr", "sir", "sar", "isr", "seconds", "log_evidence")
 
 
@@ -40,11 +41,12 @@ def particles(study: Study) -> None:
 
 def contributions(study: Study) -> None:
     """Hybrid and LASS with their priors replaced by poorer ones, down to none, and codes drawn at random."""
-    evaluation = study.evaluation(chunks=12)
+    evaluation = study.evaluation(chunks=CONTRIBUTION_CHUNKS)
+    settings = evaluation.pipeline.profile
     rows, nats = [], []
     for method in ("hybrid", "lass"):
         kind = method_spec(method).vqvae
-        size = evaluation.pipeline.profile.vqvae.codes
+        size = settings.vqvae.codes
         train, validation = (evaluation.pipeline.codes(kind, split) for split in ("train", "validation"))
         sources = len(evaluation.chunks.names)
         priors = {
@@ -55,7 +57,7 @@ def contributions(study: Study) -> None:
         for name, chain in priors.items():
             run = evaluation.blind_run(method, "particle", priors=(name, chain))
             rows.append(run.rows.assign(priors=name))
-            held_out = [validation.random_crops(p, 32, 512, seeded_generator(0, p)) for p in range(sources)]
+            held_out = [validation.random_crops(p, 32, settings.prior.crop_codes, seeded_generator(0, p)) for p in range(sources)]
             nats += [
                 {"method": method, "priors": name, "source": source, "nats_per_code": chain.nats_per_code(held_out[p], p)}
                 for p, source in enumerate(evaluation.chunks.names)
