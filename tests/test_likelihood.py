@@ -88,6 +88,24 @@ def test_draws_follow_the_dense_posterior(likelihood):
 
 
 @every_likelihood
+def test_kernels_give_the_posterior_of_the_matrices(likelihood):
+    """On a GPU: evidence and draws with no [K, K] matrix, here by the kernels' plain bodies."""
+    mixture, log_p = torch.tensor([0, 7, K - 1]), random_log_priors(3, 4)
+    ancestors = torch.tensor([[0, 0, 2, 3], [1, 1, 1, 0], [3, 2, 1, 0]])
+    factored, fused = likelihood.posterior(mixture, log_p), likelihood.fused(mixture, log_p)
+    assert torch.allclose(factored.log_evidence, fused.log_evidence, atol=1e-4)
+    draws = 40_000
+    exact = dense_posterior(likelihood, mixture[1:2], log_p[:, 1:2, :1])[0, 0].flatten()
+    many = likelihood.fused(mixture[1:2], log_p[:, 1:2, :1].expand(-1, -1, draws, -1))
+    codes = many.draw(torch.rand(2, 1, draws, generator=seeded()))
+    observed = torch.bincount(codes[0, 0] * K + codes[1, 0], minlength=K * K) / draws
+    assert 0.5 * float((observed - exact / exact.sum()).abs().sum()) < 0.03
+    moved = log_p.gather(2, ancestors[None, :, :, None].expand_as(log_p))
+    uniforms = torch.rand(2, 3, 4, generator=seeded())
+    assert torch.equal(fused.draw(uniforms, ancestors), likelihood.fused(mixture, moved).draw(uniforms))
+
+
+@every_likelihood
 def test_draws_with_ancestors_come_from_the_ancestors_posterior(likelihood):
     mixture, log_p = torch.tensor([2, 9]), random_log_priors(2, 5)
     uniforms = torch.rand(2, 2, 5, generator=seeded())

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import count_likelihood, seeded, tiny_separator
 
+from hybridsep import separation
 from hybridsep.errors import HybridsepError
 from hybridsep.search import SEARCHES, SearchResult
 from hybridsep.separation import (
@@ -205,6 +206,14 @@ def test_the_estimate_is_the_posterior_mean_of_the_candidates(counting, search):
     found, whole = counting.estimate(mixture(3), search, 5, seed=4), counting.candidates(mixture(3), search, 5, seed=4)
     assert torch.equal(found.search.codes, whole.search.codes) and torch.equal(found.mixture, whole.mixture)
     assert torch.allclose(found.stems, SELECTIONS["mean"](whole), atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [4000, 8200, 16384, 20_001])
+def test_masks_of_a_long_recording_are_the_same_block_by_block(monkeypatch, length):
+    stems, heard = torch.randn(2, 1, length, generator=seeded()), torch.randn(1, length, generator=seeded(1))
+    whole = separation.wiener(stems, heard, 256)
+    monkeypatch.setattr(separation, "WIENER_FRAMES", 32)
+    assert torch.allclose(separation.wiener(stems, heard, 256), whole, atol=1e-5)
 
 
 def test_bad_requests_are_refused_with_their_value(separator):

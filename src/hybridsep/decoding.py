@@ -15,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridsep.kernels.bodies import run_body
+from hybridsep.kernels.cache import move_rows
 from hybridsep.prior import Prior, rotary_angles
 
 ROTATIONS_AT_ONCE = 256
 SHARED_FROM = 512
 FOLD_EVERY = 16
 FIRST_ROOM = 64
+PLACES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -176,19 +179,26 @@ class PrivateCache:
         self.cache = torch.zeros(shape, dtype=stack.dtype, device=stack.device)
         self._rows = wide_rows(self.cache, 4)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of all keys and values, in bytes."""
+        return self.cache.nbytes
+
     def make_room(self) -> None:
         """Open the place of the next position."""
         self._slot = self.length % self.window
         self.length += 1
         self._filled = min(self.length, self.window)
+        # A product of a new shape is compiled and kept with its scratch memory: shapes grow in strides.
+        self._visible = min(self.window, -(-self._filled // PLACES_AT_ONCE) * PLACES_AT_ONCE)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Keep key and value and attend to the window: query [P, R, groups, heads per group, D], key and value [P, R, groups, D]."""
         keys, values = self.cache[:, layer]
         keys[..., self._slot, :] = key
         values[..., self._slot, :] = value
-        past = (part[..., : self._filled, :].flatten(0, 2) for part in (keys, values))
-        return attend(query.flatten(0, 2), *past)
+        past = (part[..., : self._visible, :].flatten(0, 2) for part in (keys, values))
+        return attend(query.flatten(0, 2), *past, self._filled)
 
     def reorder(self, ancestors: Tensor) -> None:
         """Particle n of mixture b goes on from the past of particle ancestors[b, n]; int64 [B, N]."""
@@ -376,13 +386,9 @@ def wide_rows(cache: Tensor, axes: int) -> Tensor:
 
 
 def reorder_rows(rows: Tensor, ancestors: Tensor) -> None:
-    """Row (b, n) of every slab becomes a copy of row (b, ancestors[b, n]), in place; who stays is not copied. Rows [C, B·N, X]."""
+    """Row (b, n) of every slab goes on from row (b, ancestors[b, n]), in place. Rows [C, B·N, X], ancestors int64 [B, N] of which each is its own."""
     count = rows.shape[1]
-    origin = (ancestors + torch.arange(0, count, ancestors.shape[1], device=ancestors.device)[:, None]).flatten()
-    moved = (origin != torch.arange(count, device=origin.device)).nonzero()[:, 0]
-    slabs = torch.arange(0, rows.shape[0] * count, count, device=rows.device)[:, None]
-    flat = rows.view(-1, rows.shape[-1])
-    flat[(slabs + moved).flatten()] = flat.index_select(0, (slabs + origin[moved]).flatten())
+    run_body(move_rows, rows, (ancestors + torch.arange(0, count, ancestors.shape[1], device=ancestors.device)[:, None]).flatten())
 
 
 def unit(x: Tensor) -> Tensor:
@@ -390,6 +396,9 @@ def unit(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).add_(1e-6)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of scaled queries: query [R, G, D], key and value [R, T, D] -> [R, G, D]."""
-    return torch.bmm(torch.bmm(query, key.transpose(1, 2)).softmax(-1), value)
+def attend(query: Tensor, key: Tensor, value: Tensor, filled: int) -> Tensor:
+    """Attention of scaled queries to the first `filled` places: query [R, G, D], key and value [R, T, D] -> [R, G, D]."""
+    scores = torch.bmm(query, key.transpose(1, 2))
+    if filled < key.shape[1]:
+        scores[..., filled:] = -torch.inf
+    return torch.bmm(scores.softmax(-1), value)

@@ -8,8 +8,10 @@ Protocols, in the column `selection`:
 
 from __future__ import annotations
 
+import functools
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +27,8 @@ from hybridsep.errors import HybridsepError
 from hybridsep.metrics import bss_eval, sdr, si_sdr
 from hybridsep.pipeline import Pipeline
 from hybridsep.profiles import METHODS, method_spec
-from hybridsep.search import Priors, suffix_lengths
-from hybridsep.separation import SELECTIONS, STFT_SIZE, Candidates, take_particle, wiener
+from hybridsep.search import suffix_lengths
+from hybridsep.separation import SELECTIONS, STFT_SIZE, Candidates, Separator, take_particle, wiener
 from hybridsep.training import load_weights, write_atomically
 
 COLUMNS = ("track", "start_s", "method", "search", "selection", "refine", "source", "reference", "metric", "value")
@@ -150,22 +152,30 @@ class Evaluation:
         tables = (_read_rows(step.folder / name) for name in ("rows.csv", "selections.csv"))
         return Run(*tables, **load_weights(step.folder / "run.safetensors"), particles=particles)
 
-    def blind_run(self, method: str, search: str = "particle", particles: int | None = None, priors: tuple[str, Priors] | None = None) -> BlindRun:
+    def blind_run(
+        self,
+        method: str,
+        search: str = "particle",
+        particles: int | None = None,
+        variant: str = "",
+        change: Callable[[Separator], Separator] = lambda separator: separator,
+        seed: int | None = None,
+    ) -> BlindRun:
         """Posterior means alone, scored against the real sources: in memory and time for thousands of particles.
 
         Args:
-            priors: a name and the priors to search with instead of the method's own.
+            variant: names what `change` makes of the method's separator; part of the cache's key.
+            seed: of the search; the evaluation's own when not given.
         """
         particles = particles or self.pipeline.profile.search.particles
-        name = priors[0] if priors else "own"
+        seed = self.settings.seed if seed is None else seed
         version = self.pipeline.method_version(method)
-        step = self.pipeline.step(f"estimated-{method}-{search}-{particles}-{name}", version, self._chunk_settings())
+        step = self.pipeline.step(f"estimated-{method}-{search}-{particles}-{variant or 'own'}-{seed}", version, self._chunk_settings())
 
         def make() -> dict:
-            separator = self.pipeline.separator(method)
-            separator = separator.with_priors(priors[1]) if priors else separator
+            separator = change(self.pipeline.separator(method))
             started = time.perf_counter()
-            found = separator.estimate(self.chunks.mixture, search, particles, self.settings.seed, f"{method}, {search}, N = {particles}, priors {name}")
+            found = separator.estimate(self.chunks.mixture, search, particles, seed, f"{method}, {search}, N = {particles} {variant}".strip())
             seconds = (time.perf_counter() - started) / len(self.chunks)
             rows = self.score_estimates(method, found.stems.cpu(), search)
             per_code = (found.search.log_evidence / found.search.codes.shape[-1]).cpu().numpy()
@@ -212,6 +222,8 @@ class Evaluation:
 
     def table(self) -> pd.DataFrame:
         """Everything, written to runs/<profile>/evaluation.csv, selections.csv and particles.csv."""
+        if self.pipeline.ranks.count > 1:
+            return self._shared_table()
         runs = [self.run(method, search) for method in METHODS for search in self.settings.searches]
         root = self.pipeline.root
         table = pd.concat([self.references(), *(r.rows for r in runs)], ignore_index=True)
@@ -222,6 +234,22 @@ class Evaluation:
         write_atomically(root / "chunks.json", json.dumps(chosen).encode())
         self.pipeline.write_provenance()
         return table
+
+    def _shared_table(self) -> pd.DataFrame:
+        """The same table by several processes: each makes some of the runs whole, so that no number depends on how many processes there are."""
+        ranks = self.pipeline.ranks
+        for method in METHODS:
+            self.pipeline.separator(method)
+        ranks.wait()
+        own = Evaluation(self.pipeline.alone())
+        runs = [functools.partial(own.run, method, search) for method in METHODS for search in self.settings.searches]
+        for make in [own.references, *runs][ranks.index :: ranks.count]:
+            make()
+        ranks.wait()
+        if ranks.first:
+            own.table()
+        ranks.wait()
+        return _read_rows(self.pipeline.root / "evaluation.csv")
 
     def particle_counts(self) -> pd.DataFrame:
         """The particle filter's scores at the usual N of all cells and at `many_particles` of the best, with a column `particles`."""
@@ -262,10 +290,14 @@ class Evaluation:
     def _with_ground_truth(self, found: Candidates, target: Tensor) -> dict[str, Tensor]:
         """The two oracle protocols: stems [P, B, T] chosen with the ground truth."""
         waveforms = found.waveforms.cpu()
-        one_second = sdr(waveforms.numpy(), target[:, :, None].numpy(), self.chunks.sample_rate)
-        pair = torch.from_numpy(np.nan_to_num(one_second, nan=-99.0).mean(0).argmax(1))
-        default = sdr(waveforms.numpy(), target[:, :, None].numpy(), self._default_window())
-        each = torch.from_numpy(np.nan_to_num(default, nan=-99.0).argmax(2))
+
+        def scores(window: int) -> Tensor:
+            # One mixture after the other: the errors of all particles of all of them would take as much memory as the waveforms.
+            each = [sdr(found.numpy(), true[:, None].numpy(), window) for found, true in zip(waveforms.unbind(1), target.unbind(1), strict=True)]
+            return torch.from_numpy(np.nan_to_num(np.stack(each, 1), nan=-99.0))
+
+        pair = scores(self.chunks.sample_rate).mean(0).argmax(1)
+        each = scores(self._default_window()).argmax(2)
         seed = torch.stack([take_particle(waveforms, index)[p] for p, index in enumerate(each)])
         return {"oracle": take_particle(waveforms, pair), "seed": seed}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,11 +19,16 @@ import torch
 from torch import Tensor
 
 from hybridsep.device import physical_memory
+from hybridsep.kernels.bodies import runs_triton
+from hybridsep.kernels.counting import count_triples, csr
+from hybridsep.kernels.counts import draw_pairs_counts
 from hybridsep.kernels.nearest import nearest_code
+from hybridsep.kernels.sums import draw_from_marginal, log_marginal_sum
 
 SIGMA_SQUARED_GRID = tuple(2.0**e for e in range(-8, 7))
 FLOOR_GRID = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5, 0.7)
 ROWS_SCORED = 4096
+MATRICES_AT_ONCE = 16
 SMOOTHING_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -58,7 +64,7 @@ class Likelihood(ABC):
     """l(m | i, j) over a codebook of K codes. Every value is positive: an unseen mixture code or pair is unlikely, never an error."""
 
     codes: int
-    cache_bytes = min(2**30, physical_memory() // 8)
+    cache_bytes = min(3 * 2**27, physical_memory() // 8)
     precision = torch.float32
     """Of the products with p2 and of the matrices kept for them; bfloat16 is several times as fast where the CPU has it."""
 
@@ -74,7 +80,7 @@ class Likelihood(ABC):
     def to_tensors(self) -> dict[str, Tensor]:
         """What `likelihood_from_tensors` needs to rebuild it."""
 
-    def posterior(self, mixture: Tensor, log_p: Tensor) -> StepPosterior:
+    def posterior(self, mixture: Tensor, log_p: Tensor) -> StepPosterior | FusedPosterior:
         """The one-step posterior of every particle, p(i, j) ∝ p1(i) p2(j) l(m|i,j).
 
         Args:
@@ -85,6 +91,15 @@ class Likelihood(ABC):
             ValueError: a mixture code outside [0, K), another codebook size, or NaN.
         """
         self._check(mixture, log_p)
+        if runs_triton(log_p):
+            return self.fused(mixture, log_p)
+        return self._factored(mixture, log_p)
+
+    def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
+        """`posterior` by the kernels that keep no [K, K] matrix."""
+        raise NotImplementedError(f"{type(self).__name__} has no kernels")
+
+    def _factored(self, mixture: Tensor, log_p: Tensor) -> StepPosterior:
         matrices = self._kept_matrices(mixture.tolist())
         first, second = log_p.exp()
         low = second.to(self.precision)
@@ -99,7 +114,7 @@ class Likelihood(ABC):
     def draw_pairs(self, mixture: Tensor, log_p: Tensor, generator: torch.Generator) -> PairDraw:
         """Draw one pair per particle from the exact one-step posterior. Arguments as in `posterior`."""
         posterior = self.posterior(mixture, log_p)
-        uniforms = torch.rand(2, *posterior.marginal.shape[:2], generator=generator, device=log_p.device)
+        uniforms = torch.rand(2, *log_p.shape[1:3], generator=generator, device=log_p.device)
         return PairDraw(posterior.draw(uniforms), posterior.log_evidence)
 
     def top_pairs(self, mixture: Tensor, log_p: Tensor, k: int, log_weights: Tensor | None = None) -> TopPairs:
@@ -109,7 +124,8 @@ class Likelihood(ABC):
         the k-th best score is above the bound of all rows left. Only where thousands of rows are alike, in a posterior that says next to
         nothing, does ROWS_SCORED stop it first.
         """
-        posterior = self.posterior(mixture, log_p)
+        self._check(mixture, log_p)
+        posterior = self._factored(mixture, log_p)
         together = log_weights is not None
         batch, particles, size = posterior.marginal.shape
         weights = (log_weights - log_weights.amax(1, keepdim=True)).exp() if together else torch.ones(batch, particles)
@@ -148,21 +164,10 @@ class Likelihood(ABC):
             wanted = min(limit, 2 * wanted)
 
     def _kept_matrices(self, mixtures: list[int]) -> list[Tensor]:
-        """`matrix` of each, kept while among the last used: a few hundred mixture codes make up most of a recording."""
-        cache = self.__dict__.setdefault("_matrices", OrderedDict())
-        found = []
-        for mixture in mixtures:
-            if mixture not in cache:
-                fresh = self.matrix(mixture)
-                full = (len(cache) + 1) * fresh.numel() * self.precision.itemsize > self.cache_bytes
-                spare = cache.pop(next(iter(cache))) if full and cache and next(iter(cache)) not in mixtures else None
-                if fresh.dtype != self.precision:
-                    # Memory once touched is worth keeping: the matrix unused for longest gives its own to the new one.
-                    fresh = (torch.empty_like(fresh, dtype=self.precision) if spare is None else spare).copy_(fresh)
-                cache[mixture] = fresh
-            cache.move_to_end(mixture)
-            found.append(cache[mixture])
-        return found
+        """`matrix` of each in `precision`, kept while among the last used: a few hundred mixture codes make up most of a recording."""
+        if "_matrices" not in self.__dict__:
+            self._matrices = MatrixCache(self.codes, self.precision, self.cache_bytes)
+        return self._matrices.get(mixtures, self.matrix)
 
     def _check(self, mixture: Tensor, log_p: Tensor) -> None:
         if log_p.shape[-1] != self.codes:
@@ -203,6 +208,77 @@ class StepPosterior:
         return torch.stack([first, invert(weights, uniforms[1].flatten()).view(batch, particles)])
 
 
+class MatrixCache:
+    """The [K, K] matrices of the mixture codes last used.
+
+    Their memory is taken in blocks and never given back: a matrix at a time between the tensors that come and go with every step would
+    leave holes that add up to as much again.
+
+    Args:
+        codes: K.
+        nbytes: room, exceeded only where one step needs more matrices than that.
+    """
+
+    def __init__(self, codes: int, dtype: torch.dtype, nbytes: int):
+        self._size, self._dtype = codes, dtype
+        self._room = max(1, nbytes // (codes * codes * dtype.itemsize))
+        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+        self._free: list[Tensor] = []
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._kept)
+
+    def get(self, mixtures: list[int], make: Callable[[int], Tensor]) -> list[Tensor]:
+        """The matrix of each mixture code; those not kept are made."""
+        needed = set(mixtures)
+        for mixture in mixtures:
+            if mixture not in self._kept:
+                made = make(mixture)
+                self._kept[mixture] = self._place(needed, made.device).copy_(made)
+            self._kept.move_to_end(mixture)
+        return [self._kept[mixture] for mixture in mixtures]
+
+    def _place(self, needed: set[int], device: torch.device) -> Tensor:
+        """Where to put another: the place of the one unused for longest, or a new one."""
+        if len(self._kept) >= self._room:
+            oldest = next((mixture for mixture in self._kept if mixture not in needed), None)
+            if oldest is not None:
+                return self._kept.pop(oldest)
+        if not self._free:
+            block = torch.empty(min(MATRICES_AT_ONCE, self._room), self._size, self._size, dtype=self._dtype, device=device)
+            self._free = list(block.unbind())
+        return self._free.pop()
+
+
+class FusedPosterior:
+    """`StepPosterior` by kernels: the part of every pair made tile by tile, the counted part from a sparse row, neither ever a matrix.
+
+    With counts the likelihood is a sum of the two, so a draw picks a part by its share of the evidence and then a pair from that part.
+    """
+
+    def __init__(self, likelihood: SumLikelihood, table: Tensor, share: Tensor | None, entries: tuple[Tensor, ...] | None, mixture: Tensor, log_p: Tensor):
+        self._dense = (log_p, mixture, likelihood.sums, table, share)
+        self._sparse = None if entries is None else (log_p, mixture, *entries)
+        log_marginal = log_marginal_sum(*self._dense)
+        dense = log_marginal.logsumexp(-1)
+        self._marginal = (log_marginal - dense[..., None]).exp_().nan_to_num_(0.0)
+        self.log_evidence = dense if entries is None else torch.logaddexp(dense, draw_pairs_counts(*self._sparse, 0)[1])
+        self._counted = -torch.expm1(dense - self.log_evidence)
+
+    def draw(self, uniforms: Tensor, ancestors: Tensor | None = None) -> Tensor:
+        """See StepPosterior."""
+        if self._sparse is None:
+            return draw_from_marginal(self._marginal, *self._dense, uniforms, ancestors)
+        counted = self._counted if ancestors is None else self._counted.gather(1, ancestors)
+        # One uniform number serves twice: which part, and where in it.
+        part, rest = uniforms[0] < counted, (uniforms[0] - counted) / (1 - counted).clamp_min(1e-30)
+        uniforms = torch.stack([rest.clamp(0, 1 - 2**-24), uniforms[1]])
+        dense = draw_from_marginal(self._marginal, *self._dense, uniforms, ancestors)
+        seed = int(uniforms[1].flatten()[0].double() * 2**31)
+        return torch.where(part, draw_pairs_counts(*self._sparse, seed, ancestors)[0], dense)
+
+
 def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
     """Categorical draw by inversion: weights [R, K] not normalised, uniforms [R] in [0, 1) -> int64 [R]."""
     cumulative = weights.cumsum(1)
@@ -231,6 +307,10 @@ class SumLikelihood(Likelihood):
     def gathered(self, row: Tensor) -> Tensor:
         """row[c(i, j)] for all pairs: float32 [K] -> [K, K]."""
         return row.expand_as(self._sums_wide).gather(1, self._sums_wide)
+
+    def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
+        """See Likelihood."""
+        return FusedPosterior(self, self.table, None, None, mixture, log_p)
 
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """See Likelihood."""
@@ -288,6 +368,12 @@ class CountLikelihood(Likelihood):
         first, last = int(self.row_starts[mixture * self.codes]), int(self.row_starts[(mixture + 1) * self.codes])
         result.view(-1).index_add_(0, self.pairs[first:last], self.values[first:last])
         return result
+
+    def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
+        """See Likelihood."""
+        if not hasattr(self, "_entries"):
+            self._entries = (*csr(self.keys, self.codes), self.values.log())
+        return FusedPosterior(self.backoff, self.table, self.share, self._entries, mixture, log_p)
 
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """See Likelihood."""
@@ -372,9 +458,8 @@ class TripleCounter:
 
     def add(self, first: Tensor, second: Tensor, mixture: Tensor) -> None:
         """Count triples given as int tensors of one shape."""
-        key = (mixture.long().flatten() * self.codes + first.long().flatten()) * self.codes + second.long().flatten()
-        self._waiting.append(key)
-        if sum(len(k) for k in self._waiting) >= self.merge_every:
+        self._waiting.append(torch.stack([x.long().flatten() for x in (first, second, mixture)]))
+        if sum(part.shape[1] for part in self._waiting) >= self.merge_every:
             self._merge()
 
     def result(self) -> tuple[Tensor, Tensor]:
@@ -383,7 +468,9 @@ class TripleCounter:
         return self._keys, self._counts
 
     def _merge(self) -> None:
-        fresh, times = torch.unique(torch.cat([*self._waiting, self._keys[:0]]), return_counts=True)
+        if not self._waiting:
+            return
+        fresh, times = (x.cpu() for x in count_triples(*torch.cat(self._waiting, 1), self.codes))
         merged, inverse = torch.unique(torch.cat([self._keys, fresh]), return_inverse=True)
         self._counts = torch.zeros_like(merged).index_add_(0, inverse, torch.cat([self._counts, times]))
         self._keys, self._waiting = merged, []

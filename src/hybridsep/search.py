@@ -155,7 +155,7 @@ def top_k(
 def beam(
     priors: Priors, likelihood: Likelihood, codes: Tensor, particles: int, generator: torch.Generator, on_step: Callable | None = None
 ) -> SearchResult:
-    """Beam search for the pair of sequences of highest joint probability, N = `particles` hypotheses. Draws nothing."""
+    """Beam search for the pair of sequences of highest joint probability, N = `particles` hypotheses, best first. Draws nothing."""
     batch, length = _check(codes, particles)
     state = priors.start(batch, particles, resampled=True)
     drawn, parents, evidence = [], [], []
@@ -164,14 +164,28 @@ def beam(
     log_weights[:, 0] = 0.0
     for t in range(length):
         best = likelihood.top_pairs(codes[:, t], state.log_probs, particles, log_weights)
-        log_weights, ancestors, pair = best.scores[:, 0], best.parents[:, 0], best.codes[:, :, 0]
+        log_weights, ancestors, pair = _in_place(best.scores[:, 0], best.parents[:, 0], best.codes[:, :, 0])
         drawn.append(pair), parents.append(ancestors), evidence.append(log_weights.logsumexp(1))
         if t + 1 < length:
             state.append(pair, ancestors)
         if on_step:
             on_step()
+    log_weights, order = log_weights.sort(1, descending=True)
+    parents[-1] = parents[-1].gather(1, order)
+    drawn[-1] = drawn[-1].gather(2, order.expand_as(drawn[-1]))
     found = trace_back(torch.stack(drawn), torch.stack(parents))
     return _without_resampling(found, log_weights, evidence, torch.stack(parents, 1))
+
+
+def _in_place(log_weights: Tensor, ancestors: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hypotheses in an order in which an ancestor that survives is its own: the others alone have to be copied."""
+    ancestors, order = ancestors.sort(dim=1, stable=True)
+    places = _places(ancestors)
+
+    def placed(x: Tensor) -> Tensor:
+        return torch.empty_like(x).scatter_(1, places, x.gather(1, order))
+
+    return placed(log_weights), torch.empty_like(ancestors).scatter_(1, places, ancestors), torch.stack([placed(codes) for codes in pair])
 
 
 SEARCHES: dict[str, Callable[..., SearchResult]] = {"ancestral": ancestral, "topk": top_k, "beam": beam, "particle": particle_filter}
@@ -217,12 +231,16 @@ def stay_in_place(ancestors: Tensor) -> Tensor:
     Args:
         ancestors: int64 [B, N], ascending.
     """
-    particles = ancestors.shape[1]
+    return torch.empty_like(ancestors).scatter_(1, _places(ancestors), ancestors)
+
+
+def _places(ancestors: Tensor) -> Tensor:
+    """Place of each child, ancestors [B, N] ascending: its ancestor's for the first child of each, those of the dead for the others."""
     extra = F.pad(ancestors[:, 1:] == ancestors[:, :-1], (1, 0))
-    identity = torch.arange(particles, device=ancestors.device).expand_as(ancestors).contiguous()
     dead = torch.ones_like(extra).scatter_(1, ancestors, False)
-    identity[dead] = ancestors[extra]
-    return identity
+    places = ancestors.clone()
+    places[extra] = torch.arange(ancestors.shape[1], device=ancestors.device).expand_as(ancestors)[dead]
+    return places
 
 
 def invert_scores(scores: Tensor, uniforms: Tensor) -> Tensor:

@@ -28,8 +28,9 @@ from hybridsep.training import load_weights, write_atomically
 from hybridsep.vqvae import VQVAE
 
 STFT_SIZE = 2048
-ENCODED_ROWS = 64
-DECODED_CODES = 8192
+WIENER_FRAMES = 256
+ENCODED_ROWS = 8
+DECODED_CODES = 4096
 STRETCH = 128
 
 
@@ -301,6 +302,20 @@ def wiener(stems: Tensor, mixture: Tensor, size: int = STFT_SIZE) -> Tensor:
     Returns:
         float32 [P, B, T].
     """
+    length, block = mixture.shape[-1], WIENER_FRAMES * size // 4
+    if length <= 2 * block:
+        return _wiener(stems, mixture, size)
+    # Spectra of an hour would fill the memory: block by block, each with as much to its left and right as its frames reach, on the same
+    # grid of frames.
+    refined = torch.empty_like(stems)
+    for start in range(0, length, block):
+        first, last = max(0, start - size), min(length, start + block + size)
+        part = _wiener(stems[..., first:last], mixture[..., first:last], size)
+        refined[..., start : start + block] = part[..., start - first : start - first + block]
+    return refined
+
+
+def _wiener(stems: Tensor, mixture: Tensor, size: int) -> Tensor:
     window = torch.hann_window(size, device=mixture.device)
     length = mixture.shape[-1]
     padded = max(0, size - length)

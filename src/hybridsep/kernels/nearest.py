@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridsep.kernels.bodies import run_body
+
 ROWS_AT_ONCE = 16384
+WIDEST = 128
+"""Numbers in a vector up to which a tile of the codebook fits into the shared memory of a Turing GPU."""
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -17,7 +21,19 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
 
     Returns:
         int64 [rows]; the lowest index among equals.
+
+    Raises:
+        ValueError: vectors and codebook differ in width, or the codebook is empty.
     """
+    if vectors.ndim != 2 or codebook.ndim != 2 or vectors.shape[1] != codebook.shape[1] or not len(codebook):
+        raise ValueError(f"vectors {list(vectors.shape)} have no nearest code in a codebook {list(codebook.shape)}")
+    if codebook.shape[1] > WIDEST:
+        return assign(vectors, codebook)
+    return run_body(assign, vectors, codebook)
+
+
+def assign(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """See nearest_code."""
     half_norms = 0.5 * codebook.square().sum(1)
     parts = [
         torch.addmm(half_norms, part, codebook.T, alpha=-1.0).argmin(1) for part in vectors.split(ROWS_AT_ONCE)

@@ -58,9 +58,13 @@ def run_study(name: str, pipeline: Pipeline, results: Path) -> Path:
     Raises:
         HybridsepError: unknown study.
     """
-    from hybridsep.studies.comparison import contributions, particles, two_by_two
+    from hybridsep.studies import baselines
+    from hybridsep.studies import comparison as c
 
-    studies: dict[str, Callable[[Study], None]] = {"two-by-two": two_by_two, "particles": particles, "contributions": contributions}
+    studies: dict[str, Callable[[Study], None]] = {
+        "two-by-two": c.two_by_two, "particles": c.particles, "contributions": c.contributions, "precision": c.precision,
+        "baselines": baselines.baselines,
+    }  # fmt: skip
     if name not in studies:
         raise HybridsepError(f"unknown study '{name}': choose one of {', '.join(studies)}")
     study = Study(name, pipeline, results)

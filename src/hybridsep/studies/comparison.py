@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
 
+from hybridsep.bench.models import dtype_name, separator_in
 from hybridsep.device import seeded_generator
 from hybridsep.evaluation import Evaluation
 from hybridsep.markov import bigram_priors, uniform_priors, unigram_priors
@@ -16,6 +19,7 @@ CHUNKS = 30
 PARTICLE_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 PARTICLE_CHUNKS = 6
 CONTRIBUTION_CHUNKS = 12
+PRECISION_SEEDS = 2
 KEPT_METRICS = ("sdr", "si_sdr", "sir", "sar", "isr", "seconds", "log_evidence")
 
 
@@ -55,18 +59,29 @@ def contributions(study: Study) -> None:
             "bigram": bigram_priors(train, validation, size),
         }
         for name, chain in priors.items():
-            run = evaluation.blind_run(method, "particle", priors=(name, chain))
+            run = evaluation.blind_run(method, variant=f"{name}-priors", change=lambda separator, chain=chain: separator.with_priors(chain))
             rows.append(run.rows.assign(priors=name))
             held_out = [validation.random_crops(p, 32, settings.prior.crop_codes, seeded_generator(0, p)) for p in range(sources)]
             nats += [
                 {"method": method, "priors": name, "source": source, "nats_per_code": chain.nats_per_code(held_out[p], p)}
                 for p, source in enumerate(evaluation.chunks.names)
             ]
-        rows.append(evaluation.blind_run(method, "particle").rows.assign(priors="transformer"))
+        rows.append(evaluation.blind_run(method).rows.assign(priors="transformer"))
         rows.append(_random_codes(evaluation, method).assign(priors="random codes"))
     table = pd.concat(rows, ignore_index=True)
     study.write("scores", table[table.metric.isin(KEPT_METRICS) & table.reference.isin(("real", ""))])
     study.write("nats", pd.DataFrame(nats))
+
+
+def precision(study: Study) -> None:
+    """The Hybrid's search in float32 and in bfloat16: what the lower precision does to scores, evidence and time."""
+    evaluation, rows = study.evaluation(chunks=CONTRIBUTION_CHUNKS), []
+    for dtype in (torch.float32, torch.bfloat16):
+        for seed in range(PRECISION_SEEDS):
+            run = evaluation.blind_run("hybrid", variant=dtype_name(dtype), change=partial(separator_in, dtype=dtype), seed=seed)
+            rows.append(run.rows.assign(precision=dtype_name(dtype), seed=seed))
+    table = pd.concat(rows, ignore_index=True)
+    study.write("scores", table[table.metric.isin(("sdr", "log_evidence", "seconds"))])
 
 
 def _random_codes(evaluation: Evaluation, method: str) -> pd.DataFrame:
