@@ -198,11 +198,11 @@ def test_run_that_stopped_in_the_middle_goes_on(copied, monkeypatch):
     trained = []
     real = pipeline.train
 
-    def train(task, settings, folder, label, seed):
+    def train(task, settings, folder, label, *rest):
         trained.append(label)
         if len(trained) == 1:
             raise KeyboardInterrupt
-        return real(task, settings, folder, label, seed)
+        return real(task, settings, folder, label, *rest)
 
     monkeypatch.setattr(pipeline, "train", train)
     with pytest.raises(KeyboardInterrupt):

@@ -24,8 +24,26 @@ def test_shipped_profiles_are_valid(name):
     assert Profile.model_validate(json.loads(profile.model_dump_json())) == profile
 
 
-def test_smoke_and_cpu_ship():
-    assert {"smoke", "cpu"} <= set(profile_names())
+def test_all_profiles_ship():
+    assert profile_names() == ["cpu", "paper", "smoke", "t4"]
+
+
+def test_t4_has_the_codec_of_lqvae_and_paper_the_priors_of_jukebox():
+    t4, paper = load_profile("t4"), load_profile("paper")
+    codec = t4.vqvae
+    assert codec.hop == 64 and codec.codes == 2048 and set(codec.widths) == {32} and set(codec.strides) == {2}
+    assert (codec.encoder_depth, codec.decoder_depth, codec.dilation_growth, codec.commit_weight) == (4, 4, 3, 1.0) and codec.stft_weight > 0
+    assert (paper.prior.layers, paper.prior.width) == (48, 1024) and paper.vqvae == codec and paper.data == t4.data
+
+
+def test_settings_that_came_later_leave_the_hashes_of_older_models_alone():
+    """Names of folders under runs/ as they were before `accumulate`: trained models must be found again."""
+    training = load_profile("cpu").vqvae.training
+    assert "accumulate" not in training.model_dump() and "accumulate" not in training.model_dump(mode="json")
+    assert config_hash(training) == config_hash(training.model_copy(update={"accumulate": 1}))
+    assert config_hash(training) != config_hash(training.model_copy(update={"accumulate": 2}))
+    again = training.model_copy(update={"accumulate": 2})
+    assert type(again).model_validate(again.model_dump()) == again
 
 
 def test_file_inherits_what_it_does_not_say(tmp_path):
@@ -55,6 +73,17 @@ def test_lists_and_sources_are_replaced_whole(tmp_path):
     path = written(tmp_path, {"base": "smoke", "sources": {"keys": "Piano", "strings": "Strings"}, "evaluation": {"searches": ["beam"]}})
     profile = load_profile(path)
     assert profile.source_names == ("keys", "strings") and profile.evaluation.searches == ("beam",)
+
+
+def test_default_pairing_leaves_the_hashes_of_trained_models_alone(tmp_path):
+    """The setting came after the models; only another value of it may train them anew."""
+    data = load_profile("cpu").data
+    assert data.pairing == "same-song" and "pairing" not in data.model_dump() and config_hash(data) == config_hash(data.model_dump())
+    mine = load_profile(written(tmp_path, {"base": "cpu", "data": {"pairing": "random"}}))
+    assert mine.data.pairing == "random" and config_hash(mine.data) != config_hash(data)
+    assert Profile.model_validate(json.loads(mine.model_dump_json())) == mine
+    with pytest.raises(HybridsepError, match="data.pairing.*duets"):
+        load_profile(written(tmp_path, {"base": "cpu", "data": {"pairing": "duets"}}))
 
 
 UNKNOWN = {"particels": {"particels": 3}, "prior.layer": {"prior": {"layer": 3}}, "vqvae.training.step": {"vqvae": {"training": {"step": 3}}}}
@@ -109,7 +138,7 @@ def test_profile_that_inherits_from_itself_is_refused(tmp_path):
 
 
 def test_unknown_profile_lists_the_known_ones():
-    with pytest.raises(HybridsepError, match="unknown profile 'smok': choose one of cpu, smoke"):
+    with pytest.raises(HybridsepError, match="unknown profile 'smok': choose one of cpu, paper, smoke, t4"):
         load_profile("smok")
     with pytest.raises(HybridsepError, match="nowhere.yml"):
         load_profile("nowhere.yml")

@@ -94,6 +94,12 @@ def test_babyslakh_keeps_tracks_at_the_root_as_wav(tmp_path):
     assert load_source(track, "Bass", RATE) == pytest.approx(sine(110, RATE), abs=1e-3)
 
 
+def test_babyslakh_calls_no_stem_rendered_and_those_that_are_there_are_read(tmp_path):
+    stems = {name: entry(kind, 33, rendered=False) for name, kind in (("S00", "Bass"), ("S01", "Drums"), ("S02", "Bass"))}
+    write_track(tmp_path / "Track00001", stems, {"S00": sine(110, RATE), "S01": sine(500, RATE)}, RATE, "wav")
+    assert [stem.name for stem in read_tracks(tmp_path)[0].stems] == ["S00", "S01"]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

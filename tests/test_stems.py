@@ -1,6 +1,7 @@
 """Solo stems of a split: what is in the array is what is in the files, and random crops are where they say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,7 @@ def test_built_twice_byte_for_byte(songs, tmp_path):
 def test_stems_are_resampled_to_the_asked_rate(songs, tmp_path):
     build_stems(songs, "validation", SOURCES, 16000, tmp_path)
     found = open_stems(tmp_path, "validation")
+    assert open_stems(tmp_path, "validation", "random").pairing == "random" and found.pairing == "same-song"
     assert found.sample_rate == 16000 and found.seconds == pytest.approx(6.0, abs=0.05)
 
 
@@ -104,6 +106,16 @@ def test_share_of_pairs_from_one_song_is_kept():
     found = (ramp((3000,) * 3).random_pairs(40, 50, seeded(), same_song_share=0.25, gain_db=0.0) * FULL_SCALE).round().int()
     same = (found[1, :, 0] - found[0, :, 0]) == 1000
     assert same[:10].all() and not same[10:].any()
+
+
+@pytest.mark.parametrize(("pairing", "same_songs"), [("same-song", 20), ("random", 0)])
+def test_pairing_says_whether_sources_come_from_one_song(pairing, same_songs):
+    """The default draws what it drew before there was a choice: half of the pairs from one place."""
+    stems = replace(ramp((3000,) * 3), pairing=pairing)
+    found = (stems.random_pairs(40, 50, seeded(), gain_db=0.0) * FULL_SCALE).round().int()
+    assert int(((found[1, :, 0] - found[0, :, 0]) == 1000).sum()) == same_songs
+    if pairing == "same-song":
+        assert torch.equal(ramp((3000,) * 3).random_pairs(40, 50, seeded()), stems.random_pairs(40, 50, seeded(), same_song_share=0.5))
 
 
 def test_gains_stay_within_half_the_range_and_differ_between_sources(stems):

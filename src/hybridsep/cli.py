@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from hybridsep.deadline import NEVER, Deadline, OutOfTime
 from hybridsep.errors import HybridsepError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bayesian separation of two instruments over the codes of a VQ-VAE.")
@@ -35,13 +36,44 @@ def data_synth(
     typer.echo(f"{tracks} songs of {seconds:g} s in {out}")
 
 
+@data_app.command("slakh")
+def data_slakh(
+    out: Path,
+    variant: Annotated[str, typer.Option(help="redux (Slakh2100, 104 GB to read) or baby (20 songs at 16 kHz, 0.9 GB)")] = "redux",
+    tracks: Annotated[int, typer.Option(min=1)] = 300,
+    source: Annotated[Optional[str], typer.Option(help="another address, or a file, instead of Zenodo's")] = None,
+    md5: Annotated[Optional[str], typer.Option(help="of --source, to check it by")] = None,
+    profile: Annotated[str, typer.Option("--profile", help="whose sample rate and instruments are kept")] = "cpu",
+) -> None:
+    """Fetch real songs: bass and drum stems of Slakh2100 or BabySlakh, out of the streaming archive. Run again, it goes on."""
+    from hybridsep.data.fetch import fetch_slakh
+    from hybridsep.profiles import load_profile
+
+    settings = load_profile(profile)
+    report = fetch_slakh(out, variant, tracks, tuple(settings.sources.values()), settings.data.sample_rate, source, md5)
+    counts = ", ".join(f"{count} {split}" for split, count in report.tracks.items())
+    refused = f", {report.rejected} stems or tracks refused: see {out / 'rejected.csv'}" if report.rejected else ""
+    typer.echo(f"{report.total} songs in {out} ({counts}){refused}; {report.bytes_read / 1e9:.2f} GB read; archive {report.checked}")
+
+
 @app.command()
-def train(method: str, profile: ProfileOption = "cpu", data: DataOption = None, runs: RunsOption = Path("runs")) -> None:
+def train(
+    method: str,
+    profile: ProfileOption = "cpu",
+    data: DataOption = None,
+    runs: RunsOption = Path("runs"),
+    max_minutes: Annotated[Optional[float], typer.Option(min=0.0, help="stop then, with a checkpoint; the same command goes on")] = None,
+) -> None:
     """Train a METHOD (lass, lqvae, hybrid or plain-sum), or find it already trained."""
-    pipeline = _pipeline(profile, runs, data)
-    pipeline.separator(method)
-    pipeline.write_provenance()
-    typer.echo(f"model in {pipeline.root / method}")
+    pipeline = _pipeline(profile, runs, data, NEVER if max_minutes is None else Deadline(max_minutes))
+    try:
+        pipeline.separator(method)
+        said = f"model in {pipeline.root / method}"
+        pipeline.write_provenance()
+    except OutOfTime as stop:
+        said = str(stop)
+    if pipeline.ranks.first:
+        typer.echo(said)
 
 
 @app.command()
@@ -83,6 +115,43 @@ def evaluate(profile: ProfileOption = "cpu", data: DataOption = None, runs: Runs
 
 
 @app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="two-by-two, particles, contributions, precision or baselines")],
+    profile: ProfileOption = "cpu",
+    data: DataOption = None,
+    runs: RunsOption = Path("runs"),
+    out: Annotated[Path, typer.Option(help="folder of all studies' tables")] = Path("book/results"),
+) -> None:
+    """Run a STUDY of the trained models, hours where the book takes minutes; a killed one goes on where it was."""
+    from hybridsep.studies import run_study
+
+    typer.echo(f"tables in {run_study(name, _pipeline(profile, runs, data), out)}")
+
+
+@app.command()
+def bench(
+    group: Annotated[str, typer.Argument(help="posterior, decode or kernels")],
+    codes: Annotated[Optional[int], typer.Option(min=2, help="K, the size of random codebooks")] = None,
+    particles: Annotated[Optional[int], typer.Option(min=1, help="N; each benchmark's own when not given")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="length of a chunk")] = 3.0,
+    model: Annotated[Optional[Path], typer.Option(help="folder of a trained method of counts; untrained models without it")] = None,
+    only: Annotated[Optional[str], typer.Option(help="name of one benchmark of the group")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="rounds at most")] = 5,
+    budget: Annotated[float, typer.Option(help="seconds after which a timed call is repeated no more")] = 12.0,
+    quick: Annotated[bool, typer.Option("--quick", help="tiny sizes, to see that it runs")] = False,
+    out: Annotated[Optional[Path], typer.Option("--json", help="file for the rows and where they were measured")] = None,
+) -> None:
+    """Measure time and memory beside re-writings of the published code."""
+    from hybridsep.bench.groups import run_group
+    from hybridsep.bench.report import Options, write_json
+
+    result = run_group(group, Options(codes, particles, seconds, model, only, repeats, budget, quick), typer.echo)
+    if out is not None:
+        write_json(result, out)
+    typer.echo(f"{len(result['rows'])} rows in {result['provenance']['wall_seconds']:.0f} s")
+
+
+@app.command()
 def book(profile: ProfileOption = "cpu", runs: RunsOption = Path("runs")) -> None:
     """Run every chapter and build _build/html/index.html."""
     from hybridsep.report import repository_root
@@ -93,11 +162,11 @@ def book(profile: ProfileOption = "cpu", runs: RunsOption = Path("runs")) -> Non
     typer.echo(f"{page} built in {(time.perf_counter() - started) / 60:.1f} minutes")
 
 
-def _pipeline(profile: str, runs: Path, data: Path | None):
+def _pipeline(profile: str, runs: Path, data: Path | None, deadline: Deadline = NEVER):
     from hybridsep.pipeline import Pipeline
     from hybridsep.profiles import load_profile
 
-    return Pipeline(load_profile(profile), runs, data)
+    return Pipeline(load_profile(profile), runs, data, deadline)
 
 
 def main() -> None:

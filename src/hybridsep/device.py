@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import torch
@@ -26,6 +27,11 @@ def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
         return torch.float16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def lowered(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Matrix products and convolutions in `dtype` inside a `with`; nothing changes where that is float32."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def seeded_generator(*parts: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -2,6 +2,8 @@
 
 Every step lives in `runs/<profile>/<step>-<hash>/`, where the hash covers every setting it depends on, those of the steps before it
 included. `done.json` is written last: a folder without it is unfinished and is gone on with.
+
+Several processes make a step together: all run the same lines, the first one writes, and none goes on before `done.json` is there.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 
 import torch
 from safetensors.torch import save
@@ -21,7 +23,9 @@ from hybridsep.codec_training import VQVAETask
 from hybridsep.data.codes import CodeSet
 from hybridsep.data.minislakh import make_minislakh
 from hybridsep.data.stems import LARGEST, MIXTURE_RMS, StemSet, build_stems, mix, open_stems
+from hybridsep.deadline import NEVER, Deadline, OutOfTime
 from hybridsep.device import default_device, fast_dtype, seeded_generator
+from hybridsep.distributed import ALONE, Ranks, ranks_here
 from hybridsep.errors import HybridsepError
 from hybridsep.likelihood import CountLikelihood, Likelihood, SumLikelihood, TripleCounter, likelihood_from_tensors
 from hybridsep.prior import Prior, PriorTask, nats_per_code
@@ -61,16 +65,27 @@ class Pipeline:
         profile: settings.
         runs: folder of all runs; this one lives in runs/<profile name>.
         data: a data set in Slakh's layout; MiniSlakh is synthesised without it.
+        deadline: when to stop, in a state to go on from.
+        ranks: the processes that work together; those that `torchrun` or `accelerate launch` started when not given.
     """
 
-    def __init__(self, profile: Profile, runs: Path | str = "runs", data: Path | str | None = None):
+    def __init__(
+        self, profile: Profile, runs: Path | str = "runs", data: Path | str | None = None, deadline: Deadline = NEVER, ranks: Ranks | None = None
+    ):
         self.profile = profile
         self.root = Path(runs) / profile.name
         self.data = Path(data) if data else None
+        self.deadline = deadline
+        self.ranks = ranks or ranks_here()
         self.device = default_device()
         self.dtype = fast_dtype(self.device, profile.precision)
         self._nested_seconds = 0.0
+        self._made = False
         self._separator: tuple[tuple[str, str], Separator] | None = None
+
+    def alone(self) -> Pipeline:
+        """The same run for this process by itself, where the others do something else."""
+        return Pipeline(self.profile, self.root.parent, self.data, ranks=ALONE)
 
     # --- songs -------------------------------------------------------------------------------------------------------------
 
@@ -84,7 +99,8 @@ class Pipeline:
         step = self.step("songs", settings)
 
         def make() -> dict:
-            make_minislakh(step.folder / "MiniSlakh", settings.tracks, settings.seconds, settings.seed, settings.sample_rate)
+            if self.ranks.first:
+                make_minislakh(step.folder / "MiniSlakh", settings.tracks, settings.seconds, settings.seed, settings.sample_rate)
             return {"tracks": settings.tracks, "seconds": settings.seconds}
 
         self.make(step, make)
@@ -96,12 +112,12 @@ class Pipeline:
 
         def make() -> dict:
             root = self.songs()
-            for name in SPLITS:
+            for name in SPLITS if self.ranks.first else ():
                 build_stems(root, name, self.profile.sources, self.profile.data.sample_rate, step.folder)
-            return {name: len(open_stems(step.folder, name)) for name in SPLITS}
+            return {name: len(open_stems(step.folder, name)) for name in SPLITS} if self.ranks.first else {}
 
         self.make(step, make)
-        return open_stems(step.folder, split)
+        return open_stems(step.folder, split, self.profile.data.pairing)
 
     # --- models ------------------------------------------------------------------------------------------------------------
 
@@ -114,8 +130,8 @@ class Pipeline:
 
         def make() -> dict:
             weight = self._linear_weight(kind)
-            task = VQVAETask(module.to(self.device), self.stems("train"), weight, torch.float32)
-            history = train(task, settings.training, step.folder, f"VQ-VAE {kind}", self.profile.seed)
+            task = VQVAETask(module.to(self.device), self.stems("train"), weight, self._codec_dtype())
+            history = train(task, settings.training, step.folder, f"VQ-VAE {kind}", self.profile.seed, self.deadline)
             self._save(step, "model", module.state_dict())
             return {"parameters": _parameters(module), "seconds_of_audio": self._audio_seconds(), **history[-1]}
 
@@ -147,8 +163,9 @@ class Pipeline:
         def make() -> dict:
             codes = self.codes(kind, "train")
             module.start_from_codebook(self.vqvae(kind).codebook.cpu(), seeded_generator(self.profile.seed, 2))
-            task = PriorTask(module.to(self.device), codes, names.index(source), self._training_dtype())
-            history = train(task, self.profile.prior.training, step.folder, f"prior {source} ({kind})", self.profile.seed)
+            code_seconds = self.profile.vqvae.hop / self.profile.data.sample_rate
+            task = PriorTask(module.to(self.device), codes, names.index(source), self.dtype, code_seconds)
+            history = train(task, self.profile.prior.training, step.folder, f"prior {source} ({kind})", self.profile.seed, self.deadline)
             self._save(step, "model", module.state_dict())
             held_out = self._held_out_crops(kind, names.index(source))
             return {"parameters": _parameters(module), "validation_nats_per_code": nats_per_code(module, held_out), **history[-1]}
@@ -175,7 +192,7 @@ class Pipeline:
     def triples(self, kind: VQVAEKind, split: str) -> Tensor:
         """Triples (first, second, mixture) of random pairs of a split that is not trained on, int64 [3, n]."""
         generator = seeded_generator(self.profile.seed, 3, SPLITS.index(split))
-        return torch.cat(list(self._random_triples(kind, split, self.profile.likelihood.fit_seconds, generator)), 1)
+        return torch.cat(list(self._random_triples(kind, split, self.profile.likelihood.fit_seconds, generator)), 1).cpu()
 
     def separator(self, method: str) -> Separator:
         """A trained method, also written to runs/<profile>/<method>/ for `Separator.load`. The last one asked for is kept."""
@@ -189,7 +206,7 @@ class Pipeline:
             self._separator = (method, version), made
         folder = self.root / method
         marker = folder / "version.txt"
-        if not marker.is_file() or marker.read_text() != version:
+        if self.ranks.first and (not marker.is_file() or marker.read_text() != version):
             self._separator[1].save(folder)
             write_atomically(marker, version.encode())
         return self._separator[1]
@@ -204,12 +221,13 @@ class Pipeline:
 
     def vqvae_step(self, kind: VQVAEKind) -> Step:
         """Where the VQ-VAE of a kind is kept, with its history.csv."""
-        settings = self.profile.vqvae.model_dump(exclude={"linear_weight"})
-        return self.step(f"vqvae-{kind}", settings, self._linear_weight(kind), self._stems_step().folder.name, self.profile.seed)
+        settings, dtype = self.profile.vqvae.model_dump(exclude={"linear_weight"}), self._codec_dtype()
+        lowered = () if dtype == torch.float32 else (str(dtype),)
+        return self.step(f"vqvae-{kind}", settings, self._linear_weight(kind), self._stems_step().folder.name, self.profile.seed, *lowered)
 
     def prior_step(self, kind: VQVAEKind, source: str) -> Step:
         """Where a prior is kept, with its history.csv."""
-        return self.step(f"prior-{kind}-{source}", self.profile.prior, str(self._training_dtype()), self.vqvae_step(kind).folder.name)
+        return self.step(f"prior-{kind}-{source}", self.profile.prior, str(self.dtype), self.vqvae_step(kind).folder.name)
 
     def likelihood_step(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Step:
         """Where a likelihood is kept."""
@@ -220,9 +238,16 @@ class Pipeline:
         return Step(self.root / f"{name}-{config_hash(*settings)}", name)
 
     def make(self, step: Step, make: Callable[[], dict]) -> None:
-        """Run `make` unless the step is done; what it returns is recorded, with the wall time it took itself, in seconds."""
+        """Run `make` unless the step is done; what it returns is recorded, with the wall time it took itself, in seconds.
+
+        Raises:
+            OutOfTime: the deadline passed.
+        """
         if step.done:
             return
+        # All processes are past the question above before one can answer it differently. However short the time, one step is made.
+        if self.ranks.any(self.deadline.passed) and self._made:
+            raise OutOfTime(f"time is up before {step.label}; what comes before it is done. Run the same command again to go on")
         step.folder.mkdir(parents=True, exist_ok=True)
         started, outer = time.time(), self._nested_seconds
         self._nested_seconds = 0.0
@@ -230,9 +255,12 @@ class Pipeline:
         finished = time.time()
         own = finished - started - self._nested_seconds
         self._nested_seconds = outer + finished - started
-        record = {"step": step.label, "seconds": round(own, 2), "finished": finished, **provenance(self.device), "figures": figures}
-        write_atomically(step.folder / "done.json", json.dumps(record, indent=1).encode())
-        clear_checkpoints(step.folder)
+        if self.ranks.first:
+            record = {"step": step.label, "seconds": round(own, 2), "finished": finished, **provenance(self.device, self.ranks.count), "figures": figures}
+            write_atomically(step.folder / "done.json", json.dumps(record, indent=1).encode())
+            clear_checkpoints(step.folder)
+        self.ranks.wait()
+        self._made = True
 
     def steps(self) -> list[Step]:
         """Every finished step of this run's folder, oldest first."""
@@ -242,25 +270,28 @@ class Pipeline:
     def write_provenance(self) -> Path:
         """Collect hardware, versions, seeds, commit and the wall time of each step in provenance.json."""
         steps = {s.folder.name: {k: v for k, v in s.record.items() if k != "settings"} for s in self.steps()}
-        content = {**provenance(self.device), "profile": self.profile.model_dump(mode="json"), "steps": steps}
+        content = {**provenance(self.device, self.ranks.count), "profile": self.profile.model_dump(mode="json"), "steps": steps}
         path = self.root / "provenance.json"
         self.root.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(content, indent=1).encode())
+        if self.ranks.first:
+            write_atomically(path, json.dumps(content, indent=1).encode())
         return path
 
     # --- inside ------------------------------------------------------------------------------------------------------------
 
     def _stems_step(self) -> Step:
         source = _fingerprint(self.data) if self.data else self.profile.data
-        return self.step("stems", source, self.profile.sources, self.profile.data.sample_rate, MIXTURE_RMS, LARGEST)
+        paired = () if not self.data or self.profile.data.pairing == "same-song" else (self.profile.data.pairing,)
+        return self.step("stems", source, self.profile.sources, self.profile.data.sample_rate, MIXTURE_RMS, LARGEST, *paired)
 
-    def _training_dtype(self) -> torch.dtype:
-        """float16 gradients would need loss scaling, so a GPU trains in float32."""
-        return torch.float32 if self.dtype == torch.float16 else self.dtype
+    def _codec_dtype(self) -> torch.dtype:
+        """Of the VQ-VAE's convolutions in training: half precision on a GPU only."""
+        return self.dtype if self.dtype == torch.float16 else torch.float32
 
     def _save(self, step: Step, name: str, tensors: dict[str, Tensor]) -> None:
-        plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        write_atomically(step.folder / f"{name}.safetensors", save(plain))
+        if self.ranks.first:
+            plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+            write_atomically(step.folder / f"{name}.safetensors", save(plain))
 
     def _linear_weight(self, kind: VQVAEKind) -> float:
         return self.profile.vqvae.linear_weight if kind == "linear" else 0.0
@@ -282,25 +313,35 @@ class Pipeline:
         settings = self.profile.likelihood
         counter = TripleCounter(self.profile.vqvae.codes)
         generator = seeded_generator(self.profile.seed, 5)
-        for triples in self._random_triples(kind, "train", settings.counted_seconds, generator, f"counting ({kind})"):
+        for triples in self._random_triples(kind, "train", settings.counted_seconds, generator, f"counting ({kind})", self.ranks):
             counter.add(*triples)
-        keys, counts = counter.result()
+        keys, counts = merge_counts(*(self.ranks.join_uneven(part) for part in counter.result())) if self.ranks.count > 1 else counter.result()
         return CountLikelihood.fit(keys.to(codebook.device), counts.to(codebook.device), codebook, held_out, settings.power)
 
-    def _random_triples(self, kind: VQVAEKind, split: str, seconds: float, generator: torch.Generator, label: str | None = None):
+    def _random_triples(
+        self, kind: VQVAEKind, split: str, seconds: float, generator: torch.Generator, label: str | None = None, ranks: Ranks = ALONE
+    ) -> Iterator[Tensor]:
+        """Triples int64 [3, n] of batch after batch; of several `ranks` each encodes some of the batches that all draw."""
         vqvae, stems = self.vqvae(kind), self.stems(split)
         samples = int(PAIR_SECONDS * stems.sample_rate) // vqvae.hop * vqvae.hop
         batches = max(1, round(seconds / (PAIR_BATCH * PAIR_SECONDS)))
-        for _ in tqdm(range(batches), desc=label, unit="batch", disable=label is None):
+        for number in tqdm(range(batches), desc=label, unit="batch", disable=label is None or not ranks.first):
             sources = stems.random_pairs(PAIR_BATCH, samples, generator)
-            waveform = torch.cat([*sources, mix(sources)]).to(self.device)
-            yield vqvae.encode(waveform).view(3, -1).cpu()
+            if number % ranks.count == ranks.index:
+                waveform = torch.cat([*sources, mix(sources)]).to(self.device)
+                yield vqvae.encode(waveform).view(3, -1)
+
+
+def merge_counts(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts of keys that may come several times, as one count of each: sorted distinct keys and their sums, int64 [nnz] each."""
+    merged, inverse = torch.unique(keys, return_inverse=True)
+    return merged, torch.zeros_like(merged).index_add_(0, inverse, counts)
 
 
 def encode_songs(vqvae: VQVAE, stems: StemSet) -> CodeSet:
     """Codes of every source of every song."""
     songs = []
-    for track in tqdm(range(len(stems)), desc="encoding", unit="song"):
+    for track in tqdm(range(len(stems)), desc="encoding", unit="song", disable=not ranks_here().first):
         waveform = stems.song(track).to(vqvae.codebook.device)
         length = waveform.shape[1] // vqvae.hop * vqvae.hop
         songs.append(vqvae.encode(waveform[:, :length]).to(torch.int16).cpu())

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridsep.data.codes import CodeSet
+from hybridsep.device import lowered
+from hybridsep.distributed import WHOLE, Part
 from hybridsep.profiles import PriorSettings
 from hybridsep.training import StepResult
 
@@ -132,23 +134,34 @@ class Prior(nn.Module):
 
 
 class PriorTask:
-    """Next-code cross-entropy on random crops of one source's codes."""
+    """Next-code cross-entropy on random crops of one source's codes.
 
-    def __init__(self, module: Prior, codes: CodeSet, source: int, dtype: torch.dtype):
+    Args:
+        dtype: of the transformer; the loss stays in float32.
+        code_seconds: length of the audio that one code stands for, in seconds; 0 where it is not known.
+    """
+
+    def __init__(self, module: Prior, codes: CodeSet, source: int, dtype: torch.dtype, code_seconds: float = 0.0):
         self.module, self.codes, self.source, self.dtype = module, codes, source, dtype
         self.device = module.head.weight.device
+        self.audio_seconds = module.settings.training.batch * module.settings.crop_codes * code_seconds
 
-    def step(self, number: int, generator: torch.Generator) -> StepResult:
-        """Mean negative log-likelihood of a batch of crops, nats per code."""
+    def step(self, number: int, generator: torch.Generator, part: Part = WHOLE) -> StepResult:
+        """Mean negative log-likelihood of a part of a batch of crops, nats per code."""
         settings = self.module.settings
-        batch = self.codes.random_crops(self.source, settings.training.batch, settings.crop_codes, generator).to(self.device)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.module(batch)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), batch.flatten())
+        batch = self.codes.random_crops(self.source, settings.training.batch, settings.crop_codes, generator)
+        loss = self.loss(part.of(batch).to(self.device))
         return StepResult(loss, {"nats_per_code": loss.item()})
 
-    def after_step(self, number: int, generator: torch.Generator) -> None:
+    def loss(self, batch: Tensor) -> Tensor:
+        """Mean negative log-likelihood of codes int64 [B, T], nats per code."""
+        with lowered(batch.device, self.dtype):
+            logits = self.module(batch)
+        return F.cross_entropy(logits.float().flatten(0, 1), batch.flatten())
+
+    def after_step(self, number: int, generator: torch.Generator) -> dict[str, float]:
         """Nothing to do."""
+        return {}
 
 
 @torch.no_grad()

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("hybridsep", "torch", "torchaudio", "numpy", "scipy", "librosa", "museval", "symusic", "pretty_midi", "jupyter-book", "papermill")
+PACKAGES = ("hybridsep", "torch", "torchaudio", "accelerate", "numpy", "scipy", "librosa", "museval", "symusic", "pretty_midi", "jupyter-book", "papermill")
 
 
-def provenance(device: torch.device) -> dict:
-    """Hardware, package versions and git commit, as plain JSON values."""
+def provenance(device: torch.device, processes: int = 1) -> dict:
+    """Hardware, number of processes that computed together, package versions and git commit, as plain JSON values."""
     return {
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
+        **({"processes": processes} if processes > 1 else {}),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "commit": commit(),

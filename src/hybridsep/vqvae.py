@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridsep.distributed import mean_over_ranks
 from hybridsep.kernels.nearest import nearest_code
 from hybridsep.profiles import VQVAESettings
 
@@ -78,7 +79,7 @@ class Encoder(nn.Module):
         latent = self.layers(waveform).float()
         if not self.training:
             return latent / self.scale
-        scale = latent.square().mean().sqrt() + 1e-6
+        scale = mean_over_ranks(latent.square().mean()).sqrt() + 1e-6
         with torch.no_grad():
             self.scale.lerp_(scale, 1 - self.decay)
         return latent / scale

@@ -104,37 +104,58 @@ def load_source(track: Track, inst_class: str, sample_rate: int) -> np.ndarray:
     stems = [stem for stem in track.stems if stem.inst_class == inst_class]
     if not stems:
         raise HybridsepError(f"{track.path} has no stem of class {inst_class!r}")
-    parts = [_read_mono(stem.path, sample_rate) for stem in stems]
+    parts = [read_mono(stem.path, sample_rate) for stem in stems]
     total = np.zeros(max(map(len, parts)), dtype=np.float32)
     for part in parts:
         total[: len(part)] += part
     return total
 
 
-def _read_track(path: Path, split: str) -> Track:
-    file = path / "metadata.yaml"
+def parse_metadata(content: bytes, file: Path | str) -> dict:
+    """Read a metadata.yaml; `stems` then maps names to entries, each with an inst_class.
+
+    Args:
+        file: what to call it in messages.
+
+    Raises:
+        HybridsepError: not plain YAML, no stems, or a stem without a class or with a name that is no file name.
+    """
     try:
-        metadata = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise HybridsepError(f"{path} is no track: it has no metadata.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        metadata = yaml.safe_load(content.decode("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise HybridsepError(f"{file} is not plain YAML: {reason}") from error
     stems = metadata.get("stems") if isinstance(metadata, Mapping) else None
     if not isinstance(stems, Mapping) or not all(isinstance(entry, Mapping) for entry in stems.values()):
         raise HybridsepError(f"{file} lists no stems: expected a mapping 'stems: S00: ...'")
-    kept = [_read_stem(path, str(name), entry, file) for name, entry in stems.items()]
-    return Track(path.name, split, path, tuple(sorted((s for s in kept if s), key=lambda s: s.name)), metadata)
+    for name, entry in stems.items():
+        if not isinstance(entry.get("inst_class"), str):
+            raise HybridsepError(f"{file}: stem {name} has no inst_class")
+        if Path(str(name)).name != str(name):
+            raise HybridsepError(f"{file}: stem name {name!r} is no file name")
+    return {**metadata, "stems": {str(name): entry for name, entry in stems.items()}}
 
 
-def _read_stem(track: Path, name: str, entry: Mapping, file: Path) -> Stem | None:
-    """Return one stem of metadata.yaml, or None if it cannot be heard."""
-    if not isinstance(entry.get("inst_class"), str):
-        raise HybridsepError(f"{file}: stem {name} has no inst_class")
-    if Path(name).name != name:
-        raise HybridsepError(f"{file}: stem name {name!r} is no file name")
+def rendered_stems(metadata: dict) -> set[str]:
+    """Names of the stems that `audio_rendered` calls rendered; all, where it calls none so, as BabySlakh's does although most are there."""
+    named = {name for name, entry in metadata["stems"].items() if entry.get("audio_rendered", True)}
+    return named or set(metadata["stems"])
+
+
+def _read_track(path: Path, split: str) -> Track:
+    file = path / "metadata.yaml"
+    try:
+        metadata = parse_metadata(file.read_bytes(), file)
+    except FileNotFoundError:
+        raise HybridsepError(f"{path} is no track: it has no metadata.yaml") from None
+    kept = [_read_stem(path, name, metadata["stems"][name]) for name in sorted(rendered_stems(metadata))]
+    return Track(path.name, split, path, tuple(stem for stem in kept if stem), metadata)
+
+
+def _read_stem(track: Path, name: str, entry: Mapping) -> Stem | None:
+    """Return one stem of metadata.yaml, or None if it is not there."""
     audio = next((p for p in (track / "stems" / f"{name}{end}" for end in (".flac", ".wav")) if p.is_file()), None)
-    if audio is None or not entry.get("audio_rendered", True):
+    if audio is None:
         return None
     program = entry.get("program_num")
     plugin = entry.get("plugin_name")
@@ -148,8 +169,12 @@ def _read_stem(track: Path, name: str, entry: Mapping, file: Path) -> Stem | Non
     )
 
 
-def _read_mono(path: Path, sample_rate: int) -> np.ndarray:
-    """Read a sound file as mono float32 [samples] at `sample_rate` Hz."""
+def read_mono(path: Path, sample_rate: int) -> np.ndarray:
+    """Read a sound file as mono float32 [samples] at `sample_rate` Hz; channels are averaged.
+
+    Raises:
+        HybridsepError: not audio, or samples that are not finite.
+    """
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:

@@ -19,6 +19,8 @@ from hybridsep.errors import HybridsepError
 FULL_SCALE = 16383.0
 LARGEST = 2.0
 MIXTURE_RMS = 0.1
+# Share of random pairs that come from one place of one song.
+SAME_SONG_SHARES = {"same-song": 0.5, "random": 0.0}
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class StemSet:
         names: track names.
         starts, lengths: first sample and number of samples of each track.
         sample_rate: Hz.
+        pairing: what a mixture is of. "same-song": sources that sound together in a song; training sees as many pairs of independent
+            places besides. "random": sources of independent places only, as if no song were known to have both.
     """
 
     audio: np.ndarray
@@ -37,6 +41,7 @@ class StemSet:
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
     sample_rate: int
+    pairing: str = "same-song"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,14 +67,14 @@ class StemSet:
         return torch.stack([self.crop(source, t, s, length) for t, s in zip(tracks, starts, strict=True)])
 
     def random_pairs(
-        self, count: int, length: int, generator: torch.Generator, same_song_share: float = 0.5, gain_db: float = 6.0
+        self, count: int, length: int, generator: torch.Generator, same_song_share: float | None = None, gain_db: float = 6.0
     ) -> Tensor:
         """float32 [P, count, length]: one crop per source, each at a random gain within ± gain_db / 2.
 
-        The first `same_song_share` of the pairs comes from one place of one song, the rest from independent places: the
-        method needs no true mixtures, and more pairs are seen this way.
+        The first `same_song_share` of the pairs (what `pairing` says where it is None) comes from one place of one song, the rest from
+        independent places: the method needs no true mixtures, and more pairs are seen this way.
         """
-        same = round(count * same_song_share)
+        same = round(count * (SAME_SONG_SHARES[self.pairing] if same_song_share is None else same_song_share))
         tracks, starts = self._places(count, length, generator)
         crops = []
         for source in range(len(self.audio)):
@@ -127,9 +132,9 @@ def build_stems(root: Path, split: str, sources: dict[str, str], sample_rate: in
     (out / f"{split}.json").write_text(json.dumps(index))
 
 
-def open_stems(folder: Path, split: str) -> StemSet:
-    """Open what `build_stems` wrote, without reading it into memory."""
+def open_stems(folder: Path, split: str, pairing: str = "same-song") -> StemSet:
+    """Open what `build_stems` wrote, without reading it into memory; `pairing` as in StemSet."""
     index = json.loads((folder / f"{split}.json").read_text())
     starts = [0, *np.cumsum(index["lengths"])[:-1].tolist()]
     audio = np.load(folder / f"{split}.npy", mmap_mode="r")
-    return StemSet(audio, tuple(index["names"]), tuple(starts), tuple(index["lengths"]), index["sample_rate"])
+    return StemSet(audio, tuple(index["names"]), tuple(starts), tuple(index["lengths"]), index["sample_rate"], pairing)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from hybridsep.errors import HybridsepError
 
@@ -30,17 +30,28 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     """Songs: where they come from and how much of them is kept.
 
-    `tracks` and `seconds` size the synthesised set; `sample_rate` in Hz is the rate of every model.
+    `tracks` and `seconds` size the synthesised set; `sample_rate` in Hz is the rate of every model; `pairing` says whether the sources
+    of a mixture come from one song (see `StemSet`).
     """
 
     tracks: int = Field(300, ge=10)
     seconds: float = Field(30.0, gt=3.0)
     seed: int = 0
     sample_rate: int = Field(22050, ge=8000)
+    pairing: Literal["same-song", "random"] = "same-song"
+
+    @model_serializer(mode="wrap")
+    def _without_default_pairing(self, handler: SerializerFunctionWrapHandler) -> dict:
+        """The setting came later than trained models: left out where it changes nothing, it leaves their hashes alone."""
+        values = handler(self)
+        return {name: value for name, value in values.items() if (name, value) != ("pairing", "same-song")}
 
 
 class TrainingSettings(Settings):
-    """The loop: `steps` optimiser steps of `batch` items, `learning_rate` after `warmup` steps, linear decay to `final_lr`."""
+    """The loop: `steps` optimiser steps of `batch` items, `learning_rate` after `warmup` steps, linear decay to `final_lr`.
+
+    `accumulate` came later than the first trained models: at its default it is left out of every hash, so that they are still found.
+    """
 
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
@@ -51,6 +62,7 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     checkpoint_seconds: float = Field(60.0, gt=0, description="seconds between two checkpoints")
+    accumulate: int = Field(1, ge=1, exclude_if=lambda parts: parts == 1, description="parts that a batch is computed in; processes share them")
 
 
 class VQVAESettings(Settings):
@@ -130,7 +142,7 @@ class SearchSettings(Settings):
     particles: int = Field(32, ge=1)
     ess_threshold: float = Field(0.5, ge=0, le=1, description="resample when the effective sample size falls under this share of N")
     top_k: int = Field(8, ge=1, description="pairs kept at a step of top-k sampling")
-    max_rows: int = Field(1024, ge=1, description="mixtures times particles that go through the priors at once")
+    max_rows: int = Field(512, ge=1, description="mixtures times particles that go through the priors at once")
 
 
 class EvaluationSettings(Settings):
