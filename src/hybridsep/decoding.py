@@ -253,20 +253,19 @@ class SharedPast:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """As PrivateCache.attend."""
-        sources, rows, groups, queries, width = query.shape
         place, first = self.length - 1 - self._own_from, max(self.border, self._oldest) - self._own_from
         keys, values = self._own[:, layer]
         keys[..., place, :] = key
         values[..., place, :] = value
-        own_keys, own_values = (part[..., first : place + 1, :].flatten(0, 2) for part in (keys, values))
-        scores = torch.bmm(query.flatten(0, 2), own_keys.transpose(1, 2)).view(sources, rows, groups, queries, -1)
+        own_keys, own_values, hidden = _places(keys, values, first, place + 1)
+        scores = _hide(torch.bmm(query.flatten(0, 2), own_keys.transpose(1, 2)).view(*query.shape[:-1], -1), hidden)
         begin, end = (max(0, p - self._common_from) for p in (self._oldest, self.border))
         if end <= begin:
             return torch.bmm(scores.softmax(-1).flatten(0, 2), own_values).view(query.shape)
-        keys, values = (part[..., begin:end, :].flatten(0, 2) for part in self._common[:, layer])
-        common = self._per_particle(torch.bmm(self._per_mixture(query), keys.transpose(1, 2)), query)
+        keys, values, hidden = _places(*self._common[:, layer], begin, end)
+        common = _hide(self._per_particle(torch.bmm(self._per_mixture(query), keys.transpose(1, 2)), query), hidden)
         weights = torch.cat([common, scores], -1).softmax(-1)
-        common, own = weights.split([end - begin, scores.shape[-1]], -1)
+        common, own = weights.split([common.shape[-1], scores.shape[-1]], -1)
         mixed = torch.bmm(own.flatten(0, 2), own_values).view(query.shape)
         return mixed + self._per_particle(torch.bmm(self._per_mixture(common), values), query)
 
@@ -367,11 +366,29 @@ class GraphedState(PriorState):
         return self.stack.rotations(self.cache.position + 1)[0]
 
 
+def _places(keys: Tensor, values: Tensor, first: int, last: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Keys and values of the places from `first` to before `last`, and of some around them that are to be hidden: how many before, how many seen.
+
+    A product of a new shape is compiled and kept with its scratch memory, so shapes grow in strides.
+    """
+    begin = first // PLACES_AT_ONCE * PLACES_AT_ONCE
+    end = min(keys.shape[-2], -(-last // PLACES_AT_ONCE) * PLACES_AT_ONCE)
+    return keys[..., begin:end, :].flatten(0, 2), values[..., begin:end, :].flatten(0, 2), (first - begin, last - begin)
+
+
+def _hide(scores: Tensor, seen: tuple[int, int]) -> Tensor:
+    """Scores of all but the seen places become minus infinity, in place."""
+    scores[..., : seen[0]] = -torch.inf
+    scores[..., seen[1] :] = -torch.inf
+    return scores
+
+
 def _with_room(buffer: Tensor, used: slice, needed: int = 0) -> Tensor:
     """The used places of the last axis but one at the front of a new buffer, which has room for `needed` in all and some more."""
     kept = buffer[..., used, :]
     count = kept.shape[-2]
     room = max(needed, count) + min(max(count, FIRST_ROOM), 4 * FIRST_ROOM)
+    room = -(-room // PLACES_AT_ONCE) * PLACES_AT_ONCE
     fresh = buffer.new_zeros(*buffer.shape[:-2], room, buffer.shape[-1])
     fresh[..., :count, :] = kept
     return fresh
