@@ -19,7 +19,7 @@ from hybridsep.device import seeded_generator
 from hybridsep.search import particle_filter
 from hybridsep.separation import Separator
 
-PARTICLES = (32, 512)
+PARTICLES = (32,)
 STEPS, QUICK_STEPS = 300, 8
 PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"}
 SOFTMAX = {"aten::_softmax", "aten::softmax"}
