@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pandas as pd
 
+from hybridsep.bench.report import plot_scaling
 from hybridsep.evaluation import Evaluation
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import (
@@ -28,13 +30,37 @@ from hybridsep.report.conclusion import answer, cell_scores, hybrid_gains, inter
 from hybridsep.report.figures import plot_spectrograms
 
 PICTURE = Path("book/assets/result.png")
+BENCH = Path("book/results/bench")
+SCALING = Path("book/assets/scaling.png")
 
 
 def write_readme(profile: str, root: Path) -> None:
     """Fill the parts of README.md between `<!-- times -->` / `<!-- results -->` and their end marks, and draw its picture."""
-    pipeline, evaluation = open_book(profile)
+    _, evaluation = open_book(profile)
+    _fill(root, {"times": _times(evaluation), "results": _results(evaluation, root)})
+    write_speed(root)
+
+
+def write_speed(root: Path) -> None:
+    """Fill the part between `<!-- speed -->` and its end mark from book/results/bench, and draw its picture."""
+    results = {name: json.loads((root / BENCH / f"decode-{name}.json").read_text()) for name in ("particles", "length", "lass", "lqvae")}
+    scaling = {**results["particles"], "rows": results["particles"]["rows"] + results["length"]["rows"]}
+    plot_scaling(scaling).savefig(root / SCALING, dpi=80)
+    lines = [f"| {row['particles']} | {number(row['ours_seconds'], 1)} | {number(row['nats_per_code'], 3)} |" for row in results["particles"]["rows"]]
+    published = [r for name in ("lass", "lqvae") for r in results[name]["rows"] if r.get("reference_cache", "every head") == "every head"]
+    ratios = [f"| {r['reference_search']}, K = {r['codes']} | {r['dtype']} | {number(r['ours_seconds'], 1)} | {number(r['reference_seconds'], 0)} | {number(r['ratio'], 1)} |" for r in published]
+    made = results["particles"]["provenance"]
+    text = ["One chunk of 3 s with LASS's models and the particle filter, audio to audio:", "", "| N | seconds | evidence (nats per code) |", "|---|---|---|", *lines, "",
+            "Search alone, N = 32, beside re-writings of the published code on the same models (LQ-VAE's with untrained ones, timed on its first steps and scaled up):", "",
+            "| reference | precision | particle filter (s) | reference (s) | ratio |", "|---|---|---|---|---|", *ratios, "",
+            f"Medians, {made['hardware']}, {made['threads']} threads, commit {made['commit']}. All rows, with extremes, are in {BENCH}.", "",
+            f"![Time against the number of particles and against the length of the audio]({SCALING})"]  # fmt: skip
+    _fill(root, {"speed": "\n".join(text)})
+
+
+def _fill(root: Path, parts: dict[str, str]) -> None:
     text = (root / "README.md").read_text()
-    for name, content in (("times", _times(evaluation)), ("results", _results(evaluation, root))):
+    for name, content in parts.items():
         before, rest = text.split(f"<!-- {name} -->", 1)
         _, after = rest.split(f"<!-- /{name} -->", 1)
         text = f"{before}<!-- {name} -->\n{content}\n<!-- /{name} -->{after}"
