@@ -382,6 +382,19 @@ def test_extreme_uniform_numbers_draw_no_impossible_pair(uniform):
     assert (log_p[1].gather(2, second[..., None]) > -torch.inf).all()
 
 
+@pytest.mark.parametrize("rows, codes", [(1, 1), (50, 37), (20, 1024)])
+def test_both_inversions_draw_the_same_on_a_cpu(rows, codes):
+    generator = torch.Generator().manual_seed(codes)
+    weights = torch.rand(rows, codes, generator=generator) ** 8 * (torch.rand(rows, codes, generator=generator) < 0.5)
+    weights[0] = 0.0
+    for uniforms in (torch.rand(rows, generator=generator), torch.zeros(rows)):
+        assert torch.equal(inversion.invert_sequential(weights, uniforms), inversion.invert(weights, uniforms))
+    # The last possible number may round up to the total: still nothing of weight zero is drawn.
+    drawn = inversion.invert_sequential(weights, torch.full((rows,), 1 - 2**-24))
+    possible = weights.sum(1) > 0
+    assert (weights[possible].gather(1, drawn[possible, None]) > 0).all() and (drawn[~possible] == 0).all()
+
+
 @only("torch")
 def test_inversion_takes_no_weight_of_zero_where_a_parallel_sum_rises_by_rounding(monkeypatch):
     weights = torch.tensor([[0.0, 2.0, 0.0, 0.0, 2.0, 0.0]])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridsep.kernels.bodies import run_body
-from hybridsep.kernels.cache import move_rows
+from hybridsep.kernels.cache import as_wide_numbers, move_rows
 from hybridsep.prior import Prior, rotary_angles
 
 ROTATIONS_AT_ONCE = 256
@@ -177,7 +177,7 @@ class PrivateCache:
         rows = mixtures * particles
         shape = (2, stack.settings.layers, stack.sources, rows, stack.groups, self.window, stack.head_width)
         self.cache = torch.zeros(shape, dtype=stack.dtype, device=stack.device)
-        self._rows = wide_rows(self.cache, 4)
+        self._rows = wide_rows(self.cache)
 
     @property
     def nbytes(self) -> int:
@@ -271,7 +271,7 @@ class SharedPast:
 
     def reorder(self, ancestors: Tensor) -> None:
         """As PrivateCache.reorder; only what is kept for each particle is copied."""
-        reorder_rows(wide_rows(self._own, 4), ancestors)
+        reorder_rows(wide_rows(self._own), ancestors)
         self._writer = self._writer.gather(1, ancestors[..., None].expand_as(self._writer))
 
     def _fold(self) -> None:
@@ -315,7 +315,7 @@ class StaticCache:
         self.cache = torch.zeros(shape, dtype=stack.dtype, device=stack.device)
         self.position = torch.full((1,), -1, device=stack.device)
         self._places = torch.arange(self.window, device=stack.device)
-        self._rows = wide_rows(self.cache, 4)
+        self._rows = wide_rows(self.cache)
 
     def make_room(self) -> None:
         """Open the place of the next position."""
@@ -394,12 +394,9 @@ def _with_room(buffer: Tensor, used: slice, needed: int = 0) -> Tensor:
     return fresh
 
 
-def wide_rows(cache: Tensor, axes: int) -> Tensor:
-    """A view of a contiguous [C..., R, ...] as [C, R, few wide numbers]: copies by index go number by number. `axes` count R and those before."""
-    flat = cache.flatten(axes).flatten(0, axes - 2)
-    row_bytes = flat.shape[-1] * flat.element_size()
-    widest = next(d for d in (torch.complex128, torch.int64, torch.int32, torch.int16) if row_bytes % d.itemsize == 0)
-    return flat.view(widest)
+def wide_rows(cache: Tensor) -> Tensor:
+    """A view of keys and values [2, layers, P, R, groups, places, D] as slabs of rows of few wide numbers, [2 · layers · P, R, X]."""
+    return as_wide_numbers(cache.flatten(4).flatten(0, 2))
 
 
 def reorder_rows(rows: Tensor, ancestors: Tensor) -> None:

@@ -85,6 +85,14 @@ class Run:
     particles: int
 
 
+@dataclass(frozen=True)
+class BlindRun:
+    """Scores of posterior means, in the columns of `evaluation.csv`, and figures of the search, mean over chunks."""
+
+    rows: pd.DataFrame
+    figures: dict[str, float]
+
+
 def choose_chunks(stems: StemSet, names: tuple[str, ...], count: int, seconds: float, hop: int, seed: int) -> Chunks:
     """One chunk from each of `count` songs, at a random place where every source is audible in every second.
 
@@ -337,14 +345,6 @@ class Evaluation:
 def ideal_ratio_mask(sources: Tensor, mixture: Tensor, size: int = STFT_SIZE) -> Tensor:
     """The masks of `wiener` computed from the true sources: what masking can reach at best."""
     return wiener(sources, mixture, size)
-
-
-@dataclass(frozen=True)
-class BlindRun:
-    """Scores of posterior means, in the columns of `evaluation.csv`, and figures of the search, mean over chunks."""
-
-    rows: pd.DataFrame
-    figures: dict[str, float]
 
 
 def _read_rows(path: Path) -> pd.DataFrame:

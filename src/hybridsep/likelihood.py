@@ -22,6 +22,7 @@ from hybridsep.device import physical_memory
 from hybridsep.kernels.bodies import runs_triton
 from hybridsep.kernels.counting import count_triples, csr
 from hybridsep.kernels.counts import draw_pairs_counts
+from hybridsep.kernels.inversion import invert_sequential
 from hybridsep.kernels.nearest import nearest_code
 from hybridsep.kernels.sums import draw_from_marginal, log_marginal_sum
 
@@ -95,9 +96,9 @@ class Likelihood(ABC):
             return self.fused(mixture, log_p)
         return self._factored(mixture, log_p)
 
-    def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
-        """`posterior` by the kernels that keep no [K, K] matrix."""
-        raise NotImplementedError(f"{type(self).__name__} has no kernels")
+    def fused(self, mixture: Tensor, log_p: Tensor) -> StepPosterior | FusedPosterior:
+        """`posterior` by the kernels that keep no [K, K] matrix; by matrices where a likelihood has none."""
+        return self._factored(mixture, log_p)
 
     def _factored(self, mixture: Tensor, log_p: Tensor) -> StepPosterior:
         matrices = self._kept_matrices(mixture.tolist())
@@ -202,10 +203,10 @@ class StepPosterior:
         if ancestors is not None:
             rows = (ancestors + torch.arange(batch, device=ancestors.device)[:, None] * particles).flatten()
             marginal, second = marginal.index_select(0, rows), second.index_select(0, rows)
-        first = invert(marginal, uniforms[0].flatten()).view(batch, particles)
+        first = invert_sequential(marginal, uniforms[0].flatten()).view(batch, particles)
         likelihood = torch.stack([matrix.index_select(0, row) for matrix, row in zip(self.matrices, first, strict=True)])
         weights = second * likelihood.flatten(0, 1)
-        return torch.stack([first, invert(weights, uniforms[1].flatten()).view(batch, particles)])
+        return torch.stack([first, invert_sequential(weights, uniforms[1].flatten()).view(batch, particles)])
 
 
 class MatrixCache:
@@ -279,13 +280,6 @@ class FusedPosterior:
         return torch.where(part, draw_pairs_counts(*self._sparse, seed, ancestors)[0], dense)
 
 
-def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Categorical draw by inversion: weights [R, K] not normalised, uniforms [R] in [0, 1) -> int64 [R]."""
-    cumulative = weights.cumsum(1)
-    targets = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp_max(weights.shape[1] - 1)
-
-
 class SumLikelihood(Likelihood):
     """LQ-VAE's likelihood, l(m|i,j) = exp(−‖e_m − B(½ e_i + ½ e_j)‖² / 2σ²), normalised over m and mixed with a uniform floor.
 
@@ -296,13 +290,17 @@ class SumLikelihood(Likelihood):
         self.codes = len(codebook)
         self.codebook, self.sigma_squared, self.floor = codebook, sigma_squared, floor
         self.sums = sum_table(codebook)
-        self._sums_wide = self.sums.long()
         distances = torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
         self.table = (1 - floor) * (-distances / (2 * sigma_squared)).softmax(0) + floor / self.codes
 
     def matrix(self, mixture: int) -> Tensor:
         """See Likelihood."""
         return self.gathered(self.table[mixture])
+
+    @cached_property
+    def _sums_wide(self) -> Tensor:
+        """Indices for gathering, which only matrices need."""
+        return self.sums.long()
 
     def gathered(self, row: Tensor) -> Tensor:
         """row[c(i, j)] for all pairs: float32 [K] -> [K, K]."""
@@ -471,6 +469,11 @@ class TripleCounter:
         if not self._waiting:
             return
         fresh, times = (x.cpu() for x in count_triples(*torch.cat(self._waiting, 1), self.codes))
-        merged, inverse = torch.unique(torch.cat([self._keys, fresh]), return_inverse=True)
-        self._counts = torch.zeros_like(merged).index_add_(0, inverse, torch.cat([self._counts, times]))
-        self._keys, self._waiting = merged, []
+        self._keys, self._counts = merge_counts(torch.cat([self._keys, fresh]), torch.cat([self._counts, times]))
+        self._waiting = []
+
+
+def merge_counts(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts of keys that may come several times, as one count of each: sorted distinct keys and their sums, int64 [nnz] each."""
+    merged, inverse = torch.unique(keys, return_inverse=True)
+    return merged, torch.zeros_like(merged).index_add_(0, inverse, counts)

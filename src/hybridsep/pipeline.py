@@ -27,7 +27,7 @@ from hybridsep.deadline import NEVER, Deadline, OutOfTime
 from hybridsep.device import default_device, fast_dtype, seeded_generator
 from hybridsep.distributed import ALONE, Ranks, ranks_here
 from hybridsep.errors import HybridsepError
-from hybridsep.likelihood import CountLikelihood, Likelihood, SumLikelihood, TripleCounter, likelihood_from_tensors
+from hybridsep.likelihood import CountLikelihood, Likelihood, SumLikelihood, TripleCounter, likelihood_from_tensors, merge_counts
 from hybridsep.prior import Prior, PriorTask, nats_per_code
 from hybridsep.profiles import LikelihoodKind, Profile, VQVAEKind, config_hash, method_spec
 from hybridsep.provenance import provenance
@@ -330,12 +330,6 @@ class Pipeline:
             if number % ranks.count == ranks.index:
                 waveform = torch.cat([*sources, mix(sources)]).to(self.device)
                 yield vqvae.encode(waveform).view(3, -1)
-
-
-def merge_counts(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts of keys that may come several times, as one count of each: sorted distinct keys and their sums, int64 [nnz] each."""
-    merged, inverse = torch.unique(keys, return_inverse=True)
-    return merged, torch.zeros_like(merged).index_add_(0, inverse, counts)
 
 
 def encode_songs(vqvae: VQVAE, stems: StemSet) -> CodeSet:

@@ -27,19 +27,18 @@ def reorder_cache(cache: Tensor, ancestors: Tensor) -> None:
     moving = ancestors[ancestors] != ancestors
     if moving.any():
         raise ValueError(f"ancestor {int(ancestors[moving][0])} does not stay in place: its row would be read and written")
-    run_body(move_rows, _as_wide_numbers(cache), ancestors)
+    run_body(move_rows, as_wide_numbers(cache), ancestors)
 
 
 def move_rows(cache: Tensor, ancestors: Tensor) -> None:
-    """See reorder_cache."""
+    """See reorder_cache; this body reads all of a slab before it writes, so any ancestors will do."""
     moved = (ancestors != torch.arange(len(ancestors), device=ancestors.device)).nonzero()[:, 0]
     rows = cache.flatten(0, 1)
-    # All slabs in one list, copied some megabytes at a time: temporary tensors of ever other sizes would leave holes in the memory.
+    # Several slabs in one list, some megabytes at a time: temporary tensors of ever other sizes would leave holes in the memory.
     slabs = torch.arange(0, len(rows), len(ancestors), device=rows.device)[:, None]
-    to, origin = (slabs + moved).flatten(), (slabs + ancestors[moved]).flatten()
-    at_once = max(1, COPIED_BYTES // (rows.shape[1] * rows.element_size()))
-    for there, here in zip(to.split(at_once), origin.split(at_once), strict=True):
-        rows[there] = rows.index_select(0, here)
+    at_once = max(1, COPIED_BYTES // max(1, len(moved) * rows.shape[1] * rows.element_size()))
+    for some in slabs.split(at_once):
+        rows[(some + moved).flatten()] = rows.index_select(0, (some + ancestors[moved]).flatten())
 
 
 class AncestryTable:
@@ -119,8 +118,8 @@ def _check_ancestors(ancestors: Tensor) -> int:
     return len(ancestors)
 
 
-def _as_wide_numbers(cache: Tensor) -> Tensor:
-    """The cache as the widest integers that divide a row: copies by index go number by number."""
+def as_wide_numbers(cache: Tensor) -> Tensor:
+    """[C, R, X] as the widest numbers that divide a row, complex ones only where Triton is not asked: copies by index go number by number."""
     row_bytes = cache.shape[2] * cache.element_size()
-    width = next(d for d in (torch.int64, torch.int32, torch.int16, torch.int8) if row_bytes % d.itemsize == 0)
-    return cache.view(width)
+    widths = (torch.int64, torch.int32, torch.int16, torch.int8)
+    return cache.view(next(d for d in (widths if cache.is_cuda else (torch.complex128, *widths)) if row_bytes % d.itemsize == 0))

@@ -62,6 +62,14 @@ def _scores(log_p1, log_p2, pairs, log_values, entry, length, size):
     return score + tl.load(log_p2 + pair % size, mask=inside, other=float("-inf"))
 
 
+@triton.jit
+def _row(mixture, row_starts, b):
+    """First entry and number of entries of the code of mixture b."""
+    m = tl.load(mixture + b)
+    start = tl.load(row_starts + m)
+    return start, (tl.load(row_starts + m + 1) - start).to(tl.int32)
+
+
 @triton.jit(do_not_specialize=["seed"])
 def _draw_entries(
     log_p, mixture, row_starts, pairs, log_values, ancestors, codes, log_evidence, seed, particles, size,
@@ -78,9 +86,7 @@ def _draw_entries(
         parent = tl.where(inside, n, 0).to(tl.int64)
     log_p1 = log_p + b * mixture_stride + parent[:, None] * particle_stride
     log_p2 = log_p1 + source_stride
-    m = tl.load(mixture + b)
-    start = tl.load(row_starts + m)
-    length = (tl.load(row_starts + m + 1) - start).to(tl.int32)
+    start, length = _row(mixture, row_starts, b)
     pairs += start
     log_values += start
 
@@ -131,9 +137,7 @@ def _top_entries(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
     log_p1 = log_p + b * mixture_stride + tl.where(n < particles, n, 0).to(tl.int64) * particle_stride
     log_p2 = log_p1 + source_stride
-    m = tl.load(mixture + b)
-    start = tl.load(row_starts + m)
-    length = (tl.load(row_starts + m + 1) - start).to(tl.int32)
+    start, length = _row(mixture, row_starts, b)
     pairs += start
     log_values += start
 
