@@ -34,6 +34,8 @@ def move_rows(cache: Tensor, ancestors: Tensor) -> None:
     """See reorder_cache; this body reads all of a slab before it writes, so any ancestors will do."""
     moved = (ancestors != torch.arange(len(ancestors), device=ancestors.device)).nonzero()[:, 0]
     rows = cache.flatten(0, 1)
+    if rows.dtype == torch.int64 and rows.shape[1] % 2 == 0 and not rows.is_cuda:
+        rows = rows.view(torch.complex128)  # the widest number there is: half as many to copy
     # Several slabs in one list, some megabytes at a time: temporary tensors of ever other sizes would leave holes in the memory.
     slabs = torch.arange(0, len(rows), len(ancestors), device=rows.device)[:, None]
     at_once = max(1, COPIED_BYTES // max(1, len(moved) * rows.shape[1] * rows.element_size()))
@@ -119,7 +121,6 @@ def _check_ancestors(ancestors: Tensor) -> int:
 
 
 def as_wide_numbers(cache: Tensor) -> Tensor:
-    """[C, R, X] as the widest numbers that divide a row, complex ones only where Triton is not asked: copies by index go number by number."""
+    """[C, R, X] as the widest integers that divide a row: copies by index go number by number, and no bit of them is looked at."""
     row_bytes = cache.shape[2] * cache.element_size()
-    widths = (torch.int64, torch.int32, torch.int16, torch.int8)
-    return cache.view(next(d for d in (widths if cache.is_cuda else (torch.complex128, *widths)) if row_bytes % d.itemsize == 0))
+    return cache.view(next(d for d in (torch.int64, torch.int32, torch.int16, torch.int8) if row_bytes % d.itemsize == 0))
