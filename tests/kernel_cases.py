@@ -56,7 +56,7 @@ def call_every_triton_body() -> None:
     log_p, mixture, ancestors = log_priors(batch, particles, size), randint(size, batch), randint(particles, batch, particles)
     rows = counted_rows(size, [40])
     for parents in (None, ancestors):
-        counts_triton.draw_entries(log_p, mixture, *rows, 2**40, parents)
+        counts_triton.draw_entries(log_p, mixture, *rows, torch.tensor([2**40], device=DEVICE), parents)
     for k in (1, 16, 128):
         counts_triton.top_entries(log_p, mixture, *rows, k)
     for small in (torch.int16, torch.int32):

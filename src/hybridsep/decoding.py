@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hybridsep.kernels.bodies import run_body
 from hybridsep.kernels.cache import as_wide_numbers, move_rows
 from hybridsep.prior import Prior, rotary_angles
+from hybridsep.replay import Replayed
 
 ROTATIONS_AT_ONCE = 256
 SHARED_FROM = 512
@@ -101,13 +101,11 @@ class PriorStack:
         cosine, sine = torch.diag_embed(cosine), torch.diag_embed(sine)
         return torch.cat([torch.cat([cosine, sine], 2), torch.cat([-sine, cosine], 2)], 1).to(self.dtype)
 
-    def embed(self, codes: Tensor) -> Tensor:
-        """Codes int64 [P, R] -> [P, R, W]."""
-        return torch.stack([F.embedding(row, table) for row, table in zip(codes, self.embedding, strict=True)])
-
-    def predict(self, x: Tensor) -> Tensor:
-        """[P, R, W] -> log-probabilities of the next code, float32 [P, R, K]."""
-        return torch.bmm(unit(x), self.head).float().log_softmax(-1)
+    def embed(self, codes: Tensor, out: Tensor) -> Tensor:
+        """Codes int64 [P, R] -> `out` [P, R, W]."""
+        for table, row, place in zip(self.embedding, codes, out, strict=True):
+            torch.index_select(table, 0, row, out=place)
+        return out
 
     def _split(self, project_in: Tensor) -> tuple[Tensor, Tensor]:
         """Columns of [P, W, (heads + 2 groups) · D], all queries, all keys, all values, in the order of `Layer`."""
@@ -128,6 +126,7 @@ class PriorState:
     def __init__(self, stack: PriorStack, cache: PrivateCache | SharedPast, mixtures: int, particles: int):
         self.stack, self.cache = stack, cache
         self.length = 0
+        self._room = _Room(stack, mixtures * particles)
         start = torch.full((stack.sources, mixtures, particles), stack.codes, dtype=torch.long, device=stack.device)
         self.log_probs = self._step(start)
 
@@ -145,20 +144,22 @@ class PriorState:
 
     @torch.no_grad()
     def _step(self, codes: Tensor) -> Tensor:
-        stack, width = self.stack, self.stack.head_width
-        x = stack.embed(codes.flatten(1))
-        heads_shape = (*x.shape[:2], stack.groups, stack.queries + 1, width)
+        stack, room = self.stack, self._room
+        x = stack.embed(codes.flatten(1), room.x)
+        heads_shape = (*x.shape[:2], stack.groups, stack.queries + 1, stack.head_width)
         rotation = self._next_rotation()
         self.cache.make_room()
         for index, layer in enumerate(stack.layers):
-            normed = unit(x)
-            heads = torch.mm(torch.bmm(normed, layer.to_heads).view(-1, width), rotation).view(heads_shape)
-            value = torch.bmm(normed, layer.to_values).view(*heads_shape[:3], width)
+            normed = unit(x, room.norms, room.normed)
+            heads = torch.bmm(normed, layer.to_heads, out=room.heads).view(-1, stack.head_width)
+            heads = torch.mm(heads, rotation, out=room.turned).view(heads_shape)
+            value = torch.bmm(normed, layer.to_values, out=room.value).view(*heads_shape[:3], -1)
             mixed = self.cache.attend(index, heads[..., :-1, :], heads[..., -1, :], value)
-            x = torch.baddbmm(x, mixed.reshape(x.shape), layer.from_heads)
-            hidden = torch.bmm(unit(x), layer.expand).relu_()
-            x = torch.baddbmm(x, hidden.mul_(hidden), layer.contract)
-        return stack.predict(x).view(*codes.shape, stack.codes)
+            x.baddbmm_(mixed.view(x.shape), layer.from_heads)
+            hidden = torch.bmm(unit(x, room.norms, room.normed), layer.expand, out=room.hidden).relu_()
+            x.baddbmm_(hidden.mul_(hidden), layer.contract)
+        scores = torch.bmm(unit(x, room.norms, room.normed), stack.head, out=room.scores)
+        return torch.log_softmax(scores.float(), -1).view(*codes.shape, stack.codes)
 
     def _next_rotation(self) -> Tensor:
         place = self.length % ROTATIONS_AT_ONCE
@@ -177,7 +178,7 @@ class PrivateCache:
         rows = mixtures * particles
         shape = (2, stack.settings.layers, stack.sources, rows, stack.groups, self.window, stack.head_width)
         self.cache = torch.zeros(shape, dtype=stack.dtype, device=stack.device)
-        self._rows = wide_rows(self.cache)
+        self._rows, self._attention = wide_rows(self.cache), _Attention()
 
     @property
     def nbytes(self) -> int:
@@ -198,7 +199,7 @@ class PrivateCache:
         keys[..., self._slot, :] = key
         values[..., self._slot, :] = value
         past = (part[..., : self._visible, :].flatten(0, 2) for part in (keys, values))
-        return attend(query.flatten(0, 2), *past, self._filled)
+        return self._attention(query.flatten(0, 2), *past, self._filled)
 
     def reorder(self, ancestors: Tensor) -> None:
         """Particle n of mixture b goes on from the past of particle ancestors[b, n]; int64 [B, N]."""
@@ -337,14 +338,16 @@ class StaticCache:
 
 
 class GraphedState(PriorState):
-    """`PriorState` whose step is recorded once as a CUDA graph and then replayed: hundreds of kernels for one launch.
+    """`PriorState` of static shapes, its step replayed as a CUDA graph, alone or as part of a larger one.
 
     `log_probs` is one tensor, written anew by each step. On other devices the same step runs as it is.
     """
 
+    replayable = True
+
     def __init__(self, stack: PriorStack, cache: StaticCache, mixtures: int, particles: int):
-        self._graph: torch.cuda.CUDAGraph | None = None
         self._codes = torch.zeros(stack.sources, mixtures, particles, dtype=torch.long, device=stack.device)
+        self._replayed = Replayed(self._predict, stack.device)
         super().__init__(stack, cache, mixtures, particles)
 
     def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:
@@ -352,15 +355,10 @@ class GraphedState(PriorState):
         if ancestors is not None:
             self.cache.reorder(ancestors)
         self._codes.copy_(codes)
-        # The step of the first code has run what a graph must not run for the first time.
-        if self._graph is None and self._codes.is_cuda:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self.log_probs = self._step(self._codes)
-        if self._graph is None:
-            self.log_probs = self._step(self._codes)
-        else:
-            self._graph.replay()
+        self._replayed()
+
+    def _predict(self) -> None:
+        self.log_probs = self._step(self._codes)
 
     def _next_rotation(self) -> Tensor:
         return self.stack.rotations(self.cache.position + 1)[0]
@@ -405,14 +403,38 @@ def reorder_rows(rows: Tensor, ancestors: Tensor) -> None:
     run_body(move_rows, rows, (ancestors + torch.arange(0, count, ancestors.shape[1], device=ancestors.device)[:, None]).flatten())
 
 
-def unit(x: Tensor) -> Tensor:
-    """Vectors of length one along the last axis; zero stays zero."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).add_(1e-6)
+def unit(x: Tensor, norms: Tensor, out: Tensor) -> Tensor:
+    """Vectors of length one along the last axis, in `out`; zero stays zero. Their lengths come to lie in `norms`."""
+    return torch.div(x, torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=norms).add_(1e-6), out=out)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, filled: int) -> Tensor:
-    """Attention of scaled queries to the first `filled` places: query [R, G, D], key and value [R, T, D] -> [R, G, D]."""
-    scores = torch.bmm(query, key.transpose(1, 2))
-    if filled < key.shape[1]:
-        scores[..., filled:] = -torch.inf
-    return torch.bmm(scores.softmax(-1), value)
+class _Attention:
+    """Attention into tensors that are kept from layer to layer, and from step to step while the shapes stay."""
+
+    def __init__(self) -> None:
+        self._scores = self._weights = self._mixed = torch.empty(0)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, filled: int) -> Tensor:
+        """Attention of scaled queries to the first `filled` places: query [R, G, D], key and value [R, T, D] -> [R, G, D]."""
+        shape = (*query.shape[:2], key.shape[1])
+        if self._scores.shape != shape:
+            self._scores, self._weights, self._mixed = query.new_empty(shape), query.new_empty(shape), query.new_empty(query.shape)
+        scores = torch.bmm(query, key.transpose(1, 2), out=self._scores)
+        if filled < key.shape[1]:
+            scores[..., filled:] = -torch.inf
+        return torch.bmm(torch.softmax(scores, -1, out=self._weights), value, out=self._mixed)
+
+
+class _Room:
+    """What the layers of a step write into, for P sources and R rows: a step allocates nothing layer by layer."""
+
+    def __init__(self, stack: PriorStack, rows: int):
+        layer, width = stack.layers[0], stack.settings.width
+
+        def room(*shape: int) -> Tensor:
+            return torch.empty(stack.sources, rows, *shape, dtype=stack.dtype, device=stack.device)
+
+        self.x, self.normed, self.norms = room(width), room(width), room(1)
+        self.heads, self.value, self.hidden = (room(w.shape[2]) for w in (layer.to_heads, layer.to_values, layer.expand))
+        self.turned = torch.empty_like(self.heads).view(-1, stack.head_width)
+        self.scores = room(stack.codes)

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from hybridsep.device import physical_memory
-from hybridsep.kernels.bodies import runs_triton
+from hybridsep.kernels import counts as counted_pairs
+from hybridsep.kernels import sums as summed_codes
+from hybridsep.kernels.bodies import run_body, runs_triton
 from hybridsep.kernels.counting import count_triples, csr
-from hybridsep.kernels.counts import draw_pairs_counts
 from hybridsep.kernels.inversion import invert_sequential
 from hybridsep.kernels.nearest import nearest_code
-from hybridsep.kernels.sums import draw_from_marginal, log_marginal_sum
 
 SIGMA_SQUARED_GRID = tuple(2.0**e for e in range(-8, 7))
 FLOOR_GRID = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -68,6 +68,8 @@ class Likelihood(ABC):
     cache_bytes = min(3 * 2**27, physical_memory() // 8)
     precision = torch.float32
     """Of the products with p2 and of the matrices kept for them; bfloat16 is several times as fast where the CPU has it."""
+    keeps_host_free = False
+    """Whether `fused` decides nothing by values: its step can be recorded as a CUDA graph."""
 
     @abstractmethod
     def matrix(self, mixture: int) -> Tensor:
@@ -81,20 +83,23 @@ class Likelihood(ABC):
     def to_tensors(self) -> dict[str, Tensor]:
         """What `likelihood_from_tensors` needs to rebuild it."""
 
-    def posterior(self, mixture: Tensor, log_p: Tensor) -> StepPosterior | FusedPosterior:
+    def posterior(self, mixture: Tensor, log_p: Tensor, checked: bool = True) -> StepPosterior | FusedPosterior:
         """The one-step posterior of every particle, p(i, j) ∝ p1(i) p2(j) l(m|i,j).
 
         Args:
             mixture: int64 [B].
             log_p: log-probabilities of the next code under both priors, nats, [2, B, N, K].
+            checked: look at the values; a look makes the host wait for the device.
 
         Raises:
             ValueError: a mixture code outside [0, K), another codebook size, or NaN.
         """
-        self._check(mixture, log_p)
-        if runs_triton(log_p):
-            return self.fused(mixture, log_p)
-        return self._factored(mixture, log_p)
+        if checked:
+            self._check(mixture, log_p)
+        posterior = self.fused(mixture, log_p) if runs_triton(log_p) else self._factored(mixture, log_p)
+        if checked:
+            _refuse_nan(posterior)
+        return posterior
 
     def fused(self, mixture: Tensor, log_p: Tensor) -> StepPosterior | FusedPosterior:
         """`posterior` by the kernels that keep no [K, K] matrix; by matrices where a likelihood has none."""
@@ -107,10 +112,7 @@ class Likelihood(ABC):
         summed = torch.empty_like(low)
         for matrix, p2, out in zip(matrices, low, summed, strict=True):
             torch.mm(p2, matrix.T, out=out)
-        posterior = StepPosterior(matrices, second, first * summed)
-        if torch.isnan(posterior.log_evidence).any():
-            raise ValueError("log-probabilities of the priors hold NaN")
-        return posterior
+        return StepPosterior(matrices, second, first * summed)
 
     def draw_pairs(self, mixture: Tensor, log_p: Tensor, generator: torch.Generator) -> PairDraw:
         """Draw one pair per particle from the exact one-step posterior. Arguments as in `posterior`."""
@@ -127,6 +129,7 @@ class Likelihood(ABC):
         """
         self._check(mixture, log_p)
         posterior = self._factored(mixture, log_p)
+        _refuse_nan(posterior)
         together = log_weights is not None
         batch, particles, size = posterior.marginal.shape
         weights = (log_weights - log_weights.amax(1, keepdim=True)).exp() if together else torch.ones(batch, particles)
@@ -209,6 +212,11 @@ class StepPosterior:
         return torch.stack([first, invert_sequential(weights, uniforms[1].flatten()).view(batch, particles)])
 
 
+def _refuse_nan(posterior: StepPosterior | FusedPosterior) -> None:
+    if torch.isnan(posterior.log_evidence).any():
+        raise ValueError("log-probabilities of the priors hold NaN")
+
+
 class MatrixCache:
     """The [K, K] matrices of the mixture codes last used.
 
@@ -261,23 +269,28 @@ class FusedPosterior:
     def __init__(self, likelihood: SumLikelihood, table: Tensor, share: Tensor | None, entries: tuple[Tensor, ...] | None, mixture: Tensor, log_p: Tensor):
         self._dense = (log_p, mixture, likelihood.sums, table, share)
         self._sparse = None if entries is None else (log_p, mixture, *entries)
-        log_marginal = log_marginal_sum(*self._dense)
+        log_marginal = run_body(summed_codes.log_marginal, *self._dense)
         dense = log_marginal.logsumexp(-1)
         self._marginal = (log_marginal - dense[..., None]).exp_().nan_to_num_(0.0)
-        self.log_evidence = dense if entries is None else torch.logaddexp(dense, draw_pairs_counts(*self._sparse, 0)[1])
+        self.log_evidence = dense if entries is None else torch.logaddexp(dense, self._draw_counted(torch.zeros_like(mixture[:1]), None)[1])
         self._counted = -torch.expm1(dense - self.log_evidence)
 
     def draw(self, uniforms: Tensor, ancestors: Tensor | None = None) -> Tensor:
         """See StepPosterior."""
         if self._sparse is None:
-            return draw_from_marginal(self._marginal, *self._dense, uniforms, ancestors)
+            return self._draw_dense(uniforms, ancestors)
         counted = self._counted if ancestors is None else self._counted.gather(1, ancestors)
         # One uniform number serves twice: which part, and where in it.
         part, rest = uniforms[0] < counted, (uniforms[0] - counted) / (1 - counted).clamp_min(1e-30)
         uniforms = torch.stack([rest.clamp(0, 1 - 2**-24), uniforms[1]])
-        dense = draw_from_marginal(self._marginal, *self._dense, uniforms, ancestors)
-        seed = int(uniforms[1].flatten()[0].double() * 2**31)
-        return torch.where(part, draw_pairs_counts(*self._sparse, seed, ancestors)[0], dense)
+        seed = (uniforms[1].flatten()[:1].double() * 2**31).long()
+        return torch.where(part, self._draw_counted(seed, ancestors)[0], self._draw_dense(uniforms, ancestors))
+
+    def _draw_dense(self, uniforms: Tensor, ancestors: Tensor | None) -> Tensor:
+        return run_body(summed_codes.draw_pairs, self._marginal, *self._dense, uniforms, ancestors)
+
+    def _draw_counted(self, seed: Tensor, ancestors: Tensor | None) -> tuple[Tensor, Tensor]:
+        return run_body(counted_pairs.draw_entries, *self._sparse, seed, ancestors)
 
 
 class SumLikelihood(Likelihood):
@@ -285,6 +298,8 @@ class SumLikelihood(Likelihood):
 
     Everything follows from two tables: c(i,j), the code nearest to the mean of two codes [K, K], and l(m|c) [K, K].
     """
+
+    keeps_host_free = True
 
     def __init__(self, codebook: Tensor, sigma_squared: float, floor: float):
         self.codes = len(codebook)
@@ -344,6 +359,8 @@ class CountLikelihood(Likelihood):
         keys: sorted distinct triples as (m·K + i)·K + j, int64 [nnz].
         counts: int64 [nnz].
     """
+
+    keeps_host_free = True
 
     def __init__(self, keys: Tensor, counts: Tensor, backoff: SumLikelihood, smoothing: float, power: float = 1.0):
         size = backoff.codes

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridsep.kernels.arguments import check_codes
 from hybridsep.likelihood import Likelihood
+from hybridsep.replay import Replayed
 
 
 class State(Protocol):
@@ -95,44 +97,105 @@ def particle_filter(
 def _filter(
     priors: Priors, likelihood: Likelihood, codes: Tensor, particles: int, generator: torch.Generator, threshold: float, on_step: Callable | None
 ) -> SearchResult:
-    batch, length = _check(codes, particles)
+    batch, length = _check(codes, particles, likelihood)
     uniforms = mixture_uniforms(generator, batch, length, 2 * particles + 1).to(codes.device)
     state = priors.start(batch, particles, resampled=threshold > 0)
-    drawn, parents, ess, resampled, evidence = [], [], [], [], []
-    log_weights = torch.full((batch, particles), -math.log(particles), device=codes.device)
-    log_evidence = torch.zeros(batch, device=codes.device)
-    identity = torch.arange(particles, device=codes.device).expand(batch, particles)
+    replayable = codes.is_cuda and likelihood.keeps_host_free and getattr(state, "replayable", False)
+    steps = _FilterSteps(state, likelihood, codes, particles, uniforms, threshold, replayable)
+    advance = Replayed(steps.advance, codes.device) if replayable else steps.advance
     for t in range(length):
-        posterior = likelihood.posterior(codes[:, t], state.log_probs)
-        log_weights = log_weights + posterior.log_evidence
-        total = log_weights.logsumexp(1, keepdim=True)
-        log_evidence = log_evidence + total[:, 0]
-        evidence.append(log_evidence)
-        log_weights = log_weights - total
-        size = 1 / log_weights.exp().square().sum(1)
-        ancestors, poor = identity, size < threshold * particles
-        if poor.any():
-            picked = stay_in_place(systematic_resampling(log_weights.exp(), uniforms[:, t, -1]))
-            ancestors = torch.where(poor[:, None], picked, identity)
-            log_weights = torch.where(poor[:, None], -math.log(particles), log_weights)
-        moved = None if ancestors is identity else ancestors
-        pair_uniforms = uniforms[:, t, :-1].view(batch, 2, particles).transpose(0, 1)
-        pair = posterior.draw(pair_uniforms, moved)
-        drawn.append(pair), parents.append(ancestors), ess.append(size), resampled.append(poor)
-        if t + 1 < length:
-            state.append(pair, moved)
+        advance() if t else steps.weigh_and_draw()
         if on_step:
             on_step()
-    found = trace_back(torch.stack(drawn), torch.stack(parents))
-    paths = (torch.stack(parts, 1) for parts in (ess, resampled, evidence, parents))
-    return SearchResult(found, log_weights, log_evidence, *paths)
+    return steps.result()
+
+
+class _FilterSteps:
+    """The steps of a particle filter, everything they leave written into tensors made before the first.
+
+    With `static` a step has the same shapes and addresses each time, its number is a tensor too, and nothing of it is decided by the host:
+    it can be recorded as a CUDA graph. Otherwise the host looks whether anybody has to be resampled.
+    """
+
+    def __init__(self, state: State, likelihood: Likelihood, codes: Tensor, particles: int, uniforms: Tensor, threshold: float, static: bool):
+        (batch, length), device = codes.shape, codes.device
+        self._state, self._likelihood, self._codes, self._uniforms = state, likelihood, codes, uniforms
+        self._particles, self._threshold, self._static = particles, threshold, static
+        self._log_weights = torch.full((batch, particles), -math.log(particles), device=device)
+        self._log_evidence = torch.zeros(batch, device=device)
+        self._identity = torch.arange(particles, device=device).expand(batch, particles)
+        self._pair = torch.zeros(2, batch, particles, dtype=torch.long, device=device)
+        self._ancestors = self._identity.clone() if static else self._identity
+        self._now: Tensor | int = torch.zeros(1, dtype=torch.long, device=device) if static else 0
+        self._drawn = torch.empty(length, 2, batch, particles, dtype=torch.long, device=device)
+        self._parents = torch.empty(length, batch, particles, dtype=torch.long, device=device)
+        self._sizes, self._evidence = torch.empty(2, length, batch, device=device)
+        self._resampled = torch.empty(length, batch, dtype=torch.bool, device=device)
+
+    def advance(self) -> None:
+        """Append the pairs of the step before and do the next."""
+        self._state.append(self._pair, self._moved)
+        self.weigh_and_draw()
+
+    def weigh_and_draw(self) -> None:
+        """Weight every particle by the mixture's next code, resample where the weights are poor, and draw pairs."""
+        posterior = self._likelihood.posterior(self._at(self._codes), self._state.log_probs, checked=not self._static)
+        uniforms = self._at(self._uniforms)
+        log_weights = self._log_weights + posterior.log_evidence
+        total = log_weights.logsumexp(1, keepdim=True)
+        self._log_evidence += total[:, 0]
+        log_weights = log_weights - total
+        size = 1 / log_weights.exp().square().sum(1)
+        poor = size < self._threshold * self._particles
+        self._resample(log_weights, poor, uniforms[:, -1])
+        pair_uniforms = uniforms[:, :-1].unflatten(1, (2, self._particles)).transpose(0, 1)
+        self._pair.copy_(posterior.draw(pair_uniforms, self._moved))
+        found = (self._pair, self._ancestors, size, poor, self._log_evidence)
+        for kept, value in zip((self._drawn, self._parents, self._sizes, self._resampled, self._evidence), found, strict=True):
+            self._keep(kept, value)
+        self._now += 1
+
+    def result(self) -> SearchResult:
+        """What all steps found.
+
+        Raises:
+            ValueError: NaN in the priors' log-probabilities, where no step could look.
+        """
+        if self._static and self._log_evidence.isnan().any():
+            raise ValueError("log-probabilities of the priors hold NaN")
+        paths = (x.transpose(0, 1).contiguous() for x in (self._sizes, self._resampled, self._evidence, self._parents))
+        return SearchResult(trace_back(self._drawn, self._parents), self._log_weights, self._log_evidence, *paths)
+
+    @property
+    def _moved(self) -> Tensor | None:
+        return None if self._ancestors is self._identity else self._ancestors
+
+    def _resample(self, log_weights: Tensor, poor: Tensor, uniforms: Tensor) -> None:
+        if not self._static and not poor.any():
+            self._ancestors = self._identity
+            self._log_weights.copy_(log_weights)
+            return
+        picked = stay_in_place(systematic_resampling(log_weights.exp(), uniforms))
+        ancestors = torch.where(poor[:, None], picked, self._identity)
+        self._ancestors = self._ancestors.copy_(ancestors) if self._static else ancestors
+        self._log_weights.copy_(torch.where(poor[:, None], -math.log(self._particles), log_weights))
+
+    def _at(self, x: Tensor) -> Tensor:
+        """This step's part of [B, S, ...]."""
+        return x.index_select(1, self._now)[:, 0] if self._static else x[:, self._now]
+
+    def _keep(self, kept: Tensor, value: Tensor) -> None:
+        if self._static:
+            kept.index_copy_(0, self._now, value[None])
+        else:
+            kept[self._now] = value
 
 
 def top_k(
     priors: Priors, likelihood: Likelihood, codes: Tensor, particles: int, generator: torch.Generator, on_step: Callable | None = None, k: int = 16
 ) -> SearchResult:
     """Ancestral sampling from the k best pairs of every step, renormalised."""
-    batch, length = _check(codes, particles)
+    batch, length = _check(codes, particles, likelihood)
     uniforms = mixture_uniforms(generator, batch, length, particles).to(codes.device)
     state = priors.start(batch, particles)
     drawn, evidence = [], []
@@ -156,7 +219,7 @@ def beam(
     priors: Priors, likelihood: Likelihood, codes: Tensor, particles: int, generator: torch.Generator, on_step: Callable | None = None
 ) -> SearchResult:
     """Beam search for the pair of sequences of highest joint probability, N = `particles` hypotheses, best first. Draws nothing."""
-    batch, length = _check(codes, particles)
+    batch, length = _check(codes, particles, likelihood)
     state = priors.start(batch, particles, resampled=True)
     drawn, parents, evidence = [], [], []
     # All hypotheses are equal before the first code: one stands for them, or the beam would fill with copies.
@@ -237,10 +300,9 @@ def stay_in_place(ancestors: Tensor) -> Tensor:
 def _places(ancestors: Tensor) -> Tensor:
     """Place of each child, ancestors [B, N] ascending: its ancestor's for the first child of each, those of the dead for the others."""
     extra = F.pad(ancestors[:, 1:] == ancestors[:, :-1], (1, 0))
-    dead = torch.ones_like(extra).scatter_(1, ancestors, False)
-    places = ancestors.clone()
-    places[extra] = torch.arange(ancestors.shape[1], device=ancestors.device).expand_as(ancestors)[dead]
-    return places
+    dead_first = torch.ones_like(extra).scatter_(1, ancestors, False).byte().sort(dim=1, descending=True, stable=True).indices
+    rank = (extra.cumsum(1) - 1).clamp_min_(0)
+    return torch.where(extra, dead_first.gather(1, rank), ancestors)
 
 
 def invert_scores(scores: Tensor, uniforms: Tensor) -> Tensor:
@@ -279,9 +341,10 @@ def suffix_lengths(ancestors: Tensor) -> Tensor:
     return found
 
 
-def _check(codes: Tensor, particles: int) -> tuple[int, int]:
+def _check(codes: Tensor, particles: int, likelihood: Likelihood) -> tuple[int, int]:
     if codes.ndim != 2 or not codes.numel():
         raise ValueError(f"mixture codes must be a non-empty [B, S], not {list(codes.shape)}")
     if particles < 1:
         raise ValueError(f"{particles} particles: at least 1 is needed")
+    check_codes("mixture code", codes, likelihood.codes)
     return codes.shape[0], codes.shape[1]

@@ -179,9 +179,9 @@ class _NamedState(_Named):
 
 
 class _NamedLikelihood(_Named):
-    def posterior(self, *args: object) -> _NamedPosterior:
+    def posterior(self, *args: object, **kwargs: object) -> _NamedPosterior:
         with record_function("posterior"):
-            return _NamedPosterior(self._part.posterior(*args))
+            return _NamedPosterior(self._part.posterior(*args, **kwargs))
 
 
 class _NamedPosterior(_Named):

@@ -46,7 +46,7 @@ def draw_pairs_counts(
     check_step(log_p, mixture, log_p.shape[-1], ancestors)
     check_entries(log_p, row_starts, pairs, log_values)
     check_seed(seed)
-    return run_body(draw_entries, log_p, mixture, row_starts, pairs, log_values, seed, ancestors)
+    return run_body(draw_entries, log_p, mixture, row_starts, pairs, log_values, torch.tensor([seed], device=log_p.device), ancestors)
 
 
 def top_pairs_counts(
@@ -91,11 +91,11 @@ def _best_together(pair: Tensor, scores: Tensor, log_weights: Tensor, k: int) ->
 
 
 def draw_entries(
-    log_p: Tensor, mixture: Tensor, row_starts: Tensor, pairs: Tensor, log_values: Tensor, seed: int, ancestors: Tensor | None
+    log_p: Tensor, mixture: Tensor, row_starts: Tensor, pairs: Tensor, log_values: Tensor, seed: Tensor, ancestors: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """See draw_pairs_counts."""
+    """See draw_pairs_counts; the seed is int64 [1], which a recorded step can change."""
     batch, particles = log_p.shape[1:3]
-    uniforms = torch.rand(2, batch, particles, generator=torch.Generator(log_p.device).manual_seed(seed), device=log_p.device)
+    uniforms = torch.rand(2, batch, particles, generator=torch.Generator(log_p.device).manual_seed(int(seed)), device=log_p.device)
     codes = torch.empty(2, batch, particles, dtype=torch.long, device=log_p.device)
     log_evidence = torch.empty(batch, particles, device=log_p.device)
     for b, (pair, log_value) in enumerate(_entries(mixture, row_starts, pairs, log_values)):

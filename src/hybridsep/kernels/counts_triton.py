@@ -18,7 +18,7 @@ NOTHING = tl.constexpr(-(2**63))
 
 
 def draw_entries(
-    log_p: Tensor, mixture: Tensor, row_starts: Tensor, pairs: Tensor, log_values: Tensor, seed: int, ancestors: Tensor | None
+    log_p: Tensor, mixture: Tensor, row_starts: Tensor, pairs: Tensor, log_values: Tensor, seed: Tensor, ancestors: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See counts.draw_pairs_counts."""
     _, batch, particles, size = log_p.shape
@@ -70,13 +70,14 @@ def _row(mixture, row_starts, b):
     return start, (tl.load(row_starts + m + 1) - start).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit
 def _draw_entries(
     log_p, mixture, row_starts, pairs, log_values, ancestors, codes, log_evidence, seed, particles, size,
     source_stride, mixture_stride, particle_stride, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N particles of one mixture: once over all its entries for the evidence and a chunk, then within that chunk for an entry."""
     b = tl.program_id(1).to(tl.int64)
+    seed = tl.load(seed)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = n < particles
     own = b * particles + n
