@@ -92,7 +92,7 @@ def train(task: Task, settings: TrainingSettings, folder: Path, label: str, seed
         HybridsepError: the checkpoint cannot be written, or the batch not be cut into as many parts as there are processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(task, settings, folder, label, seed)
+    run = TrainingRun(task, settings, folder, label, seed)
     first = run.resume()
     task.module.train()
     with tqdm(total=settings.steps, initial=first, desc=label, unit="step", disable=not run.ranks.first) as bar:
@@ -110,7 +110,7 @@ def train(task: Task, settings: TrainingSettings, folder: Path, label: str, seed
     return run.history
 
 
-class _Run:
+class TrainingRun:
     """State of one training, and its steps."""
 
     def __init__(self, task: Task, settings: TrainingSettings, folder: Path, label: str, seed: int):

@@ -166,9 +166,7 @@ class Bottleneck(nn.Module):
             Perplexity of the code usage in this batch, in codes.
         """
         latent = latent.float()
-        size = len(self.codebook)
-        counts = torch.bincount(codes, minlength=size).float()
-        sums = torch.zeros_like(self.sums).index_add_(0, codes, latent)
+        counts, sums = self._summed(latent, codes)
         self.usage.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         dead = self.usage < self.dead_share * self.usage.mean()
@@ -181,6 +179,10 @@ class Bottleneck(nn.Module):
         self.codebook.copy_(self.sums / self.usage.clamp_min(1e-8)[:, None])
         share = counts / counts.sum()
         return float(torch.exp(-(share * (share + 1e-10).log()).sum()))
+
+    def _summed(self, latent: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """How many latents [N, D] each code has, float32 [K], and their sums [K, D]."""
+        return torch.bincount(codes, minlength=len(self.codebook)).float(), torch.zeros_like(self.sums).index_add_(0, codes, latent)
 
 
 def straight_through(latent: Tensor, vectors: Tensor) -> Tensor:
