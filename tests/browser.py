@@ -54,6 +54,9 @@ def check_page(page, url: str, allowed_hosts: Sequence[str] = ()) -> None:
     """
     problems: list[str] = []
     _watch(page, url, allowed_hosts, problems)
+    for host in allowed_hosts:
+        # What a page may ask for it must also do without.
+        page.route(f"https://{host}/**", lambda route: route.abort())
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         page.goto(url, wait_until="load")
@@ -63,10 +66,20 @@ def check_page(page, url: str, allowed_hosts: Sequence[str] = ()) -> None:
             problems.append(f"{excess} px too wide at {width} px: {culprits}")
     problems += page.evaluate(_MATHEMATICS)
     problems += page.evaluate(_ALTERNATIVES)
+    problems += page.evaluate(_NAMES)
     problems += page.evaluate(_PLAYERS, DURATION_TOLERANCE)
     for player in page.query_selector_all(".hs-stems"):
         problems += _stem_player_problems(page, player)
     assert not problems, f"{url}:\n  " + "\n  ".join(dict.fromkeys(problems))
+
+
+def seconds_to_read(page, url: str) -> float:
+    """Seconds from the request until the text of a page has been drawn and its structure is complete."""
+    page.goto(url, wait_until="load")
+    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+    milliseconds = """() => Math.max(performance.getEntriesByName('first-contentful-paint')[0].startTime,
+                                     performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd)"""
+    return page.evaluate(milliseconds) / 1000
 
 
 def check_links(site: Path) -> None:
@@ -104,7 +117,7 @@ def _watch(page, url: str, allowed_hosts: Sequence[str], problems: list[str]) ->
             problems.append(f"asks {request.url[:120]}")
 
     def on_console(message):
-        if message.type == "error":
+        if message.type == "error" and urlsplit(message.location["url"]).netloc not in allowed_hosts:
             problems.append(f"console: {message.text[:300]}")
 
     page.on("request", on_request)
@@ -113,7 +126,7 @@ def _watch(page, url: str, allowed_hosts: Sequence[str], problems: list[str]) ->
 
 
 def _stem_player_problems(page, player) -> list[str]:
-    """Solo each stem, read the gains back, play for a moment."""
+    """Play for a moment, solo and mute each stem by keyboard and read the gains back."""
     name = player.get_attribute("aria-label")
     problems = []
     expected = float(player.get_attribute("data-seconds"))
@@ -122,6 +135,8 @@ def _stem_player_problems(page, player) -> list[str]:
         page.wait_for_function("player => player.position > 0.05", arg=player, timeout=10_000)
     except Exception:
         return [f"stem player {name!r} does not advance"]
+    if not float(player.evaluate("player => getComputedStyle(player).getPropertyValue('--hs-at')")) > 0:
+        problems.append(f"stem player {name!r}: its playhead stays at the start")
     for seconds in player.evaluate("player => player.bufferSeconds"):
         # decodeAudioData may keep the encoder's padding of two MP3 frames or so.
         if not expected * (1 - DURATION_TOLERANCE) <= seconds <= expected * (1 + DURATION_TOLERANCE) + 0.12:
@@ -134,6 +149,13 @@ def _stem_player_problems(page, player) -> list[str]:
         if not _gains_reach(page, player, {other: float(other == stem) for other in stems}):
             problems.append(f"stem player {name!r}: solo of {stem} leaves {player.evaluate('p => p.gains')}")
         solo.click()
+        mute = row.query_selector(".hs-mute")
+        mute.focus()
+        heard = {True: 1.0, False: 0.0}[mute.get_attribute("aria-pressed") == "true"]
+        page.keyboard.press("Space")
+        if not _gains_reach(page, player, {stem: heard}):
+            problems.append(f"stem player {name!r}: mute of {stem} leaves {player.evaluate('p => p.gains')}")
+        mute.click()
     if player.query_selector(".hs-play").inner_text() == "Pause":
         player.query_selector(".hs-play").click()
     return problems
@@ -196,6 +218,14 @@ _ALTERNATIVES = """() => [
   ...[...document.querySelectorAll('.bd-article audio')].filter((e) => !(e.getAttribute('aria-label') || '').trim())
     .map(() => 'player without a name'),
 ]"""
+
+# Everything a keyboard reaches in a stem player has a name of its own.
+_NAMES = """() => [...document.querySelectorAll('.hs-stems')].flatMap((player) => {
+  const names = [...player.querySelectorAll('button,input,[role=img]')].map((e) => (e.getAttribute('aria-label') || '').trim());
+  const twice = names.filter((name, i) => names.indexOf(name) !== i);
+  return [...names.filter((name) => !name).map(() => 'stem player: a control without a name'),
+          ...twice.map((name) => 'stem player: two controls named ' + name)];
+})"""
 
 _PLAYERS = """async (tolerance) => {
   const within = (promise, ms) => Promise.race([promise, new Promise((_, no) => setTimeout(no, ms, Error('too slow')))]);

@@ -1,4 +1,4 @@
-"""Inputs for the tests of the kernels, and a check that needs no GPU: `python kernel_cases.py 75` compiles every Triton body for one."""
+"""A check of the kernels that needs no GPU: `python kernel_cases.py 75` compiles every Triton body for one."""
 
 from __future__ import annotations
 
@@ -7,45 +7,7 @@ import sys
 import torch
 from torch import Tensor
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def rand(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=generator(seed)).to(DEVICE)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed)).to(DEVICE)
-
-
-def randint(high: int, *shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(high, shape, generator=generator(seed)).to(DEVICE)
-
-
-def log_priors(batch: int, particles: int, codes: int, seed: int = 0, sharpness: float = 2.0, impossible: float = 0.0) -> Tensor:
-    """Log-probabilities [2, B, N, K], a share of them −inf."""
-    scores = sharpness * randn(2, batch, particles, codes, seed=seed)
-    scores[rand(2, batch, particles, codes, seed=seed + 1) < impossible] = -torch.inf
-    return scores.log_softmax(-1)
-
-
-def counted_rows(codes: int, lengths: list[int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of distinct pairs: row m has lengths[m mod len(lengths)] of them. (row_starts, pairs, log_values)."""
-    wanted = [min(lengths[m % len(lengths)], codes * codes) for m in range(codes)]
-    draw = generator(seed)
-    pairs = [torch.randperm(codes * codes, generator=draw)[:length].sort().values for length in wanted]
-    row_starts = torch.tensor([0, *wanted]).cumsum(0)
-    return row_starts.to(DEVICE), torch.cat(pairs).int().to(DEVICE), randn(sum(wanted), seed=seed + 1)
-
-
-def sum_tables(codes: int, seed: int = 0, small: torch.dtype = torch.int16) -> tuple[Tensor, Tensor, Tensor]:
-    """Random sums [K, K], table [K, K] and share [K, K]."""
-    table = randn(codes, codes, seed=seed + 1).mul_(3).softmax(0)
-    return randint(codes, codes, codes, seed=seed).to(small), table, rand(codes, codes, seed=seed + 2)
+from hybridsep.bench.references import DEVICE, counted_rows, log_priors, rand, randint, randn, sum_tables
 
 
 def call_every_triton_body() -> None:

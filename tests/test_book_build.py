@@ -1,6 +1,7 @@
 """A book of two pages goes through the real build and a real browser."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -190,6 +191,32 @@ def test_toc_entry_without_a_file_is_refused(tmp_path):
     root = write_book(tmp_path, toc=("chapter", "forgotten"))
     with pytest.raises(BookError, match="book/forgotten"):
         execute_book("smoke", root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["", "https://github.com/someone/hybridsep"])
+def test_launch_buttons_lead_to_the_notebooks_and_need_an_address(tmp_path, address):
+    root = write_book(tmp_path)
+    config = (root / "_config.yml").read_text(encoding="utf-8")
+    (root / "_config.yml").write_text(re.sub(r'  url: ".*"', f'  url: "{address}"', config), encoding="utf-8")
+    shutil.copytree(root / "book", root / "_build" / "executed" / "book")
+    shutil.copy(root / "_toc.yml", root / "_build" / "executed")
+    page = (build_html(root).parent / "book" / "chapter.html").read_text(encoding="utf-8")
+    found = re.findall(r'href="(https://(?:mybinder\.org|colab\.research\.google\.com)[^"]*)"', page)
+    colab = "https://colab.research.google.com/github/someone/hybridsep/blob/main/book/chapter.ipynb"
+    binder = "https://mybinder.org/v2/gh/someone/hybridsep/main?urlpath=tree/book/chapter.ipynb"
+    assert sorted(found) == (sorted([colab, binder]) if address else [])
+
+
+@pytest.mark.slow
+def test_a_site_that_is_too_heavy_is_refused(tmp_path, monkeypatch):
+    root = write_book(tmp_path)
+    shutil.copytree(root / "book", root / "_build" / "executed" / "book")
+    shutil.copy(root / "_toc.yml", root / "_build" / "executed")
+    monkeypatch.setattr("hybridsep.report.build.MAX_PAGE_BYTES", 1000)
+    with pytest.raises(BookError, match="book/chapter.html"):
+        build_html(root)
+    assert not (root / "_build" / "html").exists()
 
 
 @pytest.mark.slow

@@ -139,9 +139,9 @@ def test_ctrl_c_exits_with_130_and_no_traceback(run, song, model, tmp_path, monk
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hybridsep.recording.separate_recording", interrupted)
+    monkeypatch.setattr("hybridsep.separation.Separator.separate_blocks", interrupted)
     status, _, err = run("separate", song, tmp_path / "out", "--model", model)
-    assert status == 130 and "Traceback" not in err
+    assert status == 130 and "Traceback" not in err and not (tmp_path / "out").exists()
 
 
 def test_same_command_gives_the_same_bytes(run, song, model, tmp_path):

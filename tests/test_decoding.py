@@ -1,5 +1,8 @@
 """Decoding: a past that particles share must change nothing but memory and time."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from tiny import seeded, tiny_prior
@@ -72,3 +75,17 @@ def test_only_search_that_resamples_shares_and_only_long_windows():
     assert isinstance(stack(512).start(1, 4, resampled=True).cache, SharedPast)
     for window, particles, again in ((512, 4, False), (512, 1, True), (64, 4, True)):
         assert isinstance(stack(window).start(1, particles, resampled=again).cache, PrivateCache)
+
+
+def test_a_finished_search_gives_its_memory_back_at_once():
+    """On a GPU the next one needs it, and Python looks for cycles only now and then."""
+    priors = stack(16)
+    gc.disable()
+    try:
+        state = GraphedState(priors, StaticCache(priors, 1, 2), 1, 2)
+        state.append(torch.zeros(2, 1, 2, dtype=torch.long))
+        kept = weakref.ref(state.cache)
+        del state
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -17,10 +17,14 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from kernel_cases import DEVICE, counted_rows, log_priors, rand, randint, randn, sum_tables
-
 import hybridsep
-from hybridsep.kernels import bodies, cache, counting, counts, inversion, nearest, sums
+from hybridsep.bench import references
+from hybridsep.bench.references import (
+    DEVICE, attention, certain_priors, chi_square, chosen_body, counted_rows, dense_scores, dense_sum_scores, log_priors, outside_interval, rand,
+    randint, randn, sum_tables,
+)  # fmt: skip
+from hybridsep.kernels import cache, counting, counts, inversion, nearest, sums
+from hybridsep.kernels.bodies import runs_triton
 from hybridsep.kernels.cache import AncestryTable, attend_by_ancestry, reorder_cache
 from hybridsep.kernels.counting import count_triples, csr
 from hybridsep.kernels.counts import draw_pairs_counts, top_pairs_counts
@@ -39,34 +43,10 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is
 
 
 @pytest.fixture(params=["torch", pytest.param("triton", marks=needs_triton)], autouse=True)
-def body(request, monkeypatch):
+def body(request):
     """Runs every test with both bodies, and with outputs that hold rubbish until they are written."""
-    if request.param == "triton" and DEVICE.type == "cpu":
-        ready_interpreter(monkeypatch)
-    monkeypatch.setattr(bodies, "runs_triton", lambda tensor: request.param == "triton")
-    empty, empty_like = torch.empty, torch.empty_like
-    monkeypatch.setattr(torch, "empty", lambda *shape, **options: rubbish(empty(*shape, **options)))
-    monkeypatch.setattr(torch, "empty_like", lambda like, **options: rubbish(empty_like(like, **options)))
-    return request.param
-
-
-def ready_interpreter(monkeypatch):
-    from triton.runtime import interpreter
-
-    language = import_module("triton.language.standard")
-    assert isinstance(language.max, interpreter.InterpretedFunction), "Triton was imported before TRITON_INTERPRET=1 was set"
-    patch = interpreter._patch_lang_tensor
-
-    def patch_and_repair(tensor, scope):
-        patch(tensor, scope)
-        # Triton 3.6 makes loop bounds of arrays of one number in a way that NumPy 2.4 refuses (triton-lang/triton issue 9171).
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_and_repair)
-
-
-def rubbish(tensor):
-    return tensor.fill_(torch.nan if tensor.is_floating_point() else -7)
+    with chosen_body(request.param):
+        yield request.param
 
 
 def only(name):
@@ -80,16 +60,9 @@ def assert_close(found, expected, tolerance=1e-4):
 
 
 def assert_draws_follow(codes, weights):
-    """Chi-square of pairs [2, draws] against weights [K, K], not normalised."""
-    expected = (weights / weights.sum()).flatten().cpu() * codes.shape[1]
-    observed = torch.bincount((codes[0] * weights.shape[1] + codes[1]).cpu(), minlength=weights.numel()).double()
-    assert (observed[expected == 0] == 0).all()
-    frequent = expected >= 5
-    observed = torch.cat([observed[frequent], observed[~frequent].sum()[None]])
-    expected = torch.cat([expected[frequent], expected[~frequent].sum()[None]])
-    chi_square = float(((observed - expected).square() / expected.clamp_min(1.0)).sum())
-    freedom = len(expected) - 1
-    assert freedom > 20 and chi_square < freedom + 5 * (2 * freedom) ** 0.5
+    """Pairs [2, draws] come as often as weights [K, K] say, which are not normalised."""
+    statistic, freedom = chi_square(codes, weights)
+    assert freedom > 20 and statistic < freedom + 5 * (2 * freedom) ** 0.5
 
 
 # --- bodies ----------------------------------------------------------------------------------------------------------------
@@ -111,10 +84,9 @@ def test_installations_without_triton_never_import_it():
 
 
 @only("torch")
-def test_tensors_on_the_cpu_get_the_torch_body(monkeypatch):
-    monkeypatch.undo()
-    assert not bodies.runs_triton(torch.zeros(1))
-    assert bodies.runs_triton(torch.zeros(1, device=DEVICE)) == (DEVICE.type == "cuda")
+def test_tensors_on_the_cpu_get_the_torch_body():
+    assert not runs_triton(torch.zeros(1))
+    assert runs_triton(torch.zeros(1, device=DEVICE)) == (DEVICE.type == "cuda")
 
 
 @pytest.mark.slow
@@ -167,20 +139,6 @@ def test_nearest_code_refuses_a_codebook_that_does_not_fit(width, codes):
 RAGGED = [0, 1, 3, 520, 1100]
 
 
-def dense_row(m, row_starts, pairs, log_values, codes):
-    """Log-values of all pairs of a mixture code, float64 [K, K]."""
-    first, last = int(row_starts[m]), int(row_starts[m + 1])
-    full = torch.full((codes * codes,), -torch.inf, dtype=torch.float64, device=DEVICE)
-    full[pairs[first:last].long()] = log_values[first:last].double()
-    return full.view(codes, codes)
-
-
-def dense_scores(log_p, mixture, rows):
-    """Log of the weights of all pairs, float64 [B, N, K, K]."""
-    values = torch.stack([dense_row(int(m), *rows, log_p.shape[-1]) for m in mixture])
-    return log_p[0].double()[..., None] + log_p[1].double()[..., None, :] + values[:, None]
-
-
 def little_scratch(monkeypatch, particles, entries):
     """So that the torch body has to go through several chunks as well."""
     monkeypatch.setattr(counts, "SCRATCH", particles * entries)
@@ -221,12 +179,6 @@ def test_counted_draws_are_those_of_their_seed(seed):
     again, other = draw_pairs_counts(*arguments, seed)[0], draw_pairs_counts(*arguments, seed + 2)[0]
     assert torch.equal(draw_pairs_counts(*arguments, seed)[0], again)
     assert (again == other).float().mean() < 0.5
-
-
-def certain_priors(first, second, codes):
-    """Particles that can only draw the given codes [B, N]."""
-    log_p = torch.full((2, *first.shape, codes), -torch.inf, device=DEVICE)
-    return log_p.scatter_(3, torch.stack([first, second])[..., None], 0.0)
 
 
 def test_counted_draws_come_from_the_ancestors_posterior():
@@ -318,13 +270,6 @@ def test_counted_pairs_refuse_what_does_not_fit():
 # --- the sum likelihood ----------------------------------------------------------------------------------------------------
 
 
-def dense_sum_scores(log_p, mixture, sum_rows, table, share):
-    """Log of the weights of all pairs, float64 [B, N, K, K]."""
-    likelihood = table.double()[mixture][:, sum_rows.long()]
-    likelihood = likelihood if share is None else likelihood * share.double()
-    return log_p[0].double()[..., None] + log_p[1].double()[..., None, :] + likelihood.log()[:, None]
-
-
 @pytest.mark.parametrize("impossible", [0.0, 0.7])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("codes", "particles", "small"), [(37, 5, torch.int16), (130, 70, torch.int32), (512, 1, torch.int16)])
@@ -333,9 +278,7 @@ def test_marginal_equals_the_dense_posteriors(codes, particles, small, shared, i
     sum_rows, table, share = sum_tables(codes, small=small)
     share = share if shared else None
     found = log_marginal_sum(log_p, mixture, sum_rows, table, share)
-    first, second = (log_p[s].double() for s in range(2))
-    likelihood = table.double()[mixture][:, sum_rows.long()] * (1 if share is None else share.double())
-    expected = first + (second.exp() @ likelihood.transpose(1, 2)).log()
+    expected = references.log_marginal(log_p, mixture, sum_rows, table, share)
     assert_close(found, expected)
     assert_close(marginal_sum(log_p, mixture, sum_rows, table, share), expected.exp())
 
@@ -364,10 +307,7 @@ def test_pairs_of_given_uniform_numbers_are_those_of_exact_inversion(codes, part
     weights = weights.gather(1, ancestors[..., None, None].expand_as(weights))
     of_second = weights.gather(2, drawn[0][..., None, None].expand(-1, -1, 1, codes))[:, :, 0]
     for mass, uniform, code in zip((weights.sum(-1), of_second), uniforms, drawn, strict=True):
-        cumulative = (mass / mass.sum(-1, keepdim=True)).cumsum(-1)
-        upper = cumulative.gather(2, code[..., None])[..., 0]
-        lower = upper - (mass / mass.sum(-1, keepdim=True)).gather(2, code[..., None])[..., 0]
-        assert (lower - 1e-5 <= uniform).all() and (uniform <= upper + 1e-5).all() and (upper > lower).all()
+        assert outside_interval(mass, uniform, code) <= 1e-5
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
@@ -567,8 +507,7 @@ def test_attention_by_ancestry_equals_attention_to_a_copied_cache(rows, window, 
         copied[:, :, slot] = fresh
         if step in checked:
             query = randn(2, rows, heads, width, seed=step + 1)
-            own_keys, own_values = copied[:, :, :filled].transpose(2, 3).double()
-            expected = (query.double() @ own_keys.transpose(-1, -2)).softmax(-1) @ own_values
+            expected = attention(query, *copied[:, :, :filled].transpose(2, 3))
             assert_close(attend_by_ancestry(query, keys, values, table.rows, filled), expected)
 
 
@@ -580,8 +519,7 @@ def test_attention_by_ancestry_takes_any_strides_and_half_precision():
     query = randn(rows, 4, width, seed=1).half()
     found = attend_by_ancestry(query, keys, values, table, window)
     at = table.T.long()[..., None].expand(-1, -1, width)
-    own_keys, own_values = (x.double().gather(1, at).transpose(0, 1) for x in (keys, values))
-    expected = (query.double() @ own_keys.transpose(-1, -2)).softmax(-1) @ own_values
+    expected = attention(query, *(x.gather(1, at).transpose(0, 1) for x in (keys, values)))
     assert found.dtype == torch.float16
     assert_close(found, expected, 5e-3)
 

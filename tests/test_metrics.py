@@ -7,7 +7,8 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from hybridsep.errors import HybridsepError
-from hybridsep.metrics import _museval, bss_eval, sdr, si_sdr
+from hybridsep import metrics
+from hybridsep.metrics import _museval, bss_eval, sdr, si_sdr, si_sdr_improvement, stft_distance, nan_windows
 
 RATE = 4000
 
@@ -130,6 +131,64 @@ def test_bss_eval_of_a_silent_estimate_is_a_score_or_a_plain_refusal():
         assert set(bss_eval(estimates, references, 1000)) == {"sdr", "isr", "sir", "sar"}
     except HybridsepError as error:
         assert "silent estimate" in str(error)
+
+
+def test_bss_eval_of_many_mixtures_is_that_of_each_whatever_the_number_of_processes(monkeypatch):
+    references = np.stack([[music_like(10 * s + b, 2 * RATE) for b in range(3)] for s in (1, 2)])
+    estimates = references + 0.1 * noise(5, *references.shape)
+    together = bss_eval(estimates, references, RATE)
+    each = [bss_eval(estimates[:, b], references[:, b], RATE) for b in range(3)]
+    monkeypatch.setattr(metrics, "FEWEST_IN_PARALLEL", 1)
+    parallel = bss_eval(estimates, references, RATE, "mixtures")
+    for name, values in together.items():
+        assert values.shape == (2, 3) and np.isfinite(values).all()
+        assert np.array_equal(values, parallel[name])
+        assert np.array_equal(values, np.stack([e[name] for e in each], 1))
+
+
+def test_windows_that_bss_eval_leaves_out_are_those_that_museval_does():
+    references = np.stack([music_like(1, 5 * RATE), music_like(2, 5 * RATE)])
+    estimates = references + 0.1 * noise(3, *references.shape)
+    references[0, RATE : 2 * RATE] = 0.0
+    estimates[1, 3 * RATE : 4 * RATE] = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        values = _museval().evaluate(references[..., None], estimates[..., None], win=RATE, hop=RATE, mode="v4")
+    assert np.isnan(values[0]).sum(1).tolist() == [2, 2] and nan_windows(estimates, references, RATE) == 2
+    assert nan_windows(estimates, references, 2 * RATE) == 0
+    batch = nan_windows(np.stack([estimates, references + 1.0], 1), np.stack([references, references + 1.0], 1), RATE)
+    assert batch.tolist() == [2, 0]
+
+
+def test_si_sdr_improvement_counts_from_the_mixture():
+    first, second = np.array([1.0, 0, 1, 0]), np.array([0.0, 1, 0, -1])
+    mixture = 0.5 * (first + second)
+    # The mixture holds both sources equally loud: 0 dB.
+    assert si_sdr_improvement(mixture, first, mixture) == 0.0
+    assert si_sdr_improvement(first + 0.1 * second, first, mixture) == pytest.approx(20.0)
+
+
+def test_stft_distance_of_hand_computed_cases():
+    reference = noise(0, 2, 4000)
+    assert stft_distance(reference, reference) == pytest.approx(np.zeros(2))
+    assert stft_distance(0 * reference, reference) == pytest.approx(np.ones(2))
+    assert stft_distance(1.5 * reference, reference) == pytest.approx(np.full(2, 0.5))
+    # Magnitudes alone count: a delay by a few samples of a steady tone moves phases and next to nothing else.
+    tone = np.sin(2 * np.pi * 0.1 * np.arange(40_000))
+    assert stft_distance(np.roll(tone, 3), tone) < 0.1 and stft_distance(-tone, tone) == pytest.approx(0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(stft_distance(tone, 0 * tone))
+
+
+def test_stft_distance_is_that_of_the_codecs_loss():
+    import torch
+
+    from hybridsep.vqvae import SpectralLoss
+
+    reference, estimate = 10 * noise(0, 8192), 10 * noise(1, 8192)
+    loss = SpectralLoss()(torch.tensor(estimate)[None].float(), torch.tensor(reference)[None].float())
+    assert stft_distance(estimate, reference) == pytest.approx(float(loss), rel=2e-3)
 
 
 def test_museval_needs_no_ffmpeg():

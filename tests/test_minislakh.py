@@ -12,10 +12,10 @@ import pytest
 import soundfile
 import yaml
 
-from hybridsep.data.composer import COMPOSER_VERSION, HIGHEST, LOWEST, Note, compose_song
+from hybridsep.data.composer import COMPOSER_VERSION, HIGHEST, LOWEST, PIANO_HIGHEST, PIANO_LOWEST, Note, compose_song
 from hybridsep.data.minislakh import Strike, hold, load_soundfont, make_minislakh, render_song, track_folder
 from hybridsep.data.slakh import read_tracks
-from hybridsep.data.styles import BASS_RHYTHMS, BASSES, KEYS, KITS, PROGRESSIONS, STYLES
+from hybridsep.data.styles import BASS_RHYTHMS, BASSES, KEYS, KITS, PIANOS, PROGRESSIONS, STYLES
 
 SECONDS, RATE = 6.0, 22050
 
@@ -241,6 +241,48 @@ def test_every_grid_fits_its_bar():
         family = BASS_RHYTHMS[16 if steps == 16 else "triplet" if style.steps_per_quarter == 3 else "three"]
         for line in style.lines:
             assert line.split("/")[0] in {*family, "kick", "antikick", "riff"}, (name, line)
+
+
+def test_bass_and_drums_are_those_of_before_there_was_a_piano():
+    """Models are trained on these songs: for the same seed they must never change unnoticed."""
+    songs = [compose_song(1, index, 20.0) for index in range(30)]
+    played = [(s.style, s.tempo_bpm, s.meter, s.key, s.bass_program, s.drum_kit, s.bass_notes, s.drum_notes, s.bass_sound, s.drum_sound) for s in songs]
+    assert hashlib.sha256("".join(map(repr, played)).encode()).hexdigest()[:16] == "cf539d5d3e6b643d" and COMPOSER_VERSION == 4
+
+
+def test_a_piano_beside_them_leaves_bass_and_drums_byte_for_byte(collection, tmp_path):
+    folder = make(tmp_path / "trio", 3, parts=("bass", "drums", "piano"))
+    for index in range(3):
+        old, new = digests(track_folder(collection, index)), digests(track_folder(folder, index))
+        for name in ("stems/S00.flac", "stems/S01.flac", "MIDI/S00.mid", "MIDI/S01.mid"):
+            assert old[name] == new[name], name
+        assert set(new) - set(old) == {"stems/S02.flac", "MIDI/S02.mid"}
+    track = read_tracks(folder)[0]
+    assert [stem.inst_class for stem in track.stems] == ["Bass", "Drums", "Piano"]
+    stems, mix = [soundfile.read(stem.path)[0] for stem in track.stems], soundfile.read(track.path / "mix.flac")[0]
+    assert np.abs(sum(stems) * track.metadata["minislakh"]["mix_gain"] - mix).max() < 3 / 32768
+    with pytest.raises(ValueError, match="made with"):
+        make(folder, 3)
+
+
+def test_pianists_play_the_chords_of_their_songs_between_bass_and_cymbals(songs):
+    assert {song.piano_program for song in songs} == set(PIANOS)
+    for song in songs[:100]:
+        assert all(PIANO_LOWEST <= note.pitch < PIANO_HIGHEST and 0 <= note.start < song.duration for note in song.piano_notes)
+        starts = [0.0, *(note.start for note in song.piano_notes), song.duration]
+        assert np.diff(starts).max() < 13, (song.index, song.style)
+    together = [len(song.piano_notes) / len({note.start for note in song.piano_notes}) for song in songs]
+    in_key = [(n.pitch - KEYS.index(s.key.split()[0])) % 12 in (0, 2, 4, 5, 7, 9, 11) for s in songs for n in s.piano_notes if s.key.endswith("major")]
+    assert np.mean(in_key) > 0.85 and np.mean(together) > 1.0
+    with pytest.raises(ValueError, match="no part 'oboe'"):
+        render_song(songs[0], RATE, ("oboe",))
+
+
+def test_pianos_can_be_heard():
+    for index in range(4):
+        samples = render_song(compose_song(0, index, 12.0), RATE, ("piano",))["piano"]
+        level = np.sqrt(np.mean(samples.reshape(12, RATE) ** 2, axis=1))
+        assert np.isfinite(samples).all() and np.abs(samples).max() <= 0.951 and np.mean(level > 1e-3) > 0.7
 
 
 @pytest.mark.parametrize("arguments", [(-1, 0, 5.0), (0, -1, 5.0), (0, 0, 0.5), (0, 0, float("nan"))])

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from hybridsep.report.figures import plot_spectrograms, results_table, show
+from hybridsep.report.figures import number, plot_spectrograms, results_table, show
 from hybridsep.report.players import PEAK, audio_player, common_gain, mp3_bytes, player_table, stem_player
 
 RATE = 22050
@@ -140,6 +140,16 @@ def test_show_closes_the_figure_and_demands_words():
         show(figure, "caption", " ")
     assert 'alt="an empty frame"' in show(figure, "caption", "an empty frame").data
     assert not plt.fignum_exists(figure.number)
+
+
+def test_a_stem_is_shown_without_the_name_of_its_group():
+    html = stem_player({"m": tone(), "bass (LASS)": tone()}, RATE, "t", groups={"Mixture": ["m"], "LASS": ["bass (LASS)"]}).data
+    assert '<span class="hs-name">bass</span>' in html and 'aria-label="Solo LASS: bass"' in html and 'data-stem="bass (LASS)"' in html
+
+
+def test_numbers_read_as_people_write_them():
+    assert [number(v) for v in (-0.001, -1.5, 1234.5, float("inf"))] == ["0.00", "−1.50", "1\N{NARROW NO-BREAK SPACE}234.50", "undefined"]
+    assert number(-12345) == "−12\N{NARROW NO-BREAK SPACE}345"
 
 
 def test_results_table_formats_numbers_and_missing_values():

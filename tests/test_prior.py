@@ -146,6 +146,20 @@ def test_embeddings_start_as_near_as_their_codebook_vectors():
     assert float(prior.embedding.weight[:K].detach().square().mean()) == pytest.approx(1.0, rel=1e-3)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_temperature_is_that_of_every_prediction(temperature):
+    priors, codes = [tiny_prior(seed=s) for s in range(2)], torch.randint(12, (2, 1, 3, 20), generator=seeded())
+    plain, tempered = (stepwise(PriorStack(priors, temperature=t), codes) for t in (1.0, temperature))
+    assert torch.allclose(tempered, (plain / temperature).log_softmax(-1), atol=1e-5)
+    assert torch.equal(tempered, plain) == (temperature == 1)
+
+
+def test_a_temperature_must_be_positive():
+    for temperature in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="temperature"):
+            PriorStack([tiny_prior()], temperature=temperature)
+
+
 def test_priors_of_different_shapes_are_not_stacked():
     with pytest.raises(ValueError, match="equal shapes"):
         PriorStack([tiny_prior(), tiny_prior(width=32)])

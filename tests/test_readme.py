@@ -3,7 +3,8 @@
 import shutil
 
 from hybridsep.report import repository_root
-from hybridsep.report.readme import BENCH, SCALING, write_speed
+from hybridsep.report.readme import SCALING, write_speed
+from hybridsep.report.speed import BENCH
 
 
 def test_speeds_in_the_readme_are_those_of_the_recorded_benchmarks(tmp_path):

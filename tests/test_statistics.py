@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hybridsep.statistics import bootstrap_interval, paired_permutation_test
+from hybridsep.statistics import bootstrap_interval, holm, paired_permutation_test
 
 
 def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
@@ -35,6 +35,33 @@ def test_paired_permutation_test_agrees_with_itself_beyond_enumeration():
     noise, shifted = rng.normal(0, 1, 40), rng.normal(1, 1, 40)
     assert paired_permutation_test(shifted, np.zeros(40)) < 0.01
     assert paired_permutation_test(noise, np.zeros(40)) > 0.05
+
+
+def test_holm_of_a_hand_computed_case():
+    # Smallest first: 0.01·4, 0.02·3, 0.03·2 (no less than the one before), 0.5·1.
+    assert holm([0.5, 0.01, 0.03, 0.02]) == pytest.approx([0.5, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]).tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="do not lie"):
+        holm([0.5, 1.5])
+
+
+def test_holm_keeps_false_alarms_of_many_tests_below_the_level():
+    rng = np.random.default_rng(2)
+    alarms = [(holm(rng.uniform(size=20)) < 0.05).any() for _ in range(1000)]
+    assert 0.03 < np.mean(alarms) < 0.07
+
+
+@pytest.mark.parametrize("sample", [lambda rng: rng.exponential(3.0, 30), lambda rng: rng.standard_t(4, 30), lambda rng: rng.choice([-2.0, 5.0], 30)])
+def test_bootstrap_interval_of_songs_unlike_a_normal_distribution_still_covers(sample):
+    truth = float(np.mean([sample(np.random.default_rng(s)).mean() for s in range(20_000)]))
+    spans = [bootstrap_interval(sample(np.random.default_rng([1, trial])), n=400, seed=trial) for trial in range(300)]
+    assert 0.88 < np.mean([span.low <= truth <= span.high for span in spans]) < 0.99
+
+
+def test_permutation_test_of_nothing_alarms_as_often_as_its_level_says():
+    rng = np.random.default_rng(3)
+    p = [paired_permutation_test(rng.normal(size=12), rng.normal(size=12)) for _ in range(300)]
+    assert 0.02 < np.mean(np.array(p) < 0.05) < 0.09
 
 
 def test_senseless_values_are_refused():

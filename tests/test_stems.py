@@ -13,6 +13,7 @@ from hybridsep.data.minislakh import make_minislakh
 from hybridsep.data.slakh import load_source, read_tracks
 from hybridsep.data.stems import FULL_SCALE, LARGEST, MIXTURE_RMS, StemSet, build_stems, mix, open_stems
 from hybridsep.errors import HybridsepError
+from hybridsep.evaluation import choose_chunks
 
 RATE = 8000
 SOURCES = {"bass": "Bass", "drums": "Drums"}
@@ -134,3 +135,14 @@ def test_mixture_is_the_mean_of_the_sources():
 def test_crop_longer_than_every_song_is_refused_with_both_lengths():
     with pytest.raises(HybridsepError, match=r"as long as 1\.0 s; the longest has 0\.0 s"):
         ramp().random_crops(0, 1, RATE, seeded())
+
+
+@pytest.mark.parametrize("pairing", ["same-song", "random"])
+def test_the_evaluations_chunks_pair_sources_as_training_does(pairing):
+    """Every song is a level of its own, by which its samples are known."""
+    levels = np.repeat(np.arange(1, 7) * 500, 3000).astype(np.int16)
+    stems = StemSet(np.stack([levels, levels]), tuple("abcdef"), tuple(range(0, 18_000, 3000)), (3000,) * 6, 1000, pairing)
+    chunks = choose_chunks(stems, ("bass", "drums"), 5, 2.0, 8, 0)
+    songs = (chunks.sources[..., 0] * FULL_SCALE / 500).round().long() - 1
+    assert [stems.names[i] for i in songs[0]] == list(chunks.tracks) and len(set(songs[1].tolist())) == 5
+    assert ((songs[0] == songs[1]).all() if pairing == "same-song" else (songs[0] != songs[1]).all())

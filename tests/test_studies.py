@@ -1,6 +1,7 @@
 """Studies at the smallest size: complete tables with provenance, and nothing done twice."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,18 @@ from micro import micro_profile
 from torchaudio.models import ConvTasNet
 
 from hybridsep import evaluation, separation
+from hybridsep import pipeline as pipeline_module
 from hybridsep.errors import HybridsepError
+from hybridsep.likelihood import CountLikelihood, SumLikelihood
 from hybridsep.metrics import sdr
 from hybridsep.pipeline import Pipeline
 from hybridsep.profiles import METHODS, load_profile
-from hybridsep.studies import baselines, comparison, run_study
+from hybridsep.report import studies as report
+from hybridsep.report.chapter import number
+from hybridsep.report.conclusion import study_answer
+from hybridsep.studies import baselines, comparison, counting, effects, protocols, repeatability, run_study, settings, third_instrument
+from hybridsep.studies.effects import effects_table
+from hybridsep.studies.protocols import CHOICES
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,6 +31,10 @@ def small():
         patch.setattr(evaluation, "bss_eval", lambda estimates, *_: {name: estimates.std(-1) for name in ("isr", "sir", "sar")})
         for name, value in {"CHUNKS": 2, "PARTICLE_COUNTS": (1, 3), "PARTICLE_CHUNKS": 2, "CONTRIBUTION_CHUNKS": 2, "PRECISION_SEEDS": 1}.items():
             patch.setattr(comparison, name, value)
+        for study, chunks in ((protocols, 2), (settings, 1), (counting, 1), (repeatability, 2)):
+            patch.setattr(study, "CHUNKS", chunks)
+        patch.setattr(repeatability, "TRAINING_CHUNKS", 2)
+        patch.setattr(effects, "PERMUTATIONS", 5000)
         yield
 
 
@@ -44,9 +56,72 @@ def test_two_by_two_holds_every_cell_and_search(pipeline, tmp_path):
     assert {"mixture", "codec-plain", "codec-linear", "irm"} <= set(found.method)
 
 
+def test_effects_are_paired_differences_of_the_cells(pipeline, tmp_path):
+    found = tables(run_study("two-by-two", pipeline, tmp_path))
+    worth = found["effects"].set_index(["search", "refine", "source", "effect"]).sort_index()
+    assert len(worth) == 4 * 2 * 3 * 6 and (worth.n == 2).all()
+    rows = found["evaluation"][(found["evaluation"].metric == "sdr") & (found["evaluation"].selection == "blind") & (found["evaluation"].refine == "wiener")]
+    means = rows[(rows.search == "beam") & (rows.source == "bass")].groupby("method").value.mean()
+    shown = worth.loc["beam", "wiener", "bass"]["mean"]
+    assert shown["linear"] == pytest.approx((means["hybrid"] + means["lqvae"] - means["lass"] - means["plain-sum"]) / 2, abs=1e-3)
+    assert shown["interaction"] == pytest.approx(means["hybrid"] - means["lqvae"] - means["lass"] + means["plain-sum"], abs=1e-3)
+    assert shown["over lass"] == pytest.approx(means["hybrid"] - means["lass"], abs=1e-3)
+    assert (worth.low <= worth["mean"]).all() and (worth["mean"] <= worth.high).all()
+    assert (worth.p_holm >= worth.p).all() and (worth.p_holm <= 1).all()
+
+
+def planted(gain, songs=30, noise=0.3):
+    """A table in which the linear codebook is worth `gain` dB with counts and nothing with sums, by one search."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for song in range(songs):
+        for source in ("bass", "drums"):
+            level = rng.normal(5, 3)
+            for method in METHODS:
+                for refine in ("none", "wiener"):
+                    value = level + rng.normal(0, noise) + gain * (method == "hybrid")
+                    rows.append((f"song{song}", 0.0, method, "particle", "blind", refine, source, "real", "sdr", value))
+    return pd.DataFrame(rows, columns=evaluation.COLUMNS)
+
+
+def test_planted_effects_are_found_and_noise_is_not():
+    found = effects_table(planted(1.0)).set_index(["search", "refine", "source", "effect"]).sort_index().loc["particle", "wiener", "mean"]
+    assert found["mean"]["linear"] == pytest.approx(0.5, abs=0.2) and found["mean"]["interaction"] == pytest.approx(1.0, abs=0.3)
+    assert (found.p_holm < 0.01).all() and (found.low > 0).all()
+    nothing = effects_table(planted(0.0))
+    assert (nothing.p_holm > 0.05).all() and nothing.p.min() < nothing.p_holm.min()
+
+
+@pytest.mark.parametrize("gain, said", [(1.0, "Yes"), (0.0, "No: nowhere"), (-1.0, "No: nowhere")])
+def test_conclusion_of_the_2_x_2_follows_from_its_numbers(gain, said):
+    sentence = study_answer(effects_table(planted(gain)))
+    assert sentence.startswith(said) and "30 songs" in sentence and "36 comparisons" in sentence
+    assert ("against LASS" in sentence) and ("−1.0" in sentence or gain != -1.0)
+    assert "too few" in study_answer(effects_table(planted(gain, songs=3)))
+
+
+def test_protocol_choices_are_measured_on_the_same_separations(pipeline, tmp_path, monkeypatch):
+    run_study("two-by-two", pipeline, tmp_path)
+    monkeypatch.setattr(separation.Separator, "search_codes", lambda *_, **__: pytest.fail("searched again"))
+    found = tables(run_study("protocols", pipeline, tmp_path))
+    choices = found["choices"].set_index(["choice", "search", "method", "source"])["mean"]
+    assert len(choices) == len(CHOICES) * 4 * 5 * 3 and np.isfinite(choices).all()
+    # Each source by itself is never worse than both together, but for the window it is chosen in.
+    assert (choices["each source by itself", :, :, "mean"] >= -0.05).all()
+    total, parts = choices["seed protocol"], [choices[c] for c in ("oracle", "each source by itself", "default window, seed")]
+    assert np.allclose(total, sum(parts), atol=2e-3)
+    assert np.allclose(choices[:, :, "all"], choices.drop("all", level="method").groupby(["choice", "search", "source"]).mean().reindex(choices[:, :, "all"].index), atol=1e-3)
+    published = found["published"]
+    ours = published[(published.method == "lass") & (published.search == "beam") & (published.source == "drums")].ours.item()
+    rows = evaluation.Evaluation(pipeline).run("lass", "beam").rows
+    seed = rows[(rows.metric == "sdr") & (rows.selection == "seed") & (rows.refine == "none") & (rows.reference == "real") & (rows.source == "drums")]
+    assert ours == pytest.approx(seed.value.mean(), abs=1e-3)
+
+
 def test_particle_counts_share_their_songs_and_are_run_once(pipeline, tmp_path, monkeypatch):
     found = tables(run_study("particles", pipeline, tmp_path))
     assert list(found["search"].particles) == [1, 3]
+    assert found["course"].groupby("particles").size().tolist() == [4, 4] and (found["course"].ess <= found["course"].particles + 1e-4).all()
     assert set(found["scores"].particles) == {1, 3}
     assert found["scores"].groupby("particles").track.agg(lambda t: tuple(sorted(set(t)))).nunique() == 1
     provenance = json.loads((tmp_path / "particles" / "provenance.json").read_text())
@@ -75,20 +150,166 @@ def test_precisions_are_compared_on_the_same_chunks(pipeline, tmp_path):
     assert abs(pair[0] - pair[1]).max() < 0.1 and (pair[0] != pair[1]).any()
 
 
+def test_settings_are_tried_on_validation_songs_only(pipeline, tmp_path):
+    found = tables(run_study("settings", pipeline, tmp_path))
+    scores = found["scores"]
+    assert set(scores.track) <= set(pipeline.stems("validation").names)
+    runs = scores[scores.metric == "log_evidence"].groupby(["method", "setting", "tried"]).value.mean()
+    for sweep in settings.SWEEPS:
+        tried = runs[sweep.method, sweep.setting]
+        assert set(sweep.values) <= set(tried.index), sweep.setting
+        # Models this small leave all particles alike, and none is ever resampled.
+        assert tried.nunique() > 1 or sweep.setting == "ess_threshold", sweep.setting
+    assert scores[~scores.comparable].setting.unique().tolist() == ["power"]
+    assert set(found["correlation"].method) == {sweep.method for sweep in settings.SWEEPS} and found["correlation"].n.min() > 3
+
+
+def test_evidence_that_follows_the_score_has_rank_correlation_one():
+    rows = []
+    for tried in range(5):
+        for song in range(3):
+            common = (f"song{song}", 0.0, "hybrid", "particle")
+            rows.append((*common, "", "", "", "", "log_evidence", tried**3 + song, "power", tried, tried != 4))
+            rows += [(*common, "blind", refine, "bass", "real", "sdr", -1.0 if tried == 4 else tried + 2 * song, "power", tried, tried != 4) for refine in ("none", "wiener")]
+    table = pd.DataFrame(rows, columns=[*evaluation.COLUMNS, "setting", "tried", "comparable"])
+    found = settings.correlation_table(table).set_index(["settings", "refine"])
+    assert found.loc[("comparable", "none"), ["rho", "rho_song", "n"]].tolist() == pytest.approx([1, 1, 4])
+    assert found.loc[("all", "wiener"), "rho"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_changed_settings_do_what_they_say(pipeline):
+    hybrid, lqvae = pipeline.separator("hybrid"), pipeline.separator("lqvae")
+    first, second, mixed = torch.randint(16, (3, 50), generator=torch.Generator().manual_seed(0))
+    own = hybrid.likelihood.log_likelihood(mixed, first, second)
+    assert torch.allclose(settings.with_power(hybrid, 2.0).likelihood.log_likelihood(mixed, first, second), 2 * own, atol=1e-4)
+    assert torch.equal(settings.with_smoothing(hybrid, hybrid.likelihood.smoothing).likelihood.log_likelihood(mixed, first, second), own)
+    assert settings.with_sigma(lqvae, 2.0).likelihood.sigma_squared == pytest.approx(4 * lqvae.likelihood.sigma_squared)
+    assert settings.with_ess_threshold(hybrid, 0.9).profile.search.ess_threshold == 0.9 != hybrid.profile.search.ess_threshold
+    tempered = settings.with_temperature(hybrid, 2 * hybrid.stack.temperature).stack
+    expected = hybrid.stack.start(1, 2).log_probs.exp().sqrt()
+    assert torch.allclose(tempered.start(1, 2).log_probs.exp(), expected / expected.sum(-1, keepdim=True), atol=1e-2)
+    assert tempered.temperature == 2 * hybrid.stack.temperature and tempered.dtype == hybrid.stack.dtype
+
+
+def test_more_counted_pairs_leave_fewer_unseen(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(counting, "PAIRS", (100, 20_000))
+    version = (pipeline.root / "hybrid" / "version.txt").read_text()
+    found = tables(run_study("counting", pipeline, tmp_path))
+    unseen = found["unseen"].pivot(index="pairs", columns="split", values=["unseen_pairs", "unseen_triples"])
+    assert len(unseen) == 2 and unseen.index[0] < unseen.index[1]
+    assert (unseen.iloc[1] <= unseen.iloc[0]).all() and (unseen["unseen_triples"] >= unseen["unseen_pairs"]).all().all()
+    assert set(found["scores"].pairs) == set(unseen.index)
+    assert (pipeline.root / "hybrid" / "version.txt").read_text() == version, "the model that users load was replaced"
+
+
+def test_share_of_unseen_pairs_of_a_hand_made_count(pipeline):
+    vqvae, chunks = pipeline.vqvae("linear"), evaluation.Evaluation(pipeline).chunks
+    size = len(vqvae.codebook)
+    backoff = SumLikelihood(vqvae.codebook, 1.0, 0.1)
+    everything = torch.arange(size**3)
+    shares = [counting.unseen_shares(CountLikelihood(keys, torch.ones_like(keys), backoff, 1.0), vqvae, chunks) for keys in (everything, everything[:0])]
+    assert shares == [{"unseen_pairs": 0.0, "unseen_triples": 0.0}, {"unseen_pairs": 1.0, "unseen_triples": 1.0}]
+
+
+def test_repeatability_varies_training_and_search_apart(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(repeatability, "SEEDS", 2)
+    monkeypatch.setattr(repeatability, "load_profile", lambda _: pipeline.profile)
+    found = tables(run_study("repeatability", pipeline, tmp_path))
+    spread = found["spread"].set_index(["varied", "refine", "source", "what"]).sort_index()
+    assert (spread.seeds == 2).all() and len(spread) == 2 * 2 * 3 * (len(METHODS) + 3)
+    for varied in ("training", "search"):
+        assert (spread.loc[varied, "none", "mean"].loc[list(METHODS), "std"] > 0).all()
+    scores = found["scores"]
+    rows = scores[(scores.varied == "search") & (scores.metric == "sdr") & (scores.refine == "none") & (scores.method == "lass")]
+    means = rows.groupby("seed").value.mean()
+    assert spread.loc[("search", "none", "mean", "lass"), "std"] == pytest.approx(means.std(), abs=1e-3)
+    assert (pipeline.root.parent / "repeatability").is_dir()
+
+
 def test_a_study_of_an_unknown_name_is_refused(pipeline, tmp_path):
     with pytest.raises(HybridsepError, match="unknown study 'all'.*two-by-two"):
         run_study("all", pipeline, tmp_path)
 
 
-def test_baselines_are_scored_like_everything_else(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr(baselines, "CHUNKS", 2)
-    monkeypatch.setattr(baselines, "NMF_SECONDS", 12.0)
-    monkeypatch.setattr(baselines, "training_seconds", lambda *_: 2.0)
+@pytest.fixture
+def small_tasnet(monkeypatch):
+    for study in (baselines, third_instrument):
+        monkeypatch.setattr(study, "training_seconds", lambda *_: 2.0)
+        monkeypatch.setattr(study, "CHUNKS", 2)
     monkeypatch.setattr(baselines, "make_tasnet", lambda: ConvTasNet(2, 32, 8, msk_num_feats=8, msk_num_hidden_feats=8, msk_num_layers=2, msk_num_stacks=1))
+
+
+def test_a_third_instrument_takes_a_prior_and_counts_and_no_other_training(pipeline, tmp_path, monkeypatch, small_tasnet):
+    pipeline.separator("hybrid")
+    version = (pipeline.root / "hybrid" / "version.txt").read_text()
+    trained = []
+    real = pipeline_module.train
+
+    def remember(task, settings, folder, label, *rest):
+        trained.append(label)
+        return real(task, settings, folder, label, *rest)
+
+    monkeypatch.setattr(pipeline_module, "train", remember)
+    found = tables(run_study("third-instrument", pipeline, tmp_path))
+    assert trained == ["prior piano (linear)"]
+    assert (pipeline.root / "hybrid" / "version.txt").read_text() == version, "the model that users load was replaced"
+    scores = found["scores"][(found["scores"].metric == "sdr") & (found["scores"].selection == "blind") & (found["scores"].refine == "none")]
+    assert set(scores.pair) == {"bass + piano", "drums + piano", "bass + drums"}
+    assert scores.groupby(["pair", "method"]).size().to_dict() == {(pair, m): 4 for pair in set(scores.pair) for m in ("hybrid", "convtasnet")}
+    assert set(scores[scores.pair == "drums + piano"].source) == {"drums", "piano"} and np.isfinite(scores.value).all()
+    assert list(found["priors"].source) == ["bass", "drums", "piano"]
+    loaded = separation.Separator.load(pipeline.root / "drums-piano" / "hybrid")
+    assert loaded.profile.source_names == ("drums", "piano")
+    own = pipeline.separator("hybrid")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.priors[0].parameters(), own.priors[1].parameters(), strict=True))
+
+
+def test_baselines_are_scored_like_everything_else(pipeline, tmp_path, monkeypatch, small_tasnet):
+    monkeypatch.setattr(baselines, "NMF_SECONDS", 12.0)
     found = tables(run_study("baselines", pipeline, tmp_path))
     scores = found["scores"][(found["scores"].metric == "sdr") & (found["scores"].refine == "none")]
     assert scores.groupby("method").size().to_dict() == {"hpss": 4, "nmf": 4, "convtasnet": 4}
     assert np.isfinite(scores.value).all() and (found["times"].seconds_per_chunk > 0).all()
+
+
+def text_of(html):
+    return re.sub(r'base64,[^"]*', "", html.data)
+
+
+def test_every_recorded_study_is_shown_with_its_provenance_and_figures_can_be_read_aloud(pipeline, tmp_path, monkeypatch, small_tasnet):
+    for name, value in {"SEEDS": 2, "load_profile": lambda _: pipeline.profile}.items():
+        monkeypatch.setattr(repeatability, name, value)
+    monkeypatch.setattr(baselines, "NMF_SECONDS", 12.0)
+    monkeypatch.setattr(counting, "PAIRS", (100, 20_000))
+    monkeypatch.setenv("HYBRIDSEP_ROOT", str(tmp_path))
+    for name, shows in report.SHOWN.items():
+        missing = text_of(shows())
+        assert missing.count("<p>") == 1 and f"hybridsep study {name}" in missing and "not been recorded" in missing
+    # These two want more songs than the smallest run has.
+    recorded = report.SHOWN.keys() - {"refinement", "linearity"}
+    for name in recorded:
+        run_study(name, pipeline, tmp_path / "book" / "results")
+    for name in recorded:
+        page = text_of(report.SHOWN[name]())
+        assert f"study {name}, profile micro, commit" in page, name
+        # Of so few songs and settings some correlations do not exist.
+        assert "nan" not in page and ("undefined" not in page or name == "settings"), name
+        assert page.count("<img") == page.count("alt=") and 'alt=""' not in page, name
+    sentences = text_of(report.SHOWN["two-by-two"]())
+    assert "2 songs are too few" in sentences and "144 comparisons" in sentences
+    ours = tables(tmp_path / "book" / "results" / "protocols")["published"].ours.iloc[0]
+    assert number(ours) in text_of(report.SHOWN["protocols"]())
+
+
+def test_window_and_trust_of_a_recorded_refinement_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDSEP_ROOT", str(tmp_path))
+    folder = tmp_path / "book" / "results" / "refinement"
+    folder.mkdir(parents=True)
+    rows = [("song", "bass", 3.0, "lass", 0, float("nan")), ("song", "bass", 7.25, "lass", 2048, 0.5), ("song", "bass", 6.0, "lass", 4096, 0.5)]
+    pd.DataFrame(rows, columns=["track", "source", "sdr", "method", "size", "trust"]).to_csv(folder / "scores.csv", index=False, na_rep="nan")
+    (folder / "provenance.json").write_text(json.dumps({"profile": {"name": "cpu"}, "commit": "abc", "hardware": "a machine"}))
+    page = text_of(report.SHOWN["refinement"]()).replace("\N{NARROW NO-BREAK SPACE}", "")
+    assert "7.25" in page and "2048" in page and "3.00 dB" in page and "validation songs" in page
 
 
 @pytest.fixture(scope="module")

@@ -70,3 +70,11 @@ def tiny_separator(likelihood: Likelihood | None = None, **changes) -> Separator
     vqvae = tiny_vqvae()
     likelihood = likelihood or SumLikelihood(vqvae.codebook, float(vqvae.codebook.var()), 0.01)
     return Separator(vqvae, [tiny_prior(seed=1), tiny_prior(seed=2)], likelihood, tiny_profile(**changes))
+
+
+def long_hop_separator(codes: int = 12, **changes) -> Separator:
+    """One whose windows have few codes, so that long recordings, or hundreds of short ones, are separated in seconds."""
+    shape = {"strides": (16, 16), "widths": (2, 3), "codes": codes}
+    priors = [tiny_prior(codes, seed, layers=1) for seed in (1, 2)]
+    profile = tiny_profile(**{"vqvae": vqvae_settings(**shape), "prior": prior_settings(layers=1), "search": {"particles": 2}, **changes})
+    return Separator(tiny_vqvae(**shape), priors, count_likelihood(codes), profile)

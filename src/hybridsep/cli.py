@@ -85,21 +85,17 @@ def separate(
     particles: Annotated[Optional[int], typer.Option(min=1, help="N; the model's own setting when not given")] = None,
     seed: int = 0,
     refine: Annotated[bool, typer.Option(help="Wiener masks, so that the stems sum to the recording")] = True,
-    form: Annotated[str, typer.Option("--format", help="wav, flac or mp3")] = "wav",
+    carry: Annotated[bool, typer.Option("--carry", help="the priors go on from window to window: one after the other, not all at once")] = False,
+    form: Annotated[str, typer.Option("--format", help="wav, flac, ogg or mp3")] = "wav",
     overwrite: bool = False,
 ) -> None:
     """Separate a recording into stems."""
-    from hybridsep.recording import read_audio, separate_recording, stem_paths, write_stems
-    from hybridsep.separation import Separator
+    from hybridsep.recording import separate_file
 
     started = time.perf_counter()
-    waveform, rate = read_audio(recording)
-    separator = Separator.load(model)
-    stem_paths(separator.profile.source_names, out, form, overwrite)  # refuse before the work, not after it
-    result = separate_recording(separator, waveform, rate, search, particles, seed, refine)
-    paths = write_stems(result, separator.profile.source_names, out, form, overwrite)
+    found = separate_file(recording, out, model, search, particles, seed, refine, carry, form, overwrite)
     seconds = time.perf_counter() - started
-    typer.echo(f"{', '.join(map(str, paths))}: {waveform.shape[1] / rate:.1f} s in {seconds:.1f} s, evidence {result.log_evidence:.3f} nats per code")
+    typer.echo(f"{', '.join(map(str, found.paths))}: {found.seconds:.1f} s in {seconds:.1f} s, evidence {found.log_evidence:.3f} nats per code")
 
 
 @app.command()
@@ -116,7 +112,7 @@ def evaluate(profile: ProfileOption = "cpu", data: DataOption = None, runs: Runs
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="two-by-two, particles, contributions, precision or baselines")],
+    name: Annotated[str, typer.Argument(help="two-by-two, protocols, settings, counting, particles, contributions, precision, repeatability, baselines, third-instrument, refinement, linearity or windows")],
     profile: ProfileOption = "cpu",
     data: DataOption = None,
     runs: RunsOption = Path("runs"),
@@ -130,7 +126,7 @@ def study(
 
 @app.command()
 def bench(
-    group: Annotated[str, typer.Argument(help="posterior, decode or kernels")],
+    group: Annotated[str, typer.Argument(help="posterior, decode, kernels or training")],
     codes: Annotated[Optional[int], typer.Option(min=2, help="K, the size of random codebooks")] = None,
     particles: Annotated[Optional[int], typer.Option(min=1, help="N; each benchmark's own when not given")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="length of a chunk")] = 3.0,

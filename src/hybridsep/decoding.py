@@ -10,6 +10,7 @@ positions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -51,16 +52,19 @@ class PriorStack:
     Args:
         priors: one per source, of equal shape.
         dtype: of the matrix products and of the cache; log-probabilities are always float32.
+        temperature: the priors are raised to one over it and normalised again: above 1 they are less sure of themselves.
 
     Raises:
-        ValueError: the priors differ in shape or codebook size.
+        ValueError: the priors differ in shape or codebook size, or the temperature is not positive.
     """
 
-    def __init__(self, priors: list[Prior], dtype: torch.dtype = torch.float32):
+    def __init__(self, priors: list[Prior], dtype: torch.dtype = torch.float32, temperature: float = 1.0):
         first = priors[0]
+        if not temperature > 0:
+            raise ValueError(f"temperature {temperature} is not positive")
         if any(p.settings.model_dump(exclude={"training"}) != first.settings.model_dump(exclude={"training"}) or p.codes != first.codes for p in priors):
             raise ValueError("stacked priors must have equal shapes and codebook sizes")
-        self.settings, self.codes, self.sources, self.dtype = first.settings, first.codes, len(priors), dtype
+        self.settings, self.codes, self.sources, self.dtype, self.temperature = first.settings, first.codes, len(priors), dtype, temperature
         self.groups = self.settings.kv_heads
         self.queries = self.settings.heads // self.groups
         self.head_width = self.settings.width // self.settings.heads
@@ -78,7 +82,7 @@ class PriorStack:
             heads, values = self._split(stack(block + "attention.project_in", gain))
             rest = stack(block + "attention.project_out"), stack(block + "expand", gain), stack(block + "contract")
             self.layers.append(Layer(*(w.to(dtype).contiguous() for w in (heads, values, *rest))))
-        self.head = stack("head", gain).to(dtype).contiguous()
+        self.head = stack("head", gain / temperature).to(dtype).contiguous()
 
     @property
     def device(self) -> torch.device:
@@ -347,7 +351,9 @@ class GraphedState(PriorState):
 
     def __init__(self, stack: PriorStack, cache: StaticCache, mixtures: int, particles: int):
         self._codes = torch.zeros(stack.sources, mixtures, particles, dtype=torch.long, device=stack.device)
-        self._replayed = Replayed(self._predict, stack.device)
+        # Who held itself would keep the memory of a finished search until Python next looks for such cycles.
+        predict = WeakMethod(self._predict)
+        self._replayed = Replayed(lambda: predict()(), stack.device)
         super().__init__(stack, cache, mixtures, particles)
 
     def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:

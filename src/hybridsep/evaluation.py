@@ -4,6 +4,8 @@ Protocols, in the column `selection`:
     seed: the better sample of each source on its own, picked with the ground truth, scored in museval's default window of 44 100 samples.
     oracle: the pair of samples (one particle) that is best on average over the sources, picked with the ground truth.
     blind: what a user can do; no ground truth.
+
+The metric `sdr` has the protocol's own window. What the window is worth shows beside it: `sdr_1s` of `seed`, `sdr_44100` of all else.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from torch import Tensor
 from hybridsep.data.stems import StemSet, mix
 from hybridsep.device import seeded_generator
 from hybridsep.errors import HybridsepError
-from hybridsep.metrics import bss_eval, sdr, si_sdr
+from hybridsep.metrics import bss_eval, nan_windows, sdr, si_sdr, si_sdr_improvement, stft_distance
 from hybridsep.pipeline import Pipeline
 from hybridsep.profiles import METHODS, method_spec
-from hybridsep.search import suffix_lengths
+from hybridsep.search import SearchResult, suffix_lengths
 from hybridsep.separation import SELECTIONS, STFT_SIZE, Candidates, Separator, take_particle, wiener
 from hybridsep.training import load_weights, write_atomically
 
@@ -35,6 +37,9 @@ COLUMNS = ("track", "start_s", "method", "search", "selection", "refine", "sourc
 MUSEVAL_DEFAULT_WINDOW = 44_100
 BLIND_RULE = "mean"
 AUDIBLE = 10 ** (-50 / 20)
+# Raised when scores are added or change: what was scored before is separated and scored again.
+SCORES_VERSION = 3
+COURSE_CODES = 16
 
 
 @dataclass(frozen=True)
@@ -87,10 +92,17 @@ class Run:
 
 @dataclass(frozen=True)
 class BlindRun:
-    """Scores of posterior means, in the columns of `evaluation.csv`, and figures of the search, mean over chunks."""
+    """Posterior means of one method and search.
+
+    Attributes:
+        rows: scores, in the columns of `evaluation.csv`.
+        figures: of the search, mean over chunks.
+        course: the search over time, mean over chunks and COURSE_CODES codes: seconds, ess (particles), resampled (share of the codes).
+    """
 
     rows: pd.DataFrame
     figures: dict[str, float]
+    course: pd.DataFrame
 
 
 def choose_chunks(stems: StemSet, names: tuple[str, ...], count: int, seconds: float, hop: int, seed: int) -> Chunks:
@@ -109,7 +121,11 @@ def choose_chunks(stems: StemSet, names: tuple[str, ...], count: int, seconds: f
             pieces.append(torch.stack([stems.crop(p, track, start, length) for p in range(len(names))]))
     if len(tracks) < count:
         raise HybridsepError(f"only {len(tracks)} of {len(stems)} test songs have {seconds:g} s in which every source sounds; {count} chunks were asked for")
-    return Chunks(tuple(tracks), tuple(starts), torch.stack(pieces, 1), names, stems.sample_rate)
+    sources = torch.stack(pieces, 1)
+    if stems.pairing == "random":
+        # As in training: no two sources of a mixture are of one song. Each further one comes from the next chunk's place.
+        sources = torch.stack([source.roll(-p, 0) for p, source in enumerate(sources)])
+    return Chunks(tuple(tracks), tuple(starts), sources, names, stems.sample_rate)
 
 
 def _audible_start(stems: StemSet, track: int, length: int, seed: int) -> int | None:
@@ -126,13 +142,17 @@ def _audible_start(stems: StemSet, track: int, length: int, seed: int) -> int | 
 
 
 class Evaluation:
-    """Runs and scores methods on the test chunks of a pipeline; every run is cached as a step."""
+    """Runs and scores methods on the test chunks of a pipeline; every run is cached as a step.
 
-    def __init__(self, pipeline: Pipeline):
-        self.pipeline, self.settings = pipeline, pipeline.profile.evaluation
+    Args:
+        split: "validation" for choosing settings, which test songs must not serve for.
+    """
+
+    def __init__(self, pipeline: Pipeline, split: str = "test"):
+        self.pipeline, self.settings, self.split = pipeline, pipeline.profile.evaluation, split
         profile = pipeline.profile
         self.chunks = choose_chunks(
-            pipeline.stems("test"), profile.source_names, self.settings.chunks, self.settings.chunk_seconds, profile.vqvae.hop, self.settings.seed
+            pipeline.stems(split), profile.source_names, self.settings.chunks, self.settings.chunk_seconds, profile.vqvae.hop, self.settings.seed
         )
 
     def run(self, method: str, search: str = "particle", particles: int | None = None) -> Run:
@@ -189,6 +209,7 @@ class Evaluation:
             per_code = (found.search.log_evidence / found.search.codes.shape[-1]).cpu().numpy()
             figures = [self._per_chunk(method, search, "seconds", np.full(len(self.chunks), seconds)), self._per_chunk(method, search, "log_evidence", per_code)]
             pd.concat([rows, *figures], ignore_index=True).to_csv(step.folder / "rows.csv", index=False, na_rep="nan")
+            _course(found.search, self.chunks.sources.shape[-1] / self.chunks.sample_rate).to_csv(step.folder / "course.csv", index=False)
             return {
                 "seconds_per_chunk": seconds,
                 "resamplings_per_chunk": float(found.search.resampled.float().sum(1).mean()),
@@ -197,14 +218,12 @@ class Evaluation:
             }
 
         self.pipeline.make(step, make)
-        return BlindRun(_read_rows(step.folder / "rows.csv"), step.record["figures"])
+        return BlindRun(_read_rows(step.folder / "rows.csv"), step.record["figures"], pd.read_csv(step.folder / "course.csv"))
 
     def score_estimates(self, method: str, stems: Tensor, search: str = "") -> pd.DataFrame:
         """Blind scores of stems [P, B, T] against the real sources, as they are and with Wiener masks."""
         mixture, target = self.chunks.mixture[..., : stems.shape[-1]], self.chunks.sources[..., : stems.shape[-1]]
-        return pd.concat(
-            [self._rows(method, search, "blind", refine, "real", refined, target, full=True) for refine, refined in _both(stems, mixture)], ignore_index=True
-        )
+        return self._full_rows(method, search, [("blind", refine, "real", refined, target) for refine, refined in _both(stems, mixture)])
 
     def codec(self, kind: str) -> Tensor:
         """Sources as the VQ-VAE of a kind reconstructs them, the ceiling of every method on it: float32 [P, B, T]."""
@@ -221,7 +240,7 @@ class Evaluation:
             chunks = self.chunks
             estimates = {"mixture": chunks.mixture.expand_as(chunks.sources), "irm": ideal_ratio_mask(chunks.sources, chunks.mixture)}
             estimates |= {f"codec-{kind}": self.codec(kind) for kind in kinds}
-            frames = [self._rows(name, "", "", "none", "real", stems, chunks.sources, full=True) for name, stems in estimates.items()]
+            frames = [self._full_rows(name, "", [("", "none", "real", stems, chunks.sources)]) for name, stems in estimates.items()]
             pd.concat(frames, ignore_index=True).to_csv(step.folder / "rows.csv", index=False, na_rep="nan")
             return {"signals": len(frames)}
 
@@ -276,21 +295,23 @@ class Evaluation:
         return max(METHODS, key=score)
 
     def _chunk_settings(self) -> dict:
-        return self.settings.model_dump(include={"chunks", "chunk_seconds", "seed"})
+        return {**self.settings.model_dump(include={"chunks", "chunk_seconds", "seed"}), "split": self.split, "scores": SCORES_VERSION}
 
     def _score(self, method: str, search: str, found: Candidates, codec: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
         real, mixture = self.chunks.sources, found.mixture.cpu()
-        frames, rules = [], []
+        frames, rules, blind = [], [], []
+        chosen = {rule: _both(select(found).cpu(), mixture) for rule, select in SELECTIONS.items()}
         for reference, target in (("real", real), ("codec", codec)):
             for selection, stems in self._with_ground_truth(found, target).items():
                 for refine, refined in _both(stems, mixture):
                     frames.append(self._rows(method, search, selection, refine, reference, refined, target))
-            for rule, select in SELECTIONS.items():
-                for refine, refined in _both(select(found).cpu(), mixture):
-                    rows = self._rows(method, search, "blind", refine, reference, refined, target, full=rule == BLIND_RULE)
-                    if rule == BLIND_RULE:
-                        frames.append(rows)
+            for rule, both in chosen.items():
+                for refine, refined in both:
+                    rows = self._rows(method, search, "blind", refine, reference, refined, target)
                     rules.append(rows[rows.metric == "sdr"].assign(selection=rule))
+                    if rule == BLIND_RULE:
+                        blind.append(("blind", refine, reference, refined, target))
+        frames.append(self._full_rows(method, search, blind))
         frames.append(self._per_chunk(method, search, "seconds", np.full(len(self.chunks), found.seconds / len(self.chunks))))
         frames.append(self._per_chunk(method, search, "log_evidence", (found.search.log_evidence / found.search.codes.shape[-1]).cpu().numpy()))
         return pd.concat(frames, ignore_index=True), pd.concat(rules, ignore_index=True)
@@ -312,22 +333,41 @@ class Evaluation:
     def _default_window(self) -> int:
         return min(MUSEVAL_DEFAULT_WINDOW, self.chunks.sources.shape[-1])
 
-    def _rows(
-        self, method: str, search: str, selection: str, refine: str, reference: str, stems: Tensor, target: Tensor, full: bool = False
-    ) -> pd.DataFrame:
-        """Scores of estimates [P, B, T] against `target`; with `full`, BSS Eval's other three figures too."""
-        chunks = self.chunks
-        window = self._default_window() if selection == "seed" else chunks.sample_rate
+    def _rows(self, method: str, search: str, selection: str, refine: str, reference: str, stems: Tensor, target: Tensor) -> pd.DataFrame:
+        """SDR, in the protocol's window and in the other one, and SI-SDR of estimates [P, B, T] against `target`."""
+        default, second = self._default_window(), self.chunks.sample_rate
+        windows = {"sdr": default, "sdr_1s": second} if selection == "seed" else {"sdr": second, "sdr_44100": default}
         estimates, targets = stems.numpy(), target.numpy()
-        values = {"sdr": sdr(estimates, targets, window), "si_sdr": si_sdr(estimates, targets)}
-        if full:
-            scores = [bss_eval(estimates[:, b], targets[:, b], window) for b in range(len(chunks))]
-            values |= {name: np.stack([s[name] for s in scores], 1) for name in ("isr", "sir", "sar")}
+        values = {name: sdr(estimates, targets, window) for name, window in windows.items()} | {"si_sdr": si_sdr(estimates, targets)}
+        return self._table((method, search, selection, refine), reference, values)
+
+    def _full_rows(self, method: str, search: str, scored: list[tuple[str, str, str, Tensor, Tensor]]) -> pd.DataFrame:
+        """Every metric of some estimates (selection, refine, reference, stems [P, B, T], target), in windows of one second.
+
+        All go through BSS Eval together, in as many processes as pay.
+        """
+        window, mixture = self.chunks.sample_rate, self.chunks.mixture[..., : scored[0][3].shape[-1]].numpy()
+        pairs = [(stems.numpy(), target.numpy()) for *_, stems, target in scored]
+        together = [np.concatenate(signals, 1) for signals in zip(*pairs, strict=True)]
+        evaluated = bss_eval(*together, window, f"{method} {search}".strip() + ", BSS Eval")
+        frames = []
+        for index, (labels, (estimates, targets)) in enumerate(zip(scored, pairs, strict=True)):
+            part = slice(index * len(self.chunks), (index + 1) * len(self.chunks))
+            values = {name: evaluated[name][:, part] for name in ("isr", "sir", "sar")} | {
+                "si_sdr_improvement": si_sdr_improvement(estimates, targets, mixture),
+                "stft_distance": stft_distance(estimates, targets),
+                "nan_windows": np.broadcast_to(nan_windows(estimates, targets, window), estimates.shape[:2]),
+            }
+            frames += [self._rows(method, search, *labels), self._table((method, search, *labels[:2]), labels[2], values)]
+        return pd.concat(frames, ignore_index=True)
+
+    def _table(self, protocol: tuple[str, str, str, str], reference: str, values: dict[str, np.ndarray]) -> pd.DataFrame:
+        """Rows of metrics [P, B] under one (method, search, selection, refine)."""
         rows = [
-            (track, start, method, search, selection, refine, source, reference, metric, value[p, b])
+            (track, start, *protocol, source, reference, metric, value[p, b])
             for metric, value in values.items()
-            for p, source in enumerate(chunks.names)
-            for b, (track, start) in enumerate(zip(chunks.tracks, self._start_seconds(), strict=True))
+            for p, source in enumerate(self.chunks.names)
+            for b, (track, start) in enumerate(zip(self.chunks.tracks, self._start_seconds(), strict=True))
         ]
         return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -344,7 +384,14 @@ class Evaluation:
 
 def ideal_ratio_mask(sources: Tensor, mixture: Tensor, size: int = STFT_SIZE) -> Tensor:
     """The masks of `wiener` computed from the true sources: what masking can reach at best."""
-    return wiener(sources, mixture, size)
+    return wiener(sources, mixture, size, trust=0.0)
+
+
+def _course(found: SearchResult, seconds: float) -> pd.DataFrame:
+    """The course of a BlindRun whose chunks have so many seconds."""
+    each = pd.DataFrame({"ess": found.ess.mean(0).cpu(), "resampled": found.resampled.float().mean(0).cpu()})
+    course = each.groupby(each.index // COURSE_CODES).mean()
+    return course.assign(seconds=(course.index * COURSE_CODES) * seconds / len(each))
 
 
 def _read_rows(path: Path) -> pd.DataFrame:

@@ -31,7 +31,7 @@ from hybridsep.likelihood import CountLikelihood, Likelihood, SumLikelihood, Tri
 from hybridsep.prior import Prior, PriorTask, nats_per_code
 from hybridsep.profiles import LikelihoodKind, Profile, VQVAEKind, config_hash, method_spec
 from hybridsep.provenance import provenance
-from hybridsep.separation import Separator
+from hybridsep.separation import SUMS, Separator
 from hybridsep.training import clear_checkpoints, load_weights, train, write_atomically
 from hybridsep.vqvae import VQVAE
 
@@ -206,7 +206,8 @@ class Pipeline:
             self._separator = (method, version), made
         folder = self.root / method
         marker = folder / "version.txt"
-        if self.ranks.first and (not marker.is_file() or marker.read_text() != version):
+        complete = marker.is_file() and (folder / SUMS).is_file() and marker.read_text() == version
+        if self.ranks.first and not complete:
             self._separator[1].save(folder)
             write_atomically(marker, version.encode())
         return self._separator[1]

@@ -1,45 +1,80 @@
-"""Separating a person's own recording: read any format, separate in overlapping windows, write stems at the input's rate."""
+"""A person's own recording: a file of any format, rate and number of channels in, one file per stem out. Neither is ever whole in memory."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import soundfile
 import torch
-from scipy.signal import resample_poly
 from torch import Tensor
 
+from hybridsep.audio import BLOCK_VALUES, Audio
 from hybridsep.errors import HybridsepError
-from hybridsep.separation import Separator, wiener
+from hybridsep.separation import Separator
 
-WINDOW_SECONDS = 3.0
-OVERLAP_SECONDS = 0.5
-SHORTEST_SECONDS = 0.2
-MASK_SECONDS = 0.1
+SUFFIXES = ("wav", "flac", "ogg", "mp3")
+LARGEST_WAV = 2**32 - 2**16  # bytes that its header can count
 
 
 @dataclass(frozen=True)
-class Separation:
-    """Stems of one recording.
+class WrittenStems:
+    """What was made of a recording.
 
     Attributes:
-        stems: float32 [P, channels, samples], each on the scale on which they sum to the recording.
-        sample_rate: Hz, the recording's.
+        paths: one file per source.
+        seconds: length of the recording.
         log_evidence: nats per code, mean over windows.
     """
 
-    stems: Tensor
-    sample_rate: int
+    paths: list[Path]
+    seconds: float
     log_evidence: float
 
 
-def read_audio(path: Path) -> tuple[Tensor, int]:
-    """Waveform float32 [channels, samples] and its rate in Hz.
+def separate_file(
+    path: Path,
+    folder: Path,
+    model: Path | str,
+    search: str = "particle",
+    particles: int | None = None,
+    seed: int = 0,
+    refine: bool = True,
+    carry: bool = False,
+    suffix: str = "wav",
+    overwrite: bool = False,
+) -> WrittenStems:
+    """Separate a recording into one file per stem, of its rate, length and number of channels.
+
+    Args:
+        path: of a wav, flac, ogg or mp3.
+        folder: for the stems; made if it is not there.
+        model: folder of a trained method.
+        search, particles, seed, refine, carry: as in `Separator.separate`.
+        suffix: "wav", "flac", "ogg" or "mp3".
+        overwrite: whether stems that are there already may be replaced.
+
+    Raises:
+        HybridsepError: the recording, the model or the folder is not what it should be. No stem is written then, and none replaced.
+    """
+    audio = read_audio(path)
+    separator = Separator.load(model)
+    names = separator.profile.source_names
+    with StemWriter(names, folder, audio, suffix, overwrite) as writer:
+        log_evidence, blocks = separator.separate_blocks(audio, search, particles, seed, refine, carry, "separating")
+        for block in blocks:
+            writer.write(block)
+    return WrittenStems(writer.paths, audio.samples / audio.sample_rate, log_evidence)
+
+
+def read_audio(path: Path) -> Audio:
+    """A recording on disk, heard once to see that it can be.
 
     Raises:
         HybridsepError: not there, not audio, empty, shorter than 0.2 s, or with samples that are no finite numbers.
@@ -48,137 +83,136 @@ def read_audio(path: Path) -> tuple[Tensor, int]:
         raise HybridsepError(f"no file {path}")
     if path.is_dir():
         raise HybridsepError(f"{path} is a folder, not a recording")
+    if not os.access(path, os.R_OK):
+        raise HybridsepError(f"{path} may not be read: permission denied")
+    if not path.is_file():
+        raise HybridsepError(f"{path} is a device or a pipe, not a recording")
+    with _naming(path), soundfile.SoundFile(path) as file:
+        rate, channels = file.samplerate, file.channels
+        if file.format == "RAW":
+            # By some names libsndfile takes whatever has no header for samples.
+            raise ValueError("it has no header of an audio file")
+    return Audio.scan(str(path), rate, channels, lambda: _blocks(path))
+
+
+def _blocks(path: Path) -> Iterator[Tensor]:
+    with _naming(path), soundfile.SoundFile(path) as file:
+        frames = max(1, BLOCK_VALUES // file.channels)
+        while len(samples := file.read(frames, dtype="float32", always_2d=True)):
+            yield torch.from_numpy(np.ascontiguousarray(samples.T))
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Around all reading: what libsndfile raises becomes one line with the file's name."""
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except PermissionError:
-        raise HybridsepError(f"{path} may not be read: permission denied") from None
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        raise HybridsepError(f"{path} is no audio that can be read: {str(error).rstrip('.').split(': ')[-1]}") from None
-    waveform = torch.from_numpy(np.ascontiguousarray(samples.T))
-    check_waveform(waveform, rate, str(path))
-    return waveform, rate
+        yield
+    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError, ValueError) as error:
+        reason = str(error).rstrip(".").split(": ")[-1]
+        raise HybridsepError(f"{path} is no audio that can be read: {reason}") from None
 
 
-def check_waveform(waveform: Tensor, rate: int, name: str) -> None:
-    """Refuse what cannot be separated.
+class StemWriter:
+    """Files of stems in the making, under temporary names until all of them are complete; to be used in a `with`.
+
+    Whatever goes wrong inside the `with`, nothing of them is left, and stems that were there before are as they were.
+
+    Attributes:
+        paths: of the stems.
 
     Raises:
-        HybridsepError: as in `read_audio`.
+        HybridsepError: unknown format or one that does not know the rate or so many channels, a stem that is there already, a folder that
+            cannot be written to, a full disk.
     """
-    if not waveform.shape[0]:
-        raise HybridsepError(f"{name} has no channels")
-    if waveform.shape[-1] < SHORTEST_SECONDS * rate:
-        raise HybridsepError(f"{name} lasts {waveform.shape[-1] / rate:.3f} s; at least {SHORTEST_SECONDS} s is needed")
-    if not torch.isfinite(waveform).all():
-        raise HybridsepError(f"{name} holds samples that are no finite numbers")
 
+    def __init__(self, names: tuple[str, ...], folder: Path, audio: Audio, suffix: str = "wav", overwrite: bool = False):
+        self.paths = stem_paths(names, folder, suffix, overwrite)
+        self._folder, self._audio, self._suffix = folder, audio, suffix
+        self._temporary = [p.with_name(f".{p.stem}.part.{suffix}") for p in self.paths]
+        self._files: list[soundfile.SoundFile] = []
+        self._made: list[Path] = []
+        self._cut_off = False
 
-def separate_recording(
-    separator: Separator, waveform: Tensor, sample_rate: int, search: str = "particle", particles: int | None = None, seed: int = 0, refine: bool = True
-) -> Separation:
-    """Separate float32 [channels, samples] of any rate and length; all windows go through the search as one batch.
+    def __enter__(self) -> StemWriter:
+        try:
+            with self._saying_why():
+                self._made = [p for p in (self._folder, *self._folder.parents) if not p.exists()]
+                self._folder.mkdir(parents=True, exist_ok=True)
+                for path in self._temporary:
+                    path.touch()  # Python says why it cannot; libsndfile does not
+                    self._files.append(soundfile.SoundFile(path, "w", self._audio.sample_rate, self._audio.channels, **self._form()))
+        except HybridsepError:
+            self._clear()
+            raise
+        return self
 
-    The model hears the mono mean at its own rate. Without `refine` the stems are the model's own waveforms, in mono on every
-    channel; with it they are masks of the recording itself, channel by channel, and sum to it.
-    """
-    check_waveform(waveform, sample_rate, "the recording")
-    names = separator.profile.source_names
-    if not waveform.abs().max() > 0:
-        warnings.warn("the recording is silent throughout; so are its stems", stacklevel=2)
-        return Separation(waveform.expand(len(names), *waveform.shape).clone(), sample_rate, 0.0)
-    mono = resample(waveform.mean(0), sample_rate, separator.sample_rate)
-    windows, step = cut_windows(mono, separator.sample_rate, separator.hop)
-    particles = particles or separator.profile.search.particles
-    # Slice by slice, so that memory does not grow with the recording times N.
-    slices = windows.split(max(1, separator.profile.search.max_rows // particles))
-    means, nats = [], 0.0
-    for index, part in enumerate(slices):
-        label = f"separating, part {index + 1} of {len(slices)}" if len(slices) > 1 else "separating"
-        found = separator.estimate(part, search, particles, seed + 7919 * index, label)
-        means.append(found.stems.cpu())
-        nats += float(found.search.log_evidence.sum()) / found.search.codes.shape[-1]
-    stems = join_windows(torch.cat(means, 1), step, len(mono))
-    upsampled = resample(stems, separator.sample_rate, sample_rate)[..., : waveform.shape[-1]]
-    upsampled = torch.nn.functional.pad(upsampled, (0, waveform.shape[-1] - upsampled.shape[-1]))
-    evidence = nats / len(windows)
-    if refine:
-        size = 2 ** round(np.log2(MASK_SECONDS * sample_rate))
-        per_channel = upsampled[:, None].expand(-1, len(waveform), -1)
-        return Separation(wiener(per_channel, waveform, size) / len(names), sample_rate, evidence)
-    return Separation((upsampled / len(names))[:, None].expand(-1, len(waveform), -1).contiguous(), sample_rate, evidence)
+    def write(self, block: Tensor) -> None:
+        """Append a block of every stem, float32 [P, channels, n]."""
+        with self._saying_why():
+            for file, stem in zip(self._files, block, strict=True):
+                file.write(stem.T.contiguous().numpy())
+        self._cut_off |= self._suffix != "wav" and float(block.abs().max()) > 1
 
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            with self._saying_why():
+                for file in self._files:
+                    file.close()
+                if kind is None:
+                    self._finish()
+        finally:
+            self._clear()
 
-def resample(waveform: Tensor, old_rate: int, new_rate: int) -> Tensor:
-    """float32 [..., samples] from one rate in Hz to another."""
-    if old_rate == new_rate:
-        return waveform
-    common = math.gcd(old_rate, new_rate)
-    return torch.from_numpy(resample_poly(waveform.numpy(), new_rate // common, old_rate // common, axis=-1).astype(np.float32))
-
-
-def cut_windows(mono: Tensor, rate: int, hop: int = 1) -> tuple[Tensor, int]:
-    """Overlapping windows [B, T] of a waveform [samples], the last one padded with zeros, and the step between them in samples.
-
-    A window is a whole number of codes of `hop` samples, or the search would cut its end off.
-    """
-    length = -(-int(WINDOW_SECONDS * rate) // hop) * hop
-    step = length - int(OVERLAP_SECONDS * rate)
-    count = max(1, -(-(len(mono) - length) // step) + 1)
-    padded = torch.nn.functional.pad(mono, (0, (count - 1) * step + length - len(mono)))
-    return padded.unfold(0, length, step), step
-
-
-def join_windows(stems: Tensor, step: int, length: int) -> Tensor:
-    """Cross-fade windows [P, B, T] laid `step` samples apart into [P, length]."""
-    sources, count, size = stems.shape
-    fade = max(1, size - step)
-    window = torch.ones(count, size)
-    ramp = (torch.arange(fade) + 0.5) / fade
-    window[1:, :fade] *= ramp
-    window[:-1, size - fade :] *= ramp.flip(0)
-    total = torch.zeros(sources, max(length, (count - 1) * step + size))
-    weight = torch.zeros(total.shape[1])
-    for b in range(count):
-        total[:, b * step : b * step + size] += stems[:, b] * window[b]
-        weight[b * step : b * step + size] += window[b]
-    return (total / weight.clamp_min(1e-6))[:, :length]
-
-
-def write_stems(separation: Separation, names: tuple[str, ...], folder: Path, suffix: str = "wav", overwrite: bool = False) -> list[Path]:
-    """Write one file per stem, each first under a temporary name.
-
-    Raises:
-        HybridsepError: a file is there already, the folder cannot be written, or the format does not know the rate.
-    """
-    paths = stem_paths(names, folder, suffix, overwrite)
-    temporary = [p.with_name(f".{p.stem}.part.{suffix}") for p in paths]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, stem in zip(temporary, separation.stems, strict=True):
-            subtype = "PCM_24" if suffix in ("wav", "flac") else None
-            soundfile.write(path, stem.T.numpy(), separation.sample_rate, subtype=subtype)
-        for path, final in zip(temporary, paths, strict=True):
+    def _finish(self) -> None:
+        for path in self._temporary:
+            # libsndfile says nothing when the last of a file does not fit on the disk.
+            with soundfile.SoundFile(path) as file:
+                file.seek(file.frames - 1)
+                if len(file.read(1)) != 1 or file.frames < self._audio.samples:
+                    raise OSError("the end is missing; is the disk full?")
+        for path, final in zip(self._temporary, self.paths, strict=True):
             os.replace(path, final)
-    except (soundfile.LibsndfileError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise HybridsepError(f"cannot write {suffix} stems to {folder}: {reason}") from None
-    finally:
-        for path in temporary:
-            if path.exists():
+        if self._cut_off:
+            warnings.warn(f"some samples are louder than {self._suffix} can hold and were cut off; wav holds them", stacklevel=3)
+
+    def _clear(self) -> None:
+        for file in self._files:
+            with contextlib.suppress(soundfile.LibsndfileError):
+                file.close()
+        for path in self._temporary:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
-    return paths
+        for folder in self._made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _form(self) -> dict[str, str]:
+        """Of the files: a wav holds float32, in which stems can be louder than full scale and still sum to the recording."""
+        if self._suffix == "wav":
+            too_large = self._audio.samples * self._audio.channels * 4 > LARGEST_WAV
+            return {"format": "RF64" if too_large else "WAV", "subtype": "FLOAT"}
+        return {"subtype": "PCM_24"} if self._suffix == "flac" else {}
+
+    @contextlib.contextmanager
+    def _saying_why(self) -> Iterator[None]:
+        try:
+            yield
+        except (soundfile.LibsndfileError, OSError, ValueError, AssertionError) as error:
+            # soundfile asserts that everything was written.
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".").split(": ")[-1] or "not all was written; is the disk full?"
+            raise HybridsepError(f"cannot write {self._suffix} stems to {self._folder}: {reason}") from None
 
 
 def stem_paths(names: tuple[str, ...], folder: Path, suffix: str, overwrite: bool) -> list[Path]:
     """Where the stems will be written.
 
     Raises:
-        HybridsepError: unknown format, or a file is there already.
+        HybridsepError: unknown format, or something is there already.
     """
-    if suffix.upper() not in soundfile.available_formats():
-        raise HybridsepError(f"unknown format '{suffix}': choose wav, flac, ogg or mp3")
+    if suffix not in SUFFIXES:
+        raise HybridsepError(f"unknown format '{suffix}': choose {', '.join(SUFFIXES)}")
     paths = [folder / f"{name}.{suffix}" for name in names]
-    taken = [str(p) for p in paths if p.exists()]
-    if taken and not overwrite:
-        raise HybridsepError(f"{', '.join(taken)} exists already; give --overwrite to replace it")
+    taken = [str(p) for p in paths if p.exists() and (not overwrite or p.is_dir())]
+    if taken:
+        raise HybridsepError(f"{', '.join(taken)} exists already{'' if overwrite else '; give --overwrite to replace it'}")
     return paths

@@ -1,21 +1,27 @@
 """Audio in, stems out: encode the mixture, search, decode, choose without the ground truth, refine.
 
-All waveforms here are mono at the model's rate, and the mixture is the mean of its sources, y = ½ x1 + ½ x2.
+`Separator.separate` takes any recording. All other waveforms here are mono at the model's rate, and the mixture is the mean of its sources,
+y = ½ x1 + ½ x2.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from hybridsep.audio import Audio, filled, of_length, overlapping, resampled
 from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.decoding import PriorStack
 from hybridsep.device import default_device, fast_dtype, seeded_generator
@@ -26,12 +32,18 @@ from hybridsep.profiles import Profile
 from hybridsep.search import SEARCHES, Priors, SearchResult
 from hybridsep.training import load_weights, write_atomically
 from hybridsep.vqvae import VQVAE
+from hybridsep.windows import CarriedPast, Windows, past_before
 
-STFT_SIZE = 2048
+STFT_SIZE = 4096
+TRUST = 0.5
+MASK_SECONDS = 0.19
 WIENER_FRAMES = 256
 ENCODED_ROWS = 8
 DECODED_CODES = 4096
 STRETCH = 128
+UPSAMPLED = 1 << 16
+WINDOWS_AT_ONCE = 64
+SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,21 @@ class Estimate:
     search: SearchResult
 
 
+@dataclass(frozen=True)
+class Separation:
+    """Stems of one recording.
+
+    Attributes:
+        stems: float32 [P, channels, samples], or [P, samples] if that is what was separated, on the scale on which they sum to the recording.
+        sample_rate: Hz, the recording's.
+        log_evidence: nats per code, mean over windows.
+    """
+
+    stems: Tensor
+    sample_rate: int
+    log_evidence: float
+
+
 class Separator:
     """A trained method: VQ-VAE, one prior per source, likelihood."""
 
@@ -74,7 +101,7 @@ class Separator:
         self.device = vqvae.codebook.device
         self._reach = vqvae.decoder.reach
         dtype = fast_dtype(self.device, profile.precision)
-        self.stack = PriorStack(priors, dtype)
+        self.stack = PriorStack(priors, dtype, profile.search.temperature)
         if dtype == torch.bfloat16:
             likelihood.precision = dtype
 
@@ -87,6 +114,107 @@ class Separator:
     def hop(self) -> int:
         """Samples per code."""
         return self.vqvae.hop
+
+    def separate(
+        self,
+        waveform: Tensor | np.ndarray,
+        sample_rate: int,
+        search: str = "particle",
+        particles: int | None = None,
+        seed: int = 0,
+        refine: bool = True,
+        carry: bool = False,
+        label: str | None = None,
+    ) -> Separation:
+        """Stems of a recording of any rate, any number of channels and any length from 0.2 s on.
+
+        The model hears the mono mean in overlapping windows of 3 s. Without `refine` the stems are its own waveforms, the same on every
+        channel; with it they are masks of the recording itself, channel by channel, and sum to it.
+
+        Args:
+            waveform: [samples] or [channels, samples] on any scale.
+            sample_rate: Hz.
+            search, particles, seed, label: as in `candidates`.
+            carry: whether the priors know in each window what they heard in the one before; one window after the other then, not all at once.
+
+        Raises:
+            HybridsepError: too short, not finite, unknown search, no particles.
+        """
+        whole = waveform.detach().cpu().float() if isinstance(waveform, Tensor) else torch.from_numpy(np.array(waveform, np.float32, order="C"))
+        if whole.ndim not in (1, 2):
+            raise HybridsepError(f"a recording is [samples] or [channels, samples], not {list(whole.shape)}")
+        audio = Audio.of(whole if whole.ndim == 2 else whole[None], sample_rate)
+        log_evidence, blocks = self.separate_blocks(audio, search, particles, seed, refine, carry, label)
+        stems = filled(torch.empty(len(self.profile.sources), audio.channels, audio.samples), blocks)
+        return Separation(stems.view(-1, *whole.shape), sample_rate, log_evidence)
+
+    def separate_blocks(
+        self,
+        audio: Audio,
+        search: str = "particle",
+        particles: int | None = None,
+        seed: int = 0,
+        refine: bool = True,
+        carry: bool = False,
+        label: str | None = None,
+    ) -> tuple[float, Iterator[Tensor]]:
+        """`separate` in little memory: the evidence, and the stems block after block, float32 [P, channels, n]."""
+        count = len(self.profile.sources)
+        if not audio.peak:
+            warnings.warn("the recording is silent throughout; so are its stems", stacklevel=2)
+            return 0.0, (block.expand(count, *block.shape) for block in audio.blocks())
+        estimates, log_evidence = self.estimate_windows(audio.mono(self.sample_rate)[None], search, particles, seed, carry, carry, label)
+        upsampled = resampled(estimates[:, 0].split(UPSAMPLED, -1), self.sample_rate, audio.sample_rate)
+        stems = (block[:, None] for block in of_length(upsampled, audio.samples))
+        if refine:
+            stems = wiener_blocks(stems, audio.levelled(), 2 ** max(4, round(np.log2(MASK_SECONDS * audio.sample_rate))))
+        return float(log_evidence), (block.expand(-1, audio.channels, -1) * (audio.peak / count) for block in stems)
+
+    def estimate_windows(
+        self,
+        mixture: Tensor,
+        search: str = "particle",
+        particles: int | None = None,
+        seed: int = 0,
+        carry: bool = False,
+        common_level: bool = False,
+        label: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The posterior mean of R long mixtures, in the memory of a few windows and of the result.
+
+        Args:
+            mixture: float32 [R, T] at the model's rate.
+            carry: the priors go on from the window before.
+            common_level: bring a whole mixture to the model's level, and not each window.
+
+        Returns:
+            Stems, float32 [2, R, T], and log evidence in nats per code, mean over windows, [R].
+        """
+        windows = Windows.over(mixture.shape[1], self.sample_rate, self.hop)
+        codes, count = windows.size // self.hop, len(windows)
+        room = max(1, min(WINDOWS_AT_ONCE, self.profile.search.max_rows // self._checked(search, particles)))
+        level = _level(mixture) if common_level else None
+        stems, log_evidence = torch.zeros(len(self.profile.sources), *mixture.shape), torch.zeros(len(mixture))
+        parts, past = _parts(len(mixture), count, room, carry), None
+        with tqdm(total=len(parts) * codes, desc=label, unit="step", disable=label is None) as bar:
+            for index, part in enumerate(parts):
+                heard = torch.stack([windows.cut(mixture[r], w) for r, w in part])
+                levels = None if level is None else level[[r for r, _ in part]]
+                model = self if past is None else self.with_priors(CarriedPast(self.stack, past))
+                found = model.estimate(heard, search, particles, seed + 7919 * index, level=levels, on_step=bar.update)
+                for (r, w), stem, nats in zip(part, found.stems.cpu().unbind(1), found.search.log_evidence.tolist(), strict=True):
+                    windows.add(stems[:, r], w, stem)
+                    log_evidence[r] += nats / (codes * count)
+                if carry:
+                    past = self._past_after(found.search, windows, part[0][1], seeded_generator(seed, index))
+        return stems, log_evidence
+
+    def _past_after(self, found: SearchResult, windows: Windows, window: int, generator: torch.Generator) -> Tensor | None:
+        """The codes before the next window, as far as attention looks back; None after the last window."""
+        if window + 1 == len(windows):
+            return None
+        place = (windows.starts[window + 1] - windows.starts[window]) // self.hop
+        return past_before(found, place, self.profile.prior.window, generator)
 
     @torch.no_grad()
     def candidates(
@@ -111,32 +239,59 @@ class Separator:
 
     @torch.no_grad()
     def estimate(
-        self, mixture: Tensor, search: str = "particle", particles: int | None = None, seed: int = 0, label: str | None = None
+        self,
+        mixture: Tensor,
+        search: str = "particle",
+        particles: int | None = None,
+        seed: int = 0,
+        label: str | None = None,
+        level: Tensor | None = None,
+        on_step: Callable[[], object] | None = None,
     ) -> Estimate:
-        """The posterior mean of `candidates`, in the memory of one waveform per source instead of N. Arguments as there."""
-        mixture, level, result = self._search(mixture, search, particles, seed, label)
+        """The posterior mean of `candidates`, in the memory of one waveform per source instead of N.
+
+        Args:
+            mixture, search, particles, seed, label: as there.
+            level: factors [B, 1] that bring the mixtures to the model's level, where these are parts of something longer.
+            on_step: called after each step, instead of a progress bar.
+        """
+        mixture, level, result = self._search(mixture, search, particles, seed, label, level, on_step)
         stems = self.decode(result.codes, result.log_weights.softmax(-1)) / level
         return Estimate(mixture, stems, result)
 
-    def _search(
-        self, mixture: Tensor, search: str, particles: int | None, seed: int, label: str | None
-    ) -> tuple[Tensor, Tensor, SearchResult]:
-        """The mixture as it is heard [B, T], the factor that brings it to the model's level [B, 1], and what a search finds."""
+    def _checked(self, search: str, particles: int | None) -> int:
+        """N of a search that there is."""
         if search not in SEARCHES:
             raise HybridsepError(f"unknown search '{search}': choose one of {', '.join(SEARCHES)}")
         particles = self.profile.search.particles if particles is None else particles
         if particles < 1:
             raise HybridsepError(f"{particles} particles: at least 1 is needed")
+        return particles
+
+    def _search(
+        self,
+        mixture: Tensor,
+        search: str,
+        particles: int | None,
+        seed: int,
+        label: str | None,
+        level: Tensor | None = None,
+        on_step: Callable[[], object] | None = None,
+    ) -> tuple[Tensor, Tensor, SearchResult]:
+        """The mixture as it is heard [B, T], the factor that brings it to the model's level [B, 1], and what a search finds."""
+        particles = self._checked(search, particles)
         length = mixture.shape[-1] // self.vqvae.hop * self.vqvae.hop
         if not length:
             raise HybridsepError(f"{mixture.shape[-1]} samples are less than one code of {self.vqvae.hop}")
         mixture = mixture[:, :length].to(self.device)
-        level = MIXTURE_RMS / mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
+        level = _level(mixture) if level is None else level.to(self.device)
         codes = torch.cat([self.vqvae.encode(part) for part in (mixture * level).split(ENCODED_ROWS)])
-        return mixture, level, self.search_codes(codes, search, particles, seed, label)
+        return mixture, level, self.search_codes(codes, search, particles, seed, label, on_step)
 
-    def search_codes(self, codes: Tensor, search: str, particles: int, seed: int, label: str | None = None) -> SearchResult:
-        """Search mixture codes int64 [B, S], in slices of at most `max_rows` particles."""
+    def search_codes(
+        self, codes: Tensor, search: str, particles: int, seed: int, label: str | None = None, on_step: Callable[[], object] | None = None
+    ) -> SearchResult:
+        """Search mixture codes int64 [B, S], in slices of at most `max_rows` particles; `on_step` as in `estimate`."""
         settings = self.profile.search
         extra = {"particle": {"ess_threshold": settings.ess_threshold}, "topk": {"k": settings.top_k}}.get(search, {})
         slice_size = max(1, settings.max_rows // particles)
@@ -145,7 +300,7 @@ class Separator:
         with tqdm(total=len(slices) * codes.shape[1], desc=label, unit="step", disable=label is None) as bar:
             for index, part in enumerate(slices):
                 generator = seeded_generator(seed, index)
-                parts.append(SEARCHES[search](self.stack, self.likelihood, part, particles, generator, bar.update, **extra))
+                parts.append(SEARCHES[search](self.stack, self.likelihood, part, particles, generator, on_step or bar.update, **extra))
         joined = (torch.cat([getattr(p, name) for p in parts], axis) for name, axis in _BATCH_AXES.items())
         return SearchResult(*joined)
 
@@ -187,11 +342,6 @@ class Separator:
         whole = (0, length, 0, *flat.unique(dim=0, return_inverse=True))
         return parts if sum(p[3].numel() for p in parts) < whole[3].numel() else [whole]
 
-    def separate(self, mixture: Tensor, search: str = "particle", particles: int | None = None, seed: int = 0, refine: bool = True) -> Tensor:
-        """Stems of a batch of mixtures: float32 [B, T] -> [2, B, T], by the mean of the particles and, with `refine`, Wiener masks."""
-        found = self.estimate(mixture, search, particles, seed)
-        return wiener(found.stems, found.mixture) if refine else found.stems
-
     def with_priors(self, priors: Priors) -> Separator:
         """The same model searching with other priors."""
         other = copy.copy(self)
@@ -199,32 +349,40 @@ class Separator:
         return other
 
     def save(self, folder: Path) -> None:
-        """Write weights as safetensors and settings as JSON; `load` reads them back."""
+        """Write weights as safetensors, settings as JSON and the SHA-256 of each file; `load` reads them back."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "vqvae.safetensors", save(_plain(self.vqvae.state_dict())))
-        for name, prior in zip(self.profile.source_names, self.priors, strict=True):
-            write_atomically(folder / f"prior-{name}.safetensors", save(_plain(prior.state_dict())))
-        write_atomically(folder / "likelihood.safetensors", save(_plain(self.likelihood.to_tensors())))
-        write_atomically(folder / "profile.json", self.profile.model_dump_json(indent=1).encode())
+        (folder / SUMS).unlink(missing_ok=True)
+        tensors = {"vqvae": self.vqvae.state_dict(), "likelihood": self.likelihood.to_tensors()}
+        tensors |= {f"prior-{name}": prior.state_dict() for name, prior in zip(self.profile.source_names, self.priors, strict=True)}
+        files = {f"{name}.safetensors": save(_plain(values)) for name, values in tensors.items()}
+        files["profile.json"] = self.profile.model_dump_json(indent=1).encode()
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+        # In the form of the program sha256sum.
+        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items()))
+        write_atomically(folder / SUMS, sums.encode())
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | None = None) -> Separator:
         """Read what `save` wrote.
 
         Raises:
-            HybridsepError: a file is missing or damaged, or its shapes do not fit the settings.
+            HybridsepError: a file is missing, damaged or not the one that was saved, or its shapes do not fit the settings.
         """
         folder = Path(folder)
         device = device or default_device()
-        if not (folder / "profile.json").is_file():
-            raise HybridsepError(f"{folder} is no model: profile.json is missing (train one with 'hybridsep train')")
+        for name in ("profile.json", SUMS):
+            if not (folder / name).is_file():
+                raise HybridsepError(f"{folder} is no model: {name} is missing (train one with 'hybridsep train')")
         try:
+            _check_sums(folder, ["profile.json"])
             profile = Profile.model_validate(json.loads((folder / "profile.json").read_text()))
             vqvae = VQVAE(profile.vqvae)
-            _load_into(vqvae, folder / "vqvae.safetensors")
             priors = [Prior(profile.prior, profile.vqvae.codes) for _ in profile.sources]
-            for name, prior in zip(profile.source_names, priors, strict=True):
-                _load_into(prior, folder / f"prior-{name}.safetensors")
+            files = {"vqvae": vqvae} | {f"prior-{name}": prior for name, prior in zip(profile.source_names, priors, strict=True)}
+            _check_sums(folder, [f"{name}.safetensors" for name in (*files, "likelihood")])
+            for name, module in files.items():
+                _load_into(module, folder / f"{name}.safetensors")
             tensors = {k: v.to(device) for k, v in load_weights(folder / "likelihood.safetensors").items()}
             likelihood = likelihood_from_tensors(tensors)
         except (RuntimeError, KeyError, ValueError, IndexError, TypeError) as error:
@@ -291,31 +449,38 @@ def take_particle(waveforms: Tensor, index: Tensor) -> Tensor:
     return torch.stack([_take(source, index) for source in waveforms])
 
 
-def wiener(stems: Tensor, mixture: Tensor, size: int = STFT_SIZE) -> Tensor:
-    """Mixture-consistent refinement: masks |X̂p|² / Σ|X̂|² of the estimates, applied to the mixture.
+def wiener(stems: Tensor, mixture: Tensor, size: int = STFT_SIZE, trust: float = TRUST) -> Tensor:
+    """Mixture-consistent refinement by the Wiener filter of each time-frequency cell, with the estimates as prior means.
+
+    Source p of a cell is taken as Gaussian with mean a·X̂p and variance in proportion to |X̂p|². Given the mixture, its mean is a·X̂p plus
+    its share |X̂p|² / Σ|X̂|² of what the means leave of the mixture. With a = 0 that is the classic mask; with a > 0 the phases of the
+    estimates count too. Where the estimates say more than the mixture holds, a shrinks with the mixture: its silence stays silent.
 
     Args:
-        stems: estimates, float32 [P, B, T].
+        stems: estimates, float32 [P, B, T], or [P, 1, T] for all.
         mixture: float32 [B, T]; the refined stems' mean over sources is the mixture.
         size: of the STFT window, in samples; the hop is a quarter of it.
+        trust: a. Its value, and the window's, were chosen on validation songs (`hybridsep study refinement`).
 
     Returns:
         float32 [P, B, T].
     """
-    length, block = mixture.shape[-1], WIENER_FRAMES * size // 4
-    if length <= 2 * block:
-        return _wiener(stems, mixture, size)
-    # Spectra of an hour would fill the memory: block by block, each with as much to its left and right as its frames reach, on the same
-    # grid of frames.
-    refined = torch.empty_like(stems)
-    for start in range(0, length, block):
-        first, last = max(0, start - size), min(length, start + block + size)
-        part = _wiener(stems[..., first:last], mixture[..., first:last], size)
-        refined[..., start : start + block] = part[..., start - first : start - first + block]
-    return refined
+    if mixture.shape[-1] <= 2 * WIENER_FRAMES * size // 4:
+        return _wiener(stems, mixture, size, trust)
+    return torch.cat(list(wiener_blocks([stems], [mixture], size, trust)), -1)
 
 
-def _wiener(stems: Tensor, mixture: Tensor, size: int) -> Tensor:
+def wiener_blocks(stems: Iterable[Tensor], mixture: Iterable[Tensor], size: int = STFT_SIZE, trust: float = TRUST) -> Iterator[Tensor]:
+    """`wiener` of estimates [P, B or 1, n] and a mixture [B, n] that come block after block: spectra of an hour would fill the memory.
+
+    Each block is computed with as much to its left and right as its frames reach, on the same grid of frames.
+    """
+    step = WIENER_FRAMES * size // 4
+    for (estimate, own), (heard, _) in zip(overlapping(stems, step, size), overlapping(mixture, step, size), strict=True):
+        yield _wiener(estimate, heard, size, trust)[..., own]
+
+
+def _wiener(stems: Tensor, mixture: Tensor, size: int, trust: float) -> Tensor:
     window = torch.hann_window(size, device=mixture.device)
     length = mixture.shape[-1]
     padded = max(0, size - length)
@@ -324,12 +489,39 @@ def _wiener(stems: Tensor, mixture: Tensor, size: int) -> Tensor:
         flat = torch.nn.functional.pad(x.flatten(0, -2), (0, padded))
         return torch.stft(flat, size, size // 4, window=window, return_complex=True).unflatten(0, x.shape[:-1])
 
-    power = spectrum(stems).abs().square()
+    estimates, target = spectrum(stems), len(stems) * spectrum(mixture)
+    power = estimates.abs().square()
     # Where no estimate has energy the mixture is shared equally.
     masks = (power + 1e-10) / (power + 1e-10).sum(0)
-    masked = len(stems) * masks * spectrum(mixture)
-    refined = torch.istft(masked.flatten(0, 1), size, size // 4, window=window, length=length + padded)
-    return refined[:, :length].view_as(stems)
+    together = estimates.sum(0)
+    weight = trust * (target.abs() / (together.abs() + 1e-10)).clamp_max(1.0)
+    refined = weight * estimates + masks * (target - weight * together)
+    waveforms = torch.istft(refined.flatten(0, 1), size, size // 4, window=window, length=length + padded)
+    return waveforms[:, :length].view(len(stems), *mixture.shape)
+
+
+def _level(mixture: Tensor) -> Tensor:
+    """Factors [B, 1] that bring mixtures [B, T] to the level of those that the models were trained on."""
+    return MIXTURE_RMS / mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
+
+
+def _parts(recordings: int, windows: int, room: int, carry: bool) -> list[list[tuple[int, int]]]:
+    """Which windows are searched at once, as (recording, window): as many as there is room for, or with `carry` only the same of several recordings."""
+    if carry:
+        return [[(r, w) for r in range(i, min(i + room, recordings))] for i in range(0, recordings, room) for w in range(windows)]
+    places = [(r, w) for r in range(recordings) for w in range(windows)]
+    return [places[i : i + room] for i in range(0, len(places), room)]
+
+
+def _check_sums(folder: Path, names: list[str]) -> None:
+    """Raises HybridsepError where a file is missing or is not the one that was saved."""
+    lines = (line.split(maxsplit=1) for line in (folder / SUMS).read_text().splitlines())
+    known = {line[1]: line[0] for line in lines if len(line) == 2}
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            raise HybridsepError(f"{path.name} is missing")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != known.get(path.name):
+            raise HybridsepError(f"{path.name} is damaged or of another model: its SHA-256 is not the one in {SUMS}")
 
 
 def _load_into(module: torch.nn.Module, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Uncertainty of a mean over songs: a bootstrap interval and a paired permutation test."""
+"""Uncertainty of a mean over songs: a bootstrap interval, a paired permutation test, and a correction for many tests."""
 
 from __future__ import annotations
 
@@ -66,6 +66,23 @@ def paired_permutation_test(a: Sequence[float] | np.ndarray, b: Sequence[float] 
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(n, len(difference)))
     # The observed pattern is one of those drawn, or a p-value of zero could come out.
     return float((1 + (np.abs((signs * difference).mean(1)) >= observed).sum()) / (1 + n))
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """p-values corrected for their number: the chance of any false alarm among all of them stays below the level that is read off.
+
+    Raises:
+        ValueError: no values, or some outside [0, 1].
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    p = _finite(p_values)
+    if p.min() < 0 or p.max() > 1:
+        raise ValueError(f"p-values from {p.min():g} to {p.max():g} do not lie in [0, 1]")
+    order = p.argsort()
+    corrected = np.empty_like(p)
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    return corrected
 
 
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from hybridsep.bench.measure import machine_rates, time_calls
+from hybridsep.bench.measure import device_seconds, machine_rates, time_calls
 from hybridsep.bench.models import random_likelihood, random_log_probs
 from hybridsep.bench.originals import DensePosterior, SparsePosterior
 from hybridsep.bench.report import Options, Row
@@ -164,7 +164,9 @@ def _compare(name: str, ours: Callable, reference: Callable, work: Work, details
     for body in ("torch", "triton") if device.type == "cuda" else ("torch",):
         with patch.object(bodies, "runs_triton", lambda _: False) if body == "torch" else nullcontext():
             times = time_calls({"ours": ours, "reference": reference}, options.repeats, options.budget_seconds, device)
+            busy = device_seconds(ours, device)
         floors = {"body": body, "floor_seconds": floor, "times_floor": times["ours"].median / floor}
+        floors |= {"device_seconds": busy, "device_times_floor": busy / floor} if busy else {}
         yield Row(f"{name}/{body}", times["ours"], times["reference"], details | floors)
 
 

@@ -16,12 +16,14 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 COPIED_BYTES = 2**28
 SQUARE = 2048
 RATE_SECONDS = 0.5
+TRACED_CALLS = 20
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,21 @@ def time_calls(calls: dict[str, Callable[[], object]], repeats: int, budget_seco
             if first[name][0] + sum(wall for wall, _ in times[name]) < budget_seconds:
                 times[name].append(_clocks(call, device))
     return {name: Timing(*zip(*(times[name] or [first[name]]), strict=True), peaks[name]) for name in calls}
+
+
+def device_seconds(call: Callable[[], object], device: torch.device) -> float | None:
+    """Seconds that a call keeps a GPU busy, without the gaps in which it waits for its host; mean of TRACED_CALLS.
+
+    None on a CPU, and where the driver lets nobody trace kernels.
+    """
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        for _ in range(TRACED_CALLS):
+            call()
+        torch.cuda.synchronize(device)
+    busy = sum(event.self_device_time_total for event in recorded.key_averages())
+    return 1e-6 * busy / TRACED_CALLS if busy else None
 
 
 class _PeakMemory:

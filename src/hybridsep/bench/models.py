@@ -84,7 +84,7 @@ def separator_in(separator: Separator, dtype: torch.dtype) -> Separator:
     """The same models with their products in `dtype`."""
     copied = copy.copy(separator)
     copied.likelihood = likelihood_in(separator.likelihood, dtype)
-    copied.stack = PriorStack(separator.priors, dtype)
+    copied.stack = PriorStack(separator.priors, dtype, separator.stack.temperature)
     return copied
 
 

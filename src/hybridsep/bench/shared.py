@@ -62,7 +62,7 @@ def wide_stack(separator: Separator, window: int) -> PriorStack:
         priors = [Prior(settings, separator.likelihood.codes).to(separator.device) for _ in separator.priors]
     for prior in priors:
         nn.init.normal_(prior.head.weight, std=0.1)
-    return PriorStack(priors, separator.stack.dtype)
+    return PriorStack(priors, separator.stack.dtype, separator.stack.temperature)
 
 
 @torch.no_grad()

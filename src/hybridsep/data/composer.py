@@ -1,6 +1,6 @@
-"""Composes bass-and-drums songs as notes, each from (seed, index) alone.
+"""Composes songs for bass, drums and piano as notes, each from (seed, index) alone.
 
-Nothing here makes sound: `compose_song` answers what a bassist and a drummer play. Time inside a bar is
+Nothing here makes sound: `compose_song` answers what a bassist, a drummer and a pianist play. Time inside a bar is
 counted in steps (see `styles`), the finished notes are in seconds.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.random import Generator
 
 from . import styles as gm
-from .styles import BASS_RHYTHMS, BASSES, CHORDS, KEYS, KITS, PROGRESSIONS, SCALES, STYLES, Style
+from .styles import BASS_RHYTHMS, BASSES, CHORDS, COMPING, KEYS, KITS, PIANOS, PROGRESSIONS, SCALES, STYLES, Style
 
 #: Raised whenever the same (seed, index) would give another song or another sound.
 COMPOSER_VERSION = 4
@@ -22,6 +22,7 @@ QUIETEST_DBFS, LOUDEST_DBFS = -24.0, -16.0  # root mean square of a stem
 # No recording was measured for it, and it makes the drums easier than the font's own balance.
 MIX_DB = {"kick": 2.0, "snare": -3.0, "hats": -11.0, "cymbals": -11.0, "percussion": -6.0}
 LOWEST, HIGHEST = 28, 55  # E1 to G3, what a four-string bass plays comfortably
+PIANO_LOWEST, PIANO_HIGHEST = 50, 74  # D3 to D5, between bass and cymbals
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Sound:
         drive: soft saturation, dB of gain into it; 0 for none.
         room_seconds, room_wet: decay time of a short room and its share, 0 to 1.
         damping: seconds of an extra exponential decay on every note; 0 for none.
-        tuning: semitones by voice group (kick, snare, toms, cymbals, percussion, bass).
+        tuning: semitones by voice group (kick, snare, toms, cymbals, percussion; bass; piano).
         balance_db: gain by the same groups.
     """
 
@@ -85,6 +86,9 @@ class Song:
     drum_notes: tuple[Note, ...]
     bass_sound: Sound
     drum_sound: Sound
+    piano_program: int
+    piano_notes: tuple[Note, ...]
+    piano_sound: Sound
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,22 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Comping:
+    """How a section's chords are played: on which steps, as probabilities [steps], all keys at once or one after the other.
+
+    `register` is the lowest MIDI key of a chord, `keys` how many it has at most, `gate` the share of the time to the next that it is held.
+    """
+
+    grid: np.ndarray
+    broken: bool
+    register: int
+    keys: int
+    gate: float
+
+
+@dataclass(frozen=True)
 class Hit:
-    """A drum stroke or bass note on the grid of one bar; `start` and `length` in steps, `level` 0 to 1."""
+    """A drum stroke, bass or piano note on the grid of one bar; `start` and `length` in steps, `level` 0 to 1."""
 
     start: float
     length: float
@@ -196,9 +214,14 @@ def compose_song(seed: int, index: int, seconds: float) -> Song:
         drums += [] if "drums" in bar.rests else _perform(hits, number, feel, bar.intensity, rng)
         line = _play_bass(bar, feel, kicks, tonic, SCALES[mode], rng)
         bass += [] if "bass" in bar.rests else _perform(line, number, feel, bar.intensity, rng)
+    sounds = _draw_sound("bass", rng), _draw_sound("drums", rng)
+    # The piano came later: dice of its own leave the other parts as they were.
+    rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(index, 2)))
+    piano_program = int(rng.choice(list(PIANOS)))
+    piano = _within(_play_piano(bars, feel, tonic, rng), seconds)
     return Song(
         index, seed, float(seconds), name, tempo, style.meter, f"{KEYS[tonic]} {mode}", bass_program, drum_kit,
-        _one_at_a_time(bass, seconds), _within(drums, seconds), _draw_sound("bass", rng), _draw_sound("drums", rng),
+        _one_at_a_time(bass, seconds), _within(drums, seconds), *sounds, piano_program, piano, _draw_sound("piano", rng),
     )  # fmt: skip
 
 
@@ -240,16 +263,16 @@ def _draw_feel(style: Style, tempo: float, rng: Generator) -> Feel:
 
 
 def _draw_sound(stem: str, rng: Generator) -> Sound:
-    groups = ("bass",) if stem == "bass" else ("kick", "snare", "toms", "hats", "cymbals", "percussion")
-    bass = stem == "bass"
+    pitched = stem != "drums"
+    groups = (stem,) if pitched else ("kick", "snare", "toms", "hats", "cymbals", "percussion")
     return Sound(
         level_dbfs=round(float(rng.uniform(QUIETEST_DBFS, LOUDEST_DBFS)), 2),
         brightness=round(float(rng.normal(0, 3.0)), 2),
         drive=round(float(rng.uniform(2, 12)), 2) if rng.random() < 0.35 else 0.0,
         room_seconds=round(float(rng.uniform(0.08, 0.5)), 3),
-        room_wet=round(float(rng.uniform(0.02, 0.1 if bass else 0.3)), 3) if rng.random() < (0.2 if bass else 0.6) else 0.0,
+        room_wet=round(float(rng.uniform(0.02, 0.1 if pitched else 0.3)), 3) if rng.random() < (0.2 if pitched else 0.6) else 0.0,
         damping=round(float(rng.uniform(0.15, 1.2)), 3) if rng.random() < 0.35 else 0.0,
-        tuning=tuple((g, 0.0 if bass else float(rng.choice([-2, -1, 0, 0, 0, 1, 2])) * 0.75) for g in groups),
+        tuning=tuple((g, 0.0 if pitched else float(rng.choice([-2, -1, 0, 0, 0, 1, 2])) * 0.75) for g in groups),
         balance_db=tuple((g, round(float(rng.normal(MIX_DB.get(g, 0.0), 2.5)), 2)) for g in groups),
     )
 
@@ -472,12 +495,16 @@ def _bass_steps(groove: Groove, feel: Feel, kicks: list[int], rng: Generator) ->
     elif groove.rhythm == "antikick":
         places = [s for s in range(feel.steps) if s not in kicks and rng.random() < 0.7]
     else:
-        family = "triplet" if feel.pulse == 3 else {16: 16, 12: "three"}[feel.steps]
-        grids = BASS_RHYTHMS[family]
+        grids = BASS_RHYTHMS[_bar_family(feel)]
         # A line borrowed from another style may name a rhythm that this meter has not.
         chances = _grid(grids.get(groove.rhythm, grids["quarters"]), feel.steps)
         places = np.flatnonzero(rng.random(feel.steps) < chances).tolist()
     return places or [0]
+
+
+def _bar_family(feel: Feel) -> int | str:
+    """Return the key of this bar's grids in BASS_RHYTHMS and COMPING."""
+    return "triplet" if feel.pulse == 3 else {16: 16, 12: "three"}[feel.steps]
 
 
 def _choose_pitch(kind: str, now: Moment, scale: tuple[int, ...], feel: Feel, rng: Generator) -> int:
@@ -531,6 +558,45 @@ def _articulate(groove: Groove, step: int, room: int, pitch: int, feel: Feel, rn
     if rng.random() < chance:
         slide = float(rng.choice([-2, -2, -1, 2, -5, 7] if groove.pitches == "glide" else [-2, -2, -1, 1]))
     return Hit(step, max(0.3, room * gate), pitch, _weight(step, feel, 0.82), "bass", slide)
+
+
+# ---- the pianist -------------------------------------------------------------------------------------------------
+
+
+def _play_piano(bars: list[Bar], feel: Feel, tonic: int, rng: Generator) -> list[Note]:
+    """Play the chords of all bars, each section in its own way; now and then the pianist rests for a bar."""
+    feel = replace(feel, lag={**feel.lag, "piano": float(rng.normal(0.002, 0.006))})
+    ways: dict[int, Comping] = {}
+    notes = []
+    for number, bar in enumerate(bars):
+        way = ways.setdefault(id(bar.groove), _draw_comping(feel, rng))
+        hits = _play_chords(bar, way, feel, tonic, rng)
+        notes += [] if rng.random() < 0.05 else _perform(hits, number, feel, bar.intensity, rng)
+    return notes
+
+
+def _draw_comping(feel: Feel, rng: Generator) -> Comping:
+    return Comping(
+        grid=_settle(_grid(str(rng.choice(COMPING[_bar_family(feel)])), feel.steps), rng),
+        broken=bool(rng.random() < 0.25),
+        register=int(rng.integers(PIANO_LOWEST, PIANO_HIGHEST - 12)),
+        keys=int(rng.choice([3, 3, 4])),
+        gate=float(rng.choice([0.4, 0.8, 0.95, 1.0])),
+    )
+
+
+def _play_chords(bar: Bar, way: Comping, feel: Feel, tonic: int, rng: Generator) -> list[Hit]:
+    """Play one bar. Every tone lies in the octave above the register, so that chords move by the shortest ways."""
+    places = [int(s) for s in np.flatnonzero(rng.random(feel.steps) < way.grid)] or [0]
+    hits = []
+    for number, step in enumerate(places):
+        until = places[number + 1] if number + 1 < len(places) else feel.steps
+        _, root, chord = next(c for c in reversed(bar.chords) if c[0] <= step)
+        keys = sorted({way.register + (tonic + root + tone - way.register) % 12 for tone in CHORDS[chord][: way.keys]})
+        struck = [keys[number % len(keys)]] if way.broken else keys
+        length = max(0.5, (until - step) * way.gate)
+        hits += [Hit(step, length, key, _weight(step, feel, 0.75), "piano") for key in struck]
+    return hits
 
 
 # ---- the performance ---------------------------------------------------------------------------------------------

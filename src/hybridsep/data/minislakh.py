@@ -37,7 +37,8 @@ DRUM_BANK = 128
 _LENGTHS = (0.6, 1.2, 2.4, LONGEST_NOTE)  # seconds; tones come in few lengths so that notes can share them
 BEND_SEMITONES = 12  # the bend range declared in the MIDI files
 
-_TRACK_FILES = ("metadata.yaml", "mix.flac", "all_src.mid", "stems/S00.flac", "stems/S01.flac", "MIDI/S00.mid", "MIDI/S01.mid")
+#: What a collection holds if nothing else is asked for; a piano can come third.
+PARTS = ("bass", "drums")
 
 
 def make_minislakh(
@@ -48,6 +49,7 @@ def make_minislakh(
     sample_rate: int = 22050,
     workers: int | None = None,
     progress: bool = True,
+    parts: tuple[str, ...] = PARTS,
 ) -> Path:
     """Compose and render a collection; what an earlier run has finished is kept.
 
@@ -62,6 +64,7 @@ def make_minislakh(
         sample_rate: Hz.
         workers: processes; as many as the machine has cores if None.
         progress: show a progress bar.
+        parts: which of "bass", "drums" and "piano" are heard, one stem each; a stem is the same whatever is beside it.
 
     Returns:
         `out`.
@@ -75,9 +78,11 @@ def make_minislakh(
             f"got {tracks}, {seconds}, {seed} and {sample_rate}"
         )
     out = Path(out)
-    _claim_folder(out, {"composer": COMPOSER_VERSION, "seed": seed, "seconds": float(seconds), "sample_rate": sample_rate})
-    todo = [i for i in range(tracks) if not all((track_folder(out, i) / name).is_file() for name in _TRACK_FILES)]
-    write = partial(_write_track, out, seed, seconds, sample_rate)
+    settings = {"composer": COMPOSER_VERSION, "seed": seed, "seconds": float(seconds), "sample_rate": sample_rate}
+    _claim_folder(out, settings if parts == PARTS else {**settings, "parts": list(parts)})
+    names = ["metadata.yaml", "mix.flac", "all_src.mid", *(f for i in range(len(parts)) for f in (f"stems/S{i:02d}.flac", f"MIDI/S{i:02d}.mid"))]
+    todo = [i for i in range(tracks) if not all((track_folder(out, i) / name).is_file() for name in names)]
+    write = partial(_write_track, out, seed, seconds, sample_rate, parts)
     workers = min(workers or os.cpu_count() or 1, len(todo))
     bar = partial(tqdm, total=len(todo), desc="MiniSlakh", unit="song", disable=not progress or not todo)
     if workers <= 1 or len(todo) < 8:  # a process takes longer to start than a few songs to render
@@ -97,23 +102,50 @@ def track_folder(out: Path, index: int) -> Path:
     return Path(out) / split / f"Track{index + 1:05d}"
 
 
-def render_song(song: Song, sample_rate: int) -> dict[str, np.ndarray]:
+def render_song(song: Song, sample_rate: int, parts: Iterable[str] = PARTS) -> dict[str, np.ndarray]:
     """Play a song.
 
     Args:
         sample_rate: Hz.
+        parts: which of "bass", "drums" and "piano".
 
     Returns:
         {"bass": ..., "drums": ...}, float32 mono [samples], each at its level and within +-0.95.
     """
-    rate = sample_rate
-    stems = {
-        "bass": _play_notes(song.bass_notes, song.bass_program, False, song.bass_sound, song.duration, rate),
-        "drums": _play_notes(song.drum_notes, song.drum_kit, True, song.drum_sound, song.duration, rate),
+    # Bass and drums share one stream of noise, as they did before there was a piano.
+    noises = [np.random.default_rng(np.random.SeedSequence(song.seed, spawn_key=(song.index, key))) for key in (1, 3)]
+    stems = {}
+    for name in parts:
+        part = _part(song, name)
+        samples = _play_notes(part.notes, part.program, part.is_drum, part.sound, song.duration, sample_rate)
+        stems[name] = _finish(samples, part.sound, sample_rate, noises[name not in PARTS])
+    return stems
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One player's part of a song, and how metadata.yaml names it."""
+
+    notes: tuple[Note, ...]
+    program: int
+    sound: Sound
+    inst_class: str
+    program_name: str
+
+    @property
+    def is_drum(self) -> bool:
+        return self.inst_class == "Drums"
+
+
+def _part(song: Song, name: str) -> _Part:
+    parts = {
+        "bass": _Part(song.bass_notes, song.bass_program, song.bass_sound, "Bass", gm.BASSES[song.bass_program]),
+        "drums": _Part(song.drum_notes, song.drum_kit, song.drum_sound, "Drums", "Drums"),
+        "piano": _Part(song.piano_notes, song.piano_program, song.piano_sound, "Piano", gm.PIANOS[song.piano_program]),
     }
-    sounds = {"bass": song.bass_sound, "drums": song.drum_sound}
-    noise = np.random.default_rng(np.random.SeedSequence(song.seed, spawn_key=(song.index, 1)))
-    return {name: _finish(stems[name], sounds[name], rate, noise) for name in stems}
+    if name not in parts:
+        raise HybridsepError(f"MiniSlakh has no part '{name}': choose from {', '.join(parts)}")
+    return parts[name]
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -136,11 +168,11 @@ def _claim_folder(out: Path, settings: dict) -> None:
     file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _write_track(out: Path, seed: int, seconds: float, sample_rate: int, index: int) -> None:
+def _write_track(out: Path, seed: int, seconds: float, sample_rate: int, parts: tuple[str, ...], index: int) -> None:
     """Make one track in a temporary folder and move it into place whole."""
     song = compose_song(seed, index, seconds)
-    stems = render_song(song, sample_rate)
-    mix = stems["bass"] + stems["drums"]
+    stems = render_song(song, sample_rate, parts)
+    mix = np.add.reduce(list(stems.values()))
     mix_gain = min(1.0, PEAK / max(float(np.abs(mix).max()), 1e-9))
     target = track_folder(out, index)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -148,10 +180,10 @@ def _write_track(out: Path, seed: int, seconds: float, sample_rate: int, index: 
     try:
         (work / "stems").mkdir()
         (work / "MIDI").mkdir()
-        for name, samples in (("stems/S00", stems["bass"]), ("stems/S01", stems["drums"]), ("mix", mix * mix_gain)):
+        for name, samples in (*((f"stems/S{i:02d}", samples) for i, samples in enumerate(stems.values())), ("mix", mix * mix_gain)):
             soundfile.write(work / f"{name}.flac", samples, sample_rate, subtype="PCM_16", format="FLAC")
-        for name, parts in (("MIDI/S00", ("bass",)), ("MIDI/S01", ("drums",)), ("all_src", ("bass", "drums"))):
-            song_to_score(song, parts).dump_midi(str(work / f"{name}.mid"))
+        for name, heard in (*((f"MIDI/S{i:02d}", (part,)) for i, part in enumerate(parts)), ("all_src", parts)):
+            song_to_score(song, heard).dump_midi(str(work / f"{name}.mid"))
         text = yaml.safe_dump(_describe(song, stems, mix_gain), sort_keys=True, default_flow_style=False)
         (work / "metadata.yaml").write_text(text, encoding="utf-8")
         work.chmod(0o755)  # mkdtemp's folders are closed to other users
@@ -166,7 +198,7 @@ def _describe(song: Song, stems: dict[str, np.ndarray], mix_gain: float) -> dict
     powers = {name: float(np.mean(x**2, dtype=np.float64)) for name, x in stems.items()}
     loudness = {name: round(10 * float(np.log10(power + 1e-18)), 3) for name, power in powers.items()}
     common = {"audio_rendered": True, "midi_saved": True, "plugin_name": "TimGM6mb.sf2"}
-    kit, bass = gm.KITS[song.drum_kit], gm.BASSES[song.bass_program]
+    players = {name: _part(song, name) for name in stems}
     return {
         "UUID": uuid.uuid5(uuid.NAMESPACE_URL, f"minislakh/{COMPOSER_VERSION}/{song.seed}/{song.index}").hex,
         "audio_dir": "stems",
@@ -178,22 +210,16 @@ def _describe(song: Song, stems: dict[str, np.ndarray], mix_gain: float) -> dict
         "target_peak": round(20 * float(np.log10(PEAK)), 3),
         # integrated_loudness is the root mean square in dBFS, which stands in for Slakh's LUFS
         "stems": {
-            "S00": {
-                **common, "inst_class": "Bass", "is_drum": False, "program_num": song.bass_program,
-                "midi_program_name": bass, "integrated_loudness": loudness["bass"],
-            },
-            "S01": {
-                **common, "inst_class": "Drums", "is_drum": True, "program_num": song.drum_kit,
-                "midi_program_name": "Drums", "integrated_loudness": loudness["drums"],
-            },
+            f"S{i:02d}": {
+                **common, "inst_class": part.inst_class, "is_drum": part.is_drum, "program_num": part.program,
+                "midi_program_name": part.program_name, "integrated_loudness": loudness[name],
+            }
+            for i, (name, part) in enumerate(players.items())
         },
         "minislakh": {
-            "style": song.style, "tempo_bpm": song.tempo_bpm, "key": song.key, "meter": song.meter, "kit": kit,
+            "style": song.style, "tempo_bpm": song.tempo_bpm, "key": song.key, "meter": song.meter, "kit": gm.KITS[song.drum_kit],
             # what the mixing desk was set to, relative to the loudest setting there is
-            "gain_db": {
-                name: round(sound.level_dbfs - LOUDEST_DBFS, 2)
-                for name, sound in (("bass", song.bass_sound), ("drums", song.drum_sound))
-            },
+            "gain_db": {name: round(part.sound.level_dbfs - LOUDEST_DBFS, 2) for name, part in players.items()},
             "mix_gain": mix_gain, "seed": song.seed, "index": song.index,
         },
     }  # fmt: skip
@@ -203,16 +229,16 @@ def song_to_score(song: Song, parts: Iterable[str]) -> symusic.Score:
     """Write a song as MIDI.
 
     Args:
-        parts: which of "bass" and "drums".
+        parts: which of "bass", "drums" and "piano".
     """
     score = symusic.Score(TICKS_PER_QUARTER)
     score.tempos.append(symusic.Tempo(0, song.tempo_bpm))
     score.time_signatures.append(symusic.TimeSignature(0, *map(int, song.meter.split("/"))))
     per_second = TICKS_PER_QUARTER * song.tempo_bpm / 60
-    for part in parts:
-        drums = part == "drums"
-        track = symusic.Track(part, song.drum_kit if drums else song.bass_program, drums)
-        for note in song.drum_notes if drums else song.bass_notes:
+    for name in parts:
+        part = _part(song, name)
+        track = symusic.Track(name, part.program, part.is_drum)
+        for note in part.notes:
             start, length = round(note.start * per_second), max(1, round(note.duration * per_second))
             track.notes.append(symusic.Note(start, length, note.pitch, note.velocity))
             if note.slide:
@@ -220,7 +246,7 @@ def song_to_score(song: Song, parts: Iterable[str]) -> symusic.Score:
                     bend = round(8191 * note.slide * (1 - place / 5) / BEND_SEMITONES)
                     at = start + round(place / 5 * note.slide_seconds * per_second)
                     track.pitch_bends.append(symusic.PitchBend(at, bend))
-        if not drums:  # registered parameter 0: the range of the bends
+        if not part.is_drum:  # registered parameter 0: the range of the bends
             for number, value in ((101, 0), (100, 0), (6, BEND_SEMITONES)):
                 track.controls.append(symusic.ControlChange(0, number, value))
         score.tracks.append(track)
@@ -243,7 +269,7 @@ def _play_notes(notes: tuple[Note, ...], program: int, drums: bool, sound: Sound
     tuning, balance = dict(sound.tuning), dict(sound.balance_db)
     ringing: dict[int, tuple[int, np.ndarray]] = {}
     for note in notes:
-        group = _voice_group(note.pitch) if drums else "bass"
+        group = _voice_group(note.pitch) if drums else sound.tuning[0][0]
         start = round(note.start * rate)
         layer = min(120, 16 + 32 * (note.velocity // 32))
         bank = DRUM_BANK if drums else 0

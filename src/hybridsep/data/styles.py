@@ -29,6 +29,15 @@ BASSES = {
     38: "Synth Bass 1",
     39: "Synth Bass 2",
 }
+#: General MIDI programs of Slakh's class Piano, counted from 0, as a pianist would choose them.
+PIANOS = {
+    0: "Acoustic Grand Piano",
+    1: "Bright Acoustic Piano",
+    2: "Electric Grand Piano",
+    3: "Honky-tonk Piano",
+    4: "Electric Piano 1",
+    5: "Electric Piano 2",
+}
 KEYS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 
 SCALES = {
@@ -392,4 +401,10 @@ BASS_RHYTHMS = {
         "synco": "9..6 ..7. 3.4.",
         "funk": "9.45 ..53 .55.",
     },
+}
+#: Rhythms of chords on the piano as grids, by the same families of bars.
+COMPING = {
+    16: ("9... .... 9... ....", _QUARTERS, _OFFBEATS, _EIGHTHS, "9..9 ..9. ..9. ....", "9... ..9. ..7. 5...", "..9. 9..9 ..9. .9..", "9... .... .... ...."),
+    "triplet": ("9.. ... 9.. ...", "9.. 9.. 9.. 9..", "999 999 999 999", "..9 ... 9.. ..9", "9.. ..9 ... 9.9"),
+    "three": ("9... .... ....", ".... 9... 9...", "9... 9... 9...", "9.9. 9.9. 9.9.", "9..... 9..9.."),
 }

@@ -140,6 +140,7 @@ class SearchSettings(Settings):
     """Settings of every search over codes."""
 
     particles: int = Field(32, ge=1)
+    temperature: float = Field(1.0, gt=0, description="the priors are raised to one over it: above 1 they are less sure of themselves")
     ess_threshold: float = Field(0.5, ge=0, le=1, description="resample when the effective sample size falls under this share of N")
     top_k: int = Field(8, ge=1, description="pairs kept at a step of top-k sampling")
     max_rows: int = Field(512, ge=1, description="mixtures times particles that go through the priors at once")

@@ -23,10 +23,13 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from hybridsep.errors import HybridsepError
+from hybridsep.report.launch import repository_address
 
 KERNEL_NAME = "hybridsep-book"
 # Both cells only carry the build's settings; a reader gains nothing from them.
 PARAMETER_TAGS = {"parameters", "injected-parameters"}
+MAX_PAGE_BYTES = 6_000_000
+MAX_SITE_BYTES = 60_000_000
 
 
 class BookError(HybridsepError):
@@ -129,7 +132,7 @@ def build_html(root: Path) -> Path:
         Path of the site's `index.html`.
 
     Raises:
-        BookError: jupyter-book met a warning or an error; it printed them. The previous site is kept.
+        BookError: jupyter-book met a warning or an error; it printed them. Or a page or the site got too heavy. The previous site is kept.
     """
     root = root.resolve()
     executed, site = root / "_build" / "executed", root / "_build" / "html"
@@ -137,7 +140,7 @@ def build_html(root: Path) -> Path:
         # --all, since a page that is reused from an earlier build would hide its warnings.
         command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(executed)]
         command += ["-W", "--keep-going", "-n", "--all", "--quiet"]
-        command += ["--config", str(root / "_config.yml"), "--path-output", scratch]
+        command += ["--config", str(_configuration(root, Path(scratch))), "--path-output", scratch]
         # Its closing message on stdout names the scratch folder; its warnings come on stderr.
         result = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True)
         if result.returncode:
@@ -145,9 +148,21 @@ def build_html(root: Path) -> Path:
             raise BookError("jupyter-book refused the book; its warnings are above")
         typeset = Path(scratch) / "_build" / "html"
         _add_mathjax(typeset)
+        _check_weight(typeset)
         shutil.rmtree(site, ignore_errors=True)
         typeset.rename(site)
     return site / "index.html"
+
+
+def _configuration(root: Path, folder: Path) -> Path:
+    """Path of the book's configuration; while the repository has no address, of a copy in `folder` without buttons that would need one."""
+    if repository_address(root):
+        return root / "_config.yml"
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    config.pop("launch_buttons", None)
+    copy = folder / "_config.yml"
+    copy.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return copy
 
 
 def _pages(folder: Path) -> list[Path]:
@@ -270,6 +285,16 @@ def _failing_line(traceback: list[str]) -> str:
 
 def _write_status(folder: Path, status: list[dict[str, Any]]) -> None:
     (folder / "status.json").write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_weight(site: Path) -> None:
+    """Refuse what a reader would wait for."""
+    sizes = {path.relative_to(site).as_posix(): path.stat().st_size for path in site.rglob("*") if path.is_file()}
+    heavy = {name: size for name, size in sizes.items() if name.endswith(".html") and size > MAX_PAGE_BYTES}
+    if heavy:
+        raise BookError(f"pages over {MAX_PAGE_BYTES} bytes: {heavy}; use fewer or shorter sounds, or fewer figures")
+    if sum(sizes.values()) > MAX_SITE_BYTES:
+        raise BookError(f"the site has {sum(sizes.values())} bytes, more than {MAX_SITE_BYTES}")
 
 
 def _add_mathjax(site: Path) -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from hybridsep.budget import prior_budget, vqvae_budget
 from hybridsep.evaluation import Evaluation, Run
 from hybridsep.pipeline import Pipeline, Step
 from hybridsep.profiles import METHODS, load_profile, method_spec
 from hybridsep.report import runs_root
-from hybridsep.report.figures import PALETTE, use_style
+from hybridsep.report.figures import PALETTE, WIDTH, number, use_style
 from hybridsep.report.players import stem_player
 from hybridsep.separation import wiener
 
@@ -81,15 +85,6 @@ class _Quoted(str):
 
     def __repr__(self) -> str:
         return f"'{self}'"
-
-
-def number(value: float, decimals: int = 2) -> str:
-    """A number as the prose writes it: thin spaces between thousands, a true minus sign."""
-    if isinstance(value, (int, np.integer)):
-        return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
-    if not np.isfinite(value):
-        return "undefined"
-    return f"{value:.{decimals}f}".replace("-", "−")
 
 
 def signed(value: float, decimals: int = 2) -> str:
@@ -211,6 +206,45 @@ def budget(pipeline: Pipeline, method: str) -> pd.DataFrame:
     )
 
 
+def training_figure(pipeline: Pipeline, method: str) -> Figure:
+    """Loss curves of the models a method is made of: its VQ-VAE beside both priors, over the seconds their training took.
+
+    Args:
+        pipeline: of a run; what is not trained yet gets trained.
+        method: its name.
+    """
+    spec = method_spec(method)
+    pipeline.separator(method)
+    codec = history(pipeline.vqvae_step(spec.vqvae))
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.8))
+    labels = {"error": "squared error / energy", "spectral": "spectral loss", "linear": r"$L_\mathrm{lin}$"}
+    for (column, label), colour in zip(labels.items(), ("blue", "green", "vermillion"), strict=True):
+        trained = "" if column != "linear" or spec.vqvae == "linear" else ", not trained on"
+        axes[0].plot(codec.seconds, smoothed(codec[column]), color=PALETTE[colour], label=label + trained)
+    axes[0].set(title=f"VQ-VAE, kind {spec.vqvae}", xlabel="seconds of training", ylabel="loss", yscale="log")
+    for source, colour in zip(pipeline.profile.source_names, ("blue", "vermillion"), strict=True):
+        step = pipeline.prior_step(spec.vqvae, source)
+        curve = history(step)
+        axes[1].plot(curve.seconds, smoothed(curve.nats_per_code), color=PALETTE[colour], label=f"{source}, training songs")
+        axes[1].axhline(step.record["figures"]["validation_nats_per_code"], color=PALETTE[colour], linestyle="--", label=f"{source}, validation, at the end")
+    axes[1].axhline(math.log(pipeline.profile.vqvae.codes), color=PALETTE["black"], linestyle=":", label="uniform guess")
+    axes[1].set(title="priors", xlabel="seconds of training", ylabel="nats per code", ylim=(0, None))
+    for axis in axes:
+        axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    return figure
+
+
+def smoothed(curve: pd.Series) -> pd.Series:
+    """Running mean over a twentieth of a training curve; missing where nothing was measured."""
+    return curve.rolling(max(1, len(curve) // 20), min_periods=1).mean().where(curve.notna())
+
+
+def hours_on_t4(profile: str = "t4") -> str:
+    """Hours that training the VQ-VAE and the priors of one method on a T4 should take with a profile, by the arithmetic of `hybridsep.budget`: nobody has measured it."""
+    larger = load_profile(profile)
+    return number(vqvae_budget(larger).hours + len(larger.sources) * prior_budget(larger).hours, 0)
+
+
 # --- listening -------------------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +272,7 @@ def separation_player(evaluation: Evaluation, chunk: int, stems: Mapping[str, Te
     sounds: dict[str, Tensor] = {"mixture": chunks.mixture[chunk]}
     groups = {"Mixture": ["mixture"]}
     for heading, estimate in {"True sources": chunks.sources, **stems}.items():
-        names = [f"{name} ({heading.lower() if heading == 'True sources' else heading})" for name in chunks.names]
+        names = [f"{name} ({heading})" for name in chunks.names]
         groups[heading] = names
         sounds |= {name: 0.5 * estimate[p, chunk] for p, name in enumerate(names)}
     return stem_player(sounds, chunks.sample_rate, chunk_label(evaluation, chunk), groups)

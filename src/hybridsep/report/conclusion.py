@@ -7,47 +7,32 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from hybridsep.profiles import METHODS
-from hybridsep.report.chapter import METHOD_LABELS, SMALLEST_MEANINGFUL, chunk_values, number, signed
-from hybridsep.statistics import Interval, bootstrap_interval
+from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, SMALLEST_MEANINGFUL, number, signed
+from hybridsep.statistics import Interval
+from hybridsep.studies import effects
+from hybridsep.studies.effects import intervals
 
-COMBINED = ("linear", "counts")  # the cell with both ingredients
+EFFECT_LABELS = {
+    "linear": "The linear codebook, instead of the plain one,",
+    "counts": "The counted likelihood, instead of the summed codebook,",
+    "interaction": "Having both, beyond the sum of the two single effects,",
+}
+SIGNIFICANT = 0.05
 
 
 def cell_scores(table: pd.DataFrame, refine: str = "wiener", search: str = "particle") -> pd.DataFrame:
     """Blind SDR of every cell, mean over sources, dB: one row per chunk, one column per method."""
-    where = {"metric": "sdr", "selection": "blind", "reference": "real", "refine": refine, "search": search}
-    return pd.DataFrame({method: chunk_values(table, method=method, **where) for method in METHODS})
+    return effects.cell_scores(table, **effects.BLIND, refine=refine, search=search)
 
 
 def ingredient_effects(scores: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Paired differences per chunk, dB: each ingredient averaged over the other, and their interaction.
-
-    Args:
-        scores: from `cell_scores`.
-    """
-
-    def mean_of(**spec: str) -> np.ndarray:
-        chosen = [name for name, cell in METHODS.items() if all(getattr(cell, key) == value for key, value in spec.items())]
-        return scores[chosen].mean(axis=1).to_numpy()
-
-    linear_with = {kind: mean_of(vqvae="linear", likelihood=kind) - mean_of(vqvae="plain", likelihood=kind) for kind in ("sum", "counts")}
-    return {
-        "The linear codebook, instead of the plain one,": mean_of(vqvae="linear") - mean_of(vqvae="plain"),
-        "The counted likelihood, instead of the summed codebook,": mean_of(likelihood="counts") - mean_of(likelihood="sum"),
-        "Having both, beyond the sum of the two single effects,": linear_with["counts"] - linear_with["sum"],
-    }
+    """`effects.ingredient_effects` by what the prose calls each effect."""
+    return {EFFECT_LABELS[name]: values for name, values in effects.ingredient_effects(scores).items()}
 
 
 def hybrid_gains(scores: pd.DataFrame) -> dict[str, np.ndarray]:
     """Paired differences per chunk, dB, of the cell with both ingredients minus each other cell, by label of the other."""
-    combined = next(name for name, cell in METHODS.items() if (cell.vqvae, cell.likelihood) == COMBINED)
-    return {METHOD_LABELS[name]: (scores[combined] - scores[name]).to_numpy() for name in METHODS if name != combined}
-
-
-def intervals(differences: Mapping[str, np.ndarray]) -> dict[str, Interval]:
-    """95 % bootstrap interval over songs of each row of differences; chunks without a score are left out."""
-    return {what: bootstrap_interval(values[np.isfinite(values)]) for what, values in differences.items()}
+    return {METHOD_LABELS[name]: values for name, values in effects.combination_gains(scores).items()}
 
 
 def effect_sentence(what: str, interval: Interval, chunks: int) -> str:
@@ -81,3 +66,30 @@ def answer(gains: Mapping[str, Interval], chunks: int) -> str:
     else:
         verdict = "No difference could be shown between the Hybrid and the methods it combines"
     return f"{verdict}: {details}; {chunks} songs."
+
+
+def study_answer(table: pd.DataFrame) -> str:
+    """The conclusion of the 2 × 2 in one sentence: whether the Hybrid wins, where, by how much, and whether it is more than noise.
+
+    Args:
+        table: effects.csv of the study.
+    """
+    parents = {f"over {name}": METHOD_LABELS[name] for name in ("lass", "lqvae")}
+    gains = table[table.effect.isin(parents) & (table.refine == "wiener") & (table.source == effects.SOURCES_MEAN)]
+    songs = int(gains.n.min())
+    if songs < SMALLEST_MEANINGFUL:
+        return f"{songs} songs are too few to say anything."
+    certain = gains[gains.p_holm < SIGNIFICANT]
+    beaten = [set(rows.effect) for _, rows in certain[certain["mean"] > 0].groupby("search")]
+    if any(found == set(parents) for found in beaten):
+        verdict = "Yes, at least by some search: the Hybrid separates better than both methods it combines, by more than noise"
+    elif beaten:
+        verdict = "Only in part: the Hybrid separates better than one of the methods it combines, by more than noise"
+    else:
+        verdict = "No: nowhere does the Hybrid separate better than one of the methods it combines by more than noise"
+    shown = certain if len(certain) else gains[gains.search == "particle"]
+    details = ", ".join(
+        f"{signed(row['mean'])} dB against {parents[row.effect]} by {SEARCH_LABELS[row.search]} ({signed(row.low)} to {signed(row.high)}, p = {number(float(row.p_holm), 3)})"
+        for _, row in shown.iterrows()
+    )
+    return f"{verdict}: {details}; {songs} songs, refined SDR, 95 % intervals, p corrected for {len(table)} comparisons."

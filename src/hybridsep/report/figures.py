@@ -27,6 +27,7 @@ PALETTE = {
 }
 MAX_PNG_BYTES = 600_000  # ten such figures, as base64 text, still fit a page of 6 MB beside its players
 DPI = 110
+WIDTH = 8.6  # inches of a figure as wide as the page: three quarters of it on the screen, text of 10 points still readable
 MIN_WIDTH = 560  # CSS pixels under which the labels of a figure are too small to read
 
 
@@ -51,6 +52,15 @@ def use_style() -> None:
             "savefig.facecolor": "white",
         }
     )
+
+
+def number(value: float, decimals: int = 2) -> str:
+    """A number as a reader expects it: thin spaces between thousands, a true minus sign, no sign before zero."""
+    if isinstance(value, (int, np.integer)):
+        return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
+    if not np.isfinite(value):
+        return "undefined"
+    return f"{round(float(value), decimals) + 0.0:,.{decimals}f}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
 
 
 def plot_spectrograms(
@@ -81,7 +91,7 @@ def plot_spectrograms(
     columns = min(columns, len(levels))
     lines = -(-len(levels) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(3.9 * columns + 0.8, 2.3 * lines + 0.4), sharex=True, sharey=True, squeeze=False
+        lines, columns, figsize=(WIDTH, (1.7 if columns > 2 else 2.3) * lines + 0.5), sharex=True, sharey=True, squeeze=False
     )
     hz = np.fft.rfftfreq(window, 1 / sample_rate)
     audible = hz >= lowest_hz
@@ -96,7 +106,7 @@ def plot_spectrograms(
         axis.remove()
     figure.supxlabel("time (s)", fontsize="medium")
     figure.supylabel("frequency (Hz)", fontsize="medium")
-    figure.colorbar(mesh, ax=list(axes.flat[: len(levels)]), label="level (dB below the loudest bin)")
+    figure.colorbar(mesh, ax=list(axes.flat[: len(levels)]), label="level (dB, loudest bin 0)", aspect=30)
     return figure
 
 
@@ -163,14 +173,14 @@ def results_table(table: pd.DataFrame, caption: str, provenance_line: str, decim
     return HTML(
         # The caption stands outside of what scrolls: as wide as the page, not as the table.
         f'<div class="hs-results" style="margin:1.2rem 0"><p class="mathjax_process" style="margin:0 0 .3rem">{escape(caption)}</p>'
-        f'<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f'<table aria-label="{escape(caption)}" style="border-collapse:collapse">'
+        f'<div class="hs-scroll" style="overflow-x:auto" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f'<table aria-label="{escape(caption)}" style="border-collapse:collapse;margin:0;font-size:.9rem">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         f'<p style="font-size:.8rem;opacity:.85;margin:.3rem 0 0">{escape(provenance_line)}</p></div>'
     )
 
 
-_CELL = "padding:.25rem .7rem;border-bottom:1px solid var(--pst-color-border,#c9c9c9);"
+_CELL = "padding:.25rem .5rem;border-bottom:1px solid var(--pst-color-border,#c9c9c9);"
 
 
 def _alignment(right: bool) -> str:
@@ -180,10 +190,7 @@ def _alignment(right: bool) -> str:
 def _format(value: Any, decimals: int) -> str:
     if value is None or value is pd.NA or (isinstance(value, (float, np.floating)) and np.isnan(value)):
         return "–"
-    if isinstance(value, (float, np.floating)):
-        # The minus sign, not the hyphen: both are read aloud correctly, only one lines up with digits.
-        return f"{value:.{decimals}f}".replace("-", "−")
-    return str(value)
+    return number(value, decimals) if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else str(value)
 
 
 def _level_db(signal: Any, window: int, title: str) -> np.ndarray:

@@ -38,7 +38,7 @@ def likelihood_figure(likelihood: Likelihood, vqvae: VQVAE, mixture: int) -> Fig
         totals = torch.zeros(size * size).index_add_(0, likelihood.pairs.cpu(), likelihood.counts.cpu().float()).view(size, size)
         left = _reduced(totals[order][:, order])
         picture = axes[0].imshow(np.where(left > 0, left, np.nan), origin="lower", norm=LogNorm(), interpolation="nearest")
-        axes[0].set(title=r"counts of a pair, $\sum_m n(i,j,m)$")
+        axes[0].set(title="times that a pair was counted")
         axes[0].set_facecolor("white")
     else:
         rank = order.argsort()

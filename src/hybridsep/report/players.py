@@ -91,7 +91,8 @@ def stem_player(
         title: heading of the player and its accessible name.
         groups: heading to names of stems, for example {"mixture": [...], "truth": [...], "Hybrid": [...]}; every stem
             in exactly one group. The first group is heard at the start, the others are muted, and each gets a button
-            that plays it alone. Without groups all stems are heard.
+            that plays it alone. Without groups all stems are heard. A name that ends with its group in parentheses, as in
+            "bass (Hybrid)", is shown without it.
 
     Raises:
         ValueError: no stems, lengths that differ, stems missing from the groups, or a waveform that `audio_player`
@@ -198,10 +199,11 @@ def _stem_row(
     name: str, group: str, samples: np.ndarray, sample_rate: int, gain: float, tallest: float, muted: bool
 ) -> str:
     data = base64.b64encode(mp3_bytes(samples, sample_rate, gain)).decode("ascii")
-    safe, full = escape(name), escape(f"{group}: {name}" if group else name)
+    shown = name.removesuffix(f" ({group})")
+    full = escape(f"{group}: {shown}" if group else name)
     return (
-        f'<div class="hs-stem" data-stem="{safe}" data-group="{escape(group)}" data-mp3="{data}">'
-        f'<span class="hs-name">{safe}</span>'
+        f'<div class="hs-stem" data-stem="{escape(name)}" data-group="{escape(group)}" data-mp3="{data}">'
+        f'<span class="hs-name">{escape(shown)}</span>'
         f'<button type="button" class="hs-solo" aria-pressed="false" aria-label="Solo {full}">solo</button>'
         f'<button type="button" class="hs-mute" aria-pressed="{str(muted).lower()}" aria-label="Mute {full}">mute</button>'
         f'<div class="hs-lane"><svg viewBox="0 0 {WAVEFORM_BINS} 2" preserveAspectRatio="none" role="img" '
@@ -215,9 +217,9 @@ def _stem_frame(title: str, rows: list[str], seconds: float) -> str:
         f"<style>{_STEM_STYLE}</style>"
         f'<div class="hs-stems" id="{name}" role="group" aria-label="{escape(title)}" data-seconds="{seconds:.4f}">'
         f'<div class="hs-bar"><button type="button" class="hs-play" aria-label="Play {escape(title)}">Play</button>'
-        f'<button type="button" class="hs-loop" aria-pressed="false">loop</button>'
+        f'<button type="button" class="hs-loop" aria-pressed="false" aria-label="Loop {escape(title)}">loop</button>'
         f'<input type="range" class="hs-seek" min="0" max="{seconds:.4f}" step="0.01" value="0" '
-        f'aria-label="Position in seconds"><output class="hs-time">0.0 / {seconds:.1f} s</output></div>'
+        f'aria-label="Position in {escape(title)}, in seconds"><output class="hs-time">0.0 / {seconds:.1f} s</output></div>'
         f'<div class="hs-title">{escape(title)}</div>{"".join(rows)}</div>'
         f"<script>{_STEM_SCRIPT}</script>"
     )
@@ -228,12 +230,14 @@ _TABLE_STYLE = """
 .hs-players caption{caption-side:top;text-align:left;padding:.3rem 0;color:inherit}
 .hs-players th,.hs-players td{padding:.3rem .5rem;text-align:left;vertical-align:middle;
  border-bottom:1px solid var(--pst-color-border,#c9c9c9)}
+.hs-players tbody th{min-width:7rem}
+.hs-players td:has(audio){width:20rem}
 .hs-players audio{display:block;height:2.4rem}
 @media (max-width:720px){
  .hs-players thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
  .hs-players,.hs-players caption,.hs-players tbody,.hs-players tr,.hs-players th,.hs-players td{display:block}
  .hs-players tbody th{border:0;padding-top:.8rem}
- .hs-players td{border:0;display:grid;grid-template-columns:7rem minmax(0,1fr);gap:.5rem;align-items:center}
+ .hs-players td,.hs-players td:has(audio){border:0;width:auto;display:grid;grid-template-columns:7rem minmax(0,1fr);gap:.5rem;align-items:center}
  .hs-players td::before{content:attr(data-heading)}
 }
 """

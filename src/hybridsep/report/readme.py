@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from pathlib import Path
 
@@ -28,22 +28,42 @@ from hybridsep.report.chapter import (
 )
 from hybridsep.report.conclusion import answer, cell_scores, hybrid_gains, intervals
 from hybridsep.report.figures import plot_spectrograms
+from hybridsep.report.speed import BENCH, recorded_benchmarks
 
 PICTURE = Path("book/assets/result.png")
-BENCH = Path("book/results/bench")
 SCALING = Path("book/assets/scaling.png")
+SCREENSHOT = Path("book/assets/chapter0.png")
+SCREEN = {"width": 1100, "height": 1080}  # CSS pixels
+CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 
 
 def write_readme(profile: str, root: Path) -> None:
-    """Fill the parts of README.md between `<!-- times -->` / `<!-- results -->` and their end marks, and draw its picture."""
+    """Fill the parts of README.md between `<!-- times -->` / `<!-- results -->` and their end marks, and draw its pictures.
+
+    The screenshot is of the built book, which should be one of the same profile.
+    """
     _, evaluation = open_book(profile)
     _fill(root, {"times": _times(evaluation), "results": _results(evaluation, root)})
     write_speed(root)
+    write_screenshot(root / "_build" / "html", root / SCREENSHOT)
+
+
+def write_screenshot(site: Path, picture: Path) -> None:
+    """Photograph the top of the landing page of a built book, with Debian's Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--mute-audio"])
+        page = browser.new_page(viewport=SCREEN)
+        page.goto((site / "book" / "index.html").as_uri(), wait_until="load")
+        page.screenshot(path=str(picture))
+        browser.close()
 
 
 def write_speed(root: Path) -> None:
     """Fill the part between `<!-- speed -->` and its end mark from book/results/bench, and draw its picture."""
-    results = {name: json.loads((root / BENCH / f"decode-{name}.json").read_text()) for name in ("particles", "length", "lass", "lqvae")}
+    recorded = recorded_benchmarks(root)
+    results = {name: recorded[f"decode-{name}"] for name in ("particles", "length", "lass", "lqvae")}
     scaling = {**results["particles"], "rows": results["particles"]["rows"] + results["length"]["rows"]}
     plot_scaling(scaling).savefig(root / SCALING, dpi=80)
     lines = [f"| {row['particles']} | {number(row['ours_seconds'], 1)} | {number(row['nats_per_code'], 3)} |" for row in results["particles"]["rows"]]

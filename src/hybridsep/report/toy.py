@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -39,6 +40,7 @@ class World:
     Attributes:
         mixture: int64 [1, S].
         pairs: every pair of sequences, each a tuple of codes.
+        prior, observed: p(z1) p(z2) and l(m | z1, z2) of each pair, float64 [len(pairs)].
         probabilities: exact posterior of each pair, float64 [len(pairs)].
         evidence: p(m).
     """
@@ -47,6 +49,8 @@ class World:
     likelihood: TabularLikelihood
     mixture: Tensor
     pairs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    prior: Tensor
+    observed: Tensor
     probabilities: Tensor
     evidence: float
 
@@ -60,6 +64,35 @@ def sticky_world(mixture: list[int], codes: int = 3, seed: int = 0, noise: float
     for i, j in itertools.product(range(codes), repeat=2):
         table[(i + j) % codes, i, j] = 1 - noise
     return _enumerate(priors, TabularLikelihood(table), mixture)
+
+
+def ancestral_probabilities(world: World) -> Tensor:
+    """Exact probability of every pair under ancestral sampling, which draws each step from its own normalised posterior: float64 [len(pairs)]."""
+    first, second = torch.tensor(world.pairs).unbind(1)
+    starts = (world.priors.first[0][:, None] * world.priors.first[1]).double()
+    moves = (world.priors.transition[0][:, None, :, None] * world.priors.transition[1][None, :, None, :]).double()  # from i, j to i', j'
+    result = torch.ones(len(world.pairs), dtype=torch.float64)
+    for t, code in enumerate(world.mixture[0].tolist()):
+        joint = (moves if t else starts) * world.likelihood.table[code]
+        shares = joint / joint.sum((-2, -1), keepdim=True)
+        before = (first[:, t - 1], second[:, t - 1]) if t else ()
+        result *= shares[(*before, first[:, t], second[:, t])]
+    return result
+
+
+def listing(world: World) -> pd.DataFrame:
+    """Every pair of a world small enough to read, most probable first."""
+
+    def spelled(place: int) -> list[str]:
+        return [" ".join(map(str, pair[place])) for pair in world.pairs]
+
+    table = pd.DataFrame(
+        {
+            "first source": spelled(0), "second source": spelled(1), "p₁ p₂": world.prior, "l": world.observed, "product": world.prior * world.observed,
+            "posterior (%)": 100 * world.probabilities, "ancestral (%)": 100 * ancestral_probabilities(world),
+        }
+    )  # fmt: skip
+    return table.sort_values("product", ascending=False, kind="stable")
 
 
 def frequencies(world: World, result: SearchResult, weighted: bool = True) -> Tensor:
@@ -88,6 +121,7 @@ def _enumerate(priors: MarkovPriors, likelihood: TabularLikelihood, mixture: lis
     observed = torch.ones(len(codes), len(codes), dtype=torch.float64)
     for t, code in enumerate(mixture):
         observed *= likelihood.table[code][codes[:, None, t], codes[None, :, t]].double()
-    joint = (chain(0)[:, None] * chain(1) * observed).flatten()
+    prior, observed = (chain(0)[:, None] * chain(1)).flatten(), observed.flatten()
+    evidence = float(prior @ observed)
     pairs = tuple(itertools.product(sequences, repeat=2))
-    return World(priors, likelihood, torch.tensor([mixture]), pairs, joint / joint.sum(), float(joint.sum()))
+    return World(priors, likelihood, torch.tensor([mixture]), pairs, prior, observed, prior * observed / evidence, evidence)

@@ -29,12 +29,15 @@ class Study:
         self.name, self.pipeline, self.folder = name, pipeline, results / name
         self._started = time.time()
 
-    def evaluation(self, **changes: object) -> Evaluation:
+    def evaluation(self, split: str = "test", **changes: object) -> Evaluation:
         """The evaluation of the pipeline's profile with some of its settings changed; models stay the same."""
+        return Evaluation(self.changed_pipeline(evaluation=changes), split)
+
+    def changed_pipeline(self, **changes: dict[str, object]) -> Pipeline:
+        """The same run with some settings of some blocks of its profile changed, block = {setting: value}."""
         profile = self.pipeline.profile
-        changed = profile.model_copy(update={"evaluation": profile.evaluation.model_copy(update=changes)})
-        pipeline = Pipeline(changed, self.pipeline.root.parent, self.pipeline.data)
-        return Evaluation(pipeline)
+        blocks = {name: getattr(profile, name).model_copy(update=values) for name, values in changes.items()}
+        return Pipeline(profile.model_copy(update=blocks), self.pipeline.root.parent, self.pipeline.data)
 
     def write(self, name: str, table: pd.DataFrame) -> None:
         """Keep a table as `name`.csv."""
@@ -58,16 +61,30 @@ def run_study(name: str, pipeline: Pipeline, results: Path) -> Path:
     Raises:
         HybridsepError: unknown study.
     """
-    from hybridsep.studies import baselines
-    from hybridsep.studies import comparison as c
-
-    studies: dict[str, Callable[[Study], None]] = {
-        "two-by-two": c.two_by_two, "particles": c.particles, "contributions": c.contributions, "precision": c.precision,
-        "baselines": baselines.baselines,
-    }  # fmt: skip
+    studies = _studies()
     if name not in studies:
         raise HybridsepError(f"unknown study '{name}': choose one of {', '.join(studies)}")
     study = Study(name, pipeline, results)
     studies[name](study)
     study.finish()
     return study.folder
+
+
+def _studies() -> dict[str, Callable[[Study], None]]:
+    """Every study by its name; the modules are imported when one is asked for, not with this package that they import."""
+    from hybridsep.studies import comparison as c
+    from hybridsep.studies.baselines import baselines
+    from hybridsep.studies.counting import counting
+    from hybridsep.studies.linearity import linearity
+    from hybridsep.studies.protocols import protocols
+    from hybridsep.studies.refinement import refinement
+    from hybridsep.studies.repeatability import repeatability
+    from hybridsep.studies.settings import settings
+    from hybridsep.studies.third_instrument import third_instrument
+    from hybridsep.studies.windows import windows
+
+    return {
+        "two-by-two": c.two_by_two, "protocols": protocols, "settings": settings, "counting": counting, "particles": c.particles,
+        "contributions": c.contributions, "precision": c.precision, "repeatability": repeatability, "baselines": baselines, "third-instrument": third_instrument, "windows": windows,
+        "refinement": refinement, "linearity": linearity,
+    }  # fmt: skip

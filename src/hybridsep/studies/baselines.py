@@ -132,7 +132,7 @@ def baselines(study: Study) -> None:
     stems, seed = pipeline.stems("train"), pipeline.profile.seed
     pipeline.separator("hybrid")
     budget = training_seconds(pipeline, "hybrid")
-    network, bases = _tasnet(pipeline, stems, budget), SpectralBases.fit(stems, seed)
+    network, bases = trained_tasnet(pipeline, stems, budget), SpectralBases.fit(stems, seed)
 
     def by_network(mixture: Tensor) -> Tensor:
         with torch.no_grad():
@@ -159,8 +159,8 @@ def training_seconds(pipeline: Pipeline, method: str) -> float:
     return sum(step.record["seconds"] for step in steps)
 
 
-def _tasnet(pipeline: Pipeline, stems: StemSet, seconds: float) -> ConvTasNet:
-    """The trained network, made once."""
+def trained_tasnet(pipeline: Pipeline, stems: StemSet, seconds: float) -> ConvTasNet:
+    """The network trained on mixtures of a pipeline's own sources, made once."""
     step = pipeline.step("convtasnet", pipeline.vqvae_step("linear").folder.name, round(seconds), TASNET_BATCH, TASNET_RATE, TASNET_CROP_SECONDS)
 
     def make() -> dict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -14,33 +13,43 @@ from hybridsep.evaluation import Evaluation
 from hybridsep.markov import bigram_priors, uniform_priors, unigram_priors
 from hybridsep.profiles import METHODS, method_spec
 from hybridsep.studies import Study
+from hybridsep.studies.effects import effects_table
 
 CHUNKS = 30
 PARTICLE_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 PARTICLE_CHUNKS = 6
 CONTRIBUTION_CHUNKS = 12
 PRECISION_SEEDS = 2
-KEPT_METRICS = ("sdr", "si_sdr", "sir", "sar", "isr", "seconds", "log_evidence")
+SEARCHES = ("particle", "ancestral", "beam", "topk")
+KEPT_METRICS = ("sdr", "si_sdr_improvement", "sir", "sar", "stft_distance", "seconds", "log_evidence")
 
 
 def two_by_two(study: Study) -> None:
-    """Every cell by every search on 30 chunks of as many test songs."""
+    """Every cell by every search on 30 chunks of as many test songs, and what each ingredient is worth."""
     evaluation = study.evaluation(chunks=CHUNKS)
-    runs = [evaluation.run(method, search).rows for search in ("particle", "ancestral", "beam", "topk") for method in METHODS]
-    table = pd.concat([evaluation.references(), *runs], ignore_index=True)
-    study.write("evaluation", table[table.metric.isin(KEPT_METRICS) & table.reference.isin(("real", ""))])
+    table = pd.concat([evaluation.references(), all_runs(evaluation)], ignore_index=True)
+    wanted = (table.metric == "sdr") | ~table.selection.isin(("oracle", "seed"))
+    study.write("evaluation", table[wanted & table.metric.isin(KEPT_METRICS) & table.reference.isin(("real", ""))])
+    study.write("effects", effects_table(table))
+
+
+def all_runs(evaluation: Evaluation) -> pd.DataFrame:
+    """Scores of every cell by every search."""
+    return pd.concat([evaluation.run(method, search).rows for search in SEARCHES for method in METHODS], ignore_index=True)
 
 
 def particles(study: Study) -> None:
     """The particle filter of the Hybrid from 1 to 2 048 particles: scores, evidence, time, effective sample size, resamplings."""
     evaluation = study.evaluation(chunks=PARTICLE_CHUNKS)
-    rows, figures = [], []
+    rows, figures, courses = [], [], []
     for count in PARTICLE_COUNTS:
         run = evaluation.blind_run("hybrid", "particle", count)
         rows.append(run.rows[run.rows.metric.isin(("sdr", "seconds", "log_evidence"))].assign(particles=count))
         figures.append({"particles": count, **run.figures})
+        courses.append(run.course.assign(particles=count))
     study.write("scores", pd.concat(rows, ignore_index=True))
     study.write("search", pd.DataFrame(figures))
+    study.write("course", pd.concat(courses, ignore_index=True))
 
 
 def contributions(study: Study) -> None:
@@ -92,9 +101,3 @@ def _random_codes(evaluation: Evaluation, method: str) -> pd.DataFrame:
     noise = vqvae.decode(codes).view(chunks.sources.shape)
     level = chunks.mixture.square().mean(-1, keepdim=True).sqrt() / noise.square().mean(-1, keepdim=True).sqrt()
     return evaluation.score_estimates(method, noise * level)
-
-
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rank correlation of two rows of figures."""
-    ranks = [np.argsort(np.argsort(x)) for x in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])

@@ -12,8 +12,8 @@ from hybridsep.profiles import METHODS, TrainingSettings, method_spec
 from hybridsep.studies import Study
 
 WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
-CHUNKS = 12
-SHARE = 0.5
+CHUNKS = 8
+SHARE = 0.25
 """Of the profile's training steps and counted pairs, the same for every weight."""
 
 

@@ -1,0 +1,495 @@
+"""Recorded studies as figures and tables: each function shows what book/results holds of one, or says in one line that it holds nothing."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+from matplotlib.axes import Axes
+
+from hybridsep.report import repository_root
+from hybridsep.report.chapter import METHOD_COLOURS, METHOD_LABELS, SEARCH_LABELS, chunk_values, mean_std, minutes, number, score_table, signed
+from hybridsep.report.conclusion import SIGNIFICANT, study_answer
+from hybridsep.report.figures import PALETTE, results_table, show
+from hybridsep.statistics import Interval, bootstrap_interval
+from hybridsep.studies.effects import BLIND, SOURCES_MEAN, song_values
+from hybridsep.studies.protocols import ALL_CELLS
+from hybridsep.studies.published import NOT_THE_SAME
+from hybridsep.studies.settings import setting_means
+
+SEARCH_COLOURS = dict(zip(SEARCH_LABELS, (PALETTE[name] for name in ("purple", "green", "blue", "vermillion")), strict=True))
+EFFECT_LABELS = {
+    "linear": "linear codebook − plain", "counts": "counts − sum", "interaction": "interaction",
+    **{f"over {name}": f"Hybrid − {METHOD_LABELS[name]}" for name in ("lass", "lqvae", "plain-sum")},
+}  # fmt: skip
+CHOICE_LABELS = {
+    "oracle": "best sample by the truth, instead of the mean of all (blind)",
+    "each source by itself": "each source's best sample by itself, instead of one for both",
+    "default window, blind": "museval's default window instead of 1 s, blind estimates",
+    "default window, seed": "museval's default window instead of 1 s, best samples by source",
+    "codec reference": "codec's reconstruction as reference, instead of the real source",
+    "refinement": "refinement, instead of the decoder's own waveforms",
+    "seed protocol": "all of the seed's choices together, against blind and real",
+    "seed protocol, codec reference": "the same, with the codec's reconstruction as reference",
+}
+SETTING_LABELS = {
+    "power": "power of the counts, λ", "smoothing": "pseudo-counts, α", "sigma": "σ, as a factor of the fitted one",
+    "temperature": "temperature of the priors", "ess_threshold": "resampling threshold (share of N)", "particles": "particles, N",
+}  # fmt: skip
+LOGARITHMIC = ("smoothing", "sigma", "particles")
+PRIOR_LABELS = {
+    "random codes": "codes drawn at random", "uniform": "no prior (likelihood only)", "unigram": "unigram", "bigram": "bigram", "transformer": "transformer",
+}  # fmt: skip
+BASELINE_LABELS = {"hpss": "harmonic–percussive masks", "nmf": "learnt spectra (NMF)", "convtasnet": "Conv-TasNet"}
+KNEE_DB = 0.5  # how close to the best score a number of particles is called enough
+RAW_AND_REFINED = {"none": "", "wiener": ", refined"}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Tables of a study, by name, and its provenance.json."""
+
+    name: str
+    tables: dict[str, pd.DataFrame]
+    provenance: dict
+
+    def line(self, *facts: str) -> str:
+        """What a reader needs to judge the study's numbers."""
+        known = self.provenance
+        made = f"study {self.name}, profile {known['profile']['name']}, commit {known['commit']}, {known['hardware']}"
+        return "; ".join([*facts, made]) + f". Again: hybridsep study {self.name} --profile {known['profile']['name']}"
+
+
+def recorded(name: str) -> Recorded | None:
+    """What book/results holds of a study; None where it was never finished."""
+    folder = repository_root() / "book" / "results" / name
+    if not (folder / "provenance.json").is_file():
+        return None
+    tables = {path.stem: _read(path) for path in sorted(folder.glob("*.csv"))}
+    return Recorded(name, tables, json.loads((folder / "provenance.json").read_text()))
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False, na_values=["nan"])
+
+
+SHOWN: dict[str, Callable[[], HTML]] = {}
+"""What shows each study, by its name."""
+
+
+def _shows(name: str) -> Callable:
+    """A function that shows a recorded study, and the one line where there is none."""
+
+    def decorate(make: Callable[[Recorded], Iterable[HTML]]) -> Callable[[], HTML]:
+        @functools.wraps(make)
+        def shown() -> HTML:
+            study = recorded(name)
+            if study is None:
+                return _paragraph(f"This study has not been recorded yet: hybridsep study {name} would.")
+            return HTML("".join(part.data for part in make(study)))
+
+        SHOWN[name] = shown
+        return shown
+
+    return decorate
+
+
+def _paragraph(text: str, strong: bool = False) -> HTML:
+    said = escape(text)
+    return HTML(f"<p><strong>{said}</strong></p>" if strong else f"<p>{said}</p>")
+
+
+def _songs(count: int) -> str:
+    return f"n = {count} songs"
+
+
+def _span(row: pd.Series) -> str:
+    """Mean and 95 % interval, with signs."""
+    return f"{signed(row['mean'])} ({signed(row.low)} to {signed(row.high)})"
+
+
+def _sources(table: pd.DataFrame) -> list[str]:
+    return [s for s in dict.fromkeys(table.source) if s and s != SOURCES_MEAN]
+
+
+def _blind_columns(sources: Iterable[str], **where: str) -> dict[str, dict[str, str]]:
+    """One column of blind SDR for each source, as decoded and refined."""
+    return {f"{s}{label} (dB)": {**BLIND, "source": s, "refine": refine, **where} for refine, label in RAW_AND_REFINED.items() for s in sources}
+
+
+def _interval_band(axis: Axes, x: np.ndarray, spans: list[Interval], label: str, colour: str, style: str = "-") -> None:
+    axis.plot(x, [s.mean for s in spans], style, marker=".", color=colour, label=label)
+    axis.fill_between(x, [s.low for s in spans], [s.high for s in spans], color=colour, alpha=0.15, linewidth=0)
+
+
+def _interval_of(table: pd.DataFrame, **where: str) -> Interval:
+    values = chunk_values(table, **where)
+    return bootstrap_interval(values[np.isfinite(values)])
+
+
+# --- the 2 x 2 -------------------------------------------------------------------------------------------------------------
+
+
+@_shows("two-by-two")
+def show_two_by_two(study: Recorded) -> Iterable[HTML]:
+    """Scores of every cell and search, effects with their intervals, and the conclusion."""
+    table, effects = study.tables["evaluation"], study.tables["effects"]
+    searches = [s for s in SEARCH_LABELS if s in set(table.search)]
+    songs = _songs(int(effects.n.max()))
+    for refine, label in (("wiener", "refined"), ("none", "as decoded")):
+        columns = {f"{SEARCH_LABELS[s]}, {p} (dB)": {**BLIND, "search": s, "source": p, "refine": refine} for s in searches for p in _sources(table)}
+        yield results_table(score_table(table, METHOD_LABELS, columns, "method", "method"), f"Blind SDR of every cell by every search, {label}.",
+                            study.line(songs, "mean ± standard deviation over songs", "reference: the real sources"))  # fmt: skip
+    yield _effects_figure(effects, searches)
+    main = effects[(effects.refine == "wiener") & (effects.source == SOURCES_MEAN)]
+    lines = [
+        {"search": SEARCH_LABELS[row.search], "difference": EFFECT_LABELS[row.effect], "dB (95 % interval)": _span(row), "p": number(float(row.p), 4), "p, corrected": number(float(row.p_holm), 3)}
+        for _, row in main.iterrows()
+    ]
+    yield results_table(pd.DataFrame(lines), "Paired differences of refined SDR, mean of both sources.",
+                        study.line(songs, "95 % bootstrap interval over songs", f"paired permutation test, two-sided, corrected after Holm for {len(effects)} comparisons"))  # fmt: skip
+    certain = effects[effects.p_holm < SIGNIFICANT]
+    yield _paragraph(f"{len(certain)} of {len(effects)} comparisons, those of single sources and of raw waveforms included, are more than noise at p < {SIGNIFICANT} after the correction.")
+    yield _paragraph(study_answer(effects), strong=True)
+
+
+def _effects_figure(effects: pd.DataFrame, searches: list[str]) -> HTML:
+    panels = [SOURCES_MEAN, *_sources(effects)]
+    figure, axes = plt.subplots(1, len(panels), figsize=(9.2, 3.8), sharey=True, sharex=True)
+    for axis, source in zip(axes, panels, strict=True):
+        rows = effects[(effects.refine == "wiener") & (effects.source == source)].set_index(["effect", "search"])
+        for e, effect in enumerate(EFFECT_LABELS):
+            for s, search in enumerate(searches):
+                row, place = rows.loc[(effect, search)], -e - 0.18 * (s - (len(searches) - 1) / 2)
+                axis.plot([row.low, row.high], [place, place], color=SEARCH_COLOURS[search], linewidth=2, label=SEARCH_LABELS[search] if e == 0 else None)
+                axis.plot(row["mean"], place, "o", color=SEARCH_COLOURS[search], markersize=4, markerfacecolor=SEARCH_COLOURS[search] if row.p_holm < SIGNIFICANT else "white")
+        axis.axvline(0, color="black", linewidth=1)
+        axis.set(title="mean of both" if source == SOURCES_MEAN else source, xlabel="difference (dB)")
+        axis.set_yticks([-e for e in range(len(EFFECT_LABELS))], list(EFFECT_LABELS.values()))
+        axis.grid(axis="y", visible=False)
+    axes[-1].legend(fontsize="small")
+    return show(figure, "What each ingredient is worth in refined SDR, by search: means and 95 % bootstrap intervals over songs. A filled dot is more than noise after the correction for all comparisons.",
+                "Intervals of six paired differences for four searches, in three panels: both sources, and each of them, with a line at zero.")  # fmt: skip
+
+
+# --- protocols -------------------------------------------------------------------------------------------------------------
+
+
+@_shows("protocols")
+def show_protocols(study: Recorded) -> Iterable[HTML]:
+    """What each choice is worth in dB, and published scores beside ours."""
+    choices, published = study.tables["choices"], study.tables["published"]
+    pooled = choices[(choices.method == ALL_CELLS) & choices.search.isin(("ancestral", "particle"))]
+    columns = [(search, source) for search in ("ancestral", "particle") for source in _sources(choices)]
+    rows = pooled.set_index(["choice", "search", "source"])
+    lines = [
+        {"choice": label, **{f"{SEARCH_LABELS[search]}, {source} (dB)": f"{signed(row['mean'])} ± {number(row['std'])}" for search, source in columns for row in (rows.loc[(choice, search, source)],)}}
+        for choice, label in CHOICE_LABELS.items()
+    ]
+    yield results_table(pd.DataFrame(lines), "What each choice of a protocol adds to the SDR of the very same separations, mean over the four cells.",
+                        study.line(_songs(int(pooled.n.max())), "mean ± standard deviation over songs of the paired difference"))  # fmt: skip
+    lines = [
+        {
+            "published by": row.who, "method": METHOD_LABELS[row.method], "search": SEARCH_LABELS.get(row.search, "not said"), "source": row.source,
+            "published (dB)": row.published, "ours, seed protocol (dB)": f"{number(row.ours)} ± {number(row['std'])}",
+            "published (s)": row.published_seconds, "ours (s)": row.ours_seconds,
+        }
+        for _, row in published.iterrows()
+    ]  # fmt: skip
+    yield results_table(pd.DataFrame(lines), "Published scores beside ours under the seed's protocol. " + NOT_THE_SAME,
+                        study.line(_songs(int(published.n.max())), "ours: mean ± standard deviation over songs, as decoded; where a search is not said, ours is ancestral", "seconds: one chunk of 3 s"))  # fmt: skip
+
+
+# --- settings and counting -------------------------------------------------------------------------------------------------
+
+
+@_shows("settings")
+def show_settings(study: Recorded) -> Iterable[HTML]:
+    """Sweeps, and evidence against SDR."""
+    table, correlation = study.tables["scores"], study.tables["correlation"]
+    songs = _songs(table.track.nunique())
+    yield _sweeps_figure(table)
+    yield _evidence_figure(table, correlation)
+    lines = [
+        {
+            "method": METHOD_LABELS[row.method], "SDR": "refined" if row.refine == "wiener" else "as decoded", "settings": row.settings, "n": int(row.n),
+            "ρ of the means": row.rho, "p": row.p, "ρ within a song (95 % interval)": f"{number(row.rho_song)} ({number(row.low)} to {number(row.high)})",
+        }
+        for _, row in correlation.iterrows()
+    ]  # fmt: skip
+    yield results_table(pd.DataFrame(lines), "Spearman's rank correlation of evidence and blind SDR over settings. At λ ≠ 1 the likelihood is no distribution over mixture codes, so its evidence means something else: “comparable” leaves those settings out.",
+                        study.line(songs, "validation songs; no test song served to choose a setting", "each setting changed alone"))  # fmt: skip
+
+
+def _sweeps_figure(table: pd.DataFrame) -> HTML:
+    sweeps = list(dict.fromkeys(zip(table.method, table.setting, strict=True)))
+    lines = -(-len(sweeps) // 3)
+    figure, axes = plt.subplots(lines, 3, figsize=(9.6, 2.6 * lines), squeeze=False)
+    for axis, (method, setting) in zip(axes.flat, sweeps, strict=False):
+        rows = table[(table.method == method) & (table.setting == setting)]
+        tried = np.array(sorted(rows.tried.unique()))
+        for refine, label in RAW_AND_REFINED.items():
+            spans = [_interval_of(rows[rows.tried == value], **BLIND, refine=refine) for value in tried]
+            _interval_band(axis, tried, spans, f"SDR{label}", PALETTE["blue"], "-" if refine == "wiener" else ":")
+        other = axis.twinx()
+        other.plot(tried, [chunk_values(rows[rows.tried == v], metric="log_evidence").mean() for v in tried], "--", marker=".", color=PALETTE["vermillion"], label="evidence")
+        other.grid(False)
+        other.tick_params(axis="y", colors=PALETTE["vermillion"])
+        axis.tick_params(axis="y", colors=PALETTE["blue"])
+        axis.set(title=METHOD_LABELS[method], xlabel=SETTING_LABELS[setting], xscale="log" if setting in LOGARITHMIC else "linear")
+        axis.set_xticks(tried, [f"{value:g}" for value in tried], fontsize="x-small")
+        axis.minorticks_off()
+    for axis in axes.flat[len(sweeps) :]:
+        axis.remove()
+    return show(figure, "Each setting changed alone, particle filter, validation songs. Blue: blind SDR (dB, left), refined (solid) and as decoded (dotted), with 95 % intervals over songs. Red, dashed: evidence (nats per code, right).",
+                "Small line charts, one for each setting, of SDR on the left axis and evidence on the right.")  # fmt: skip
+
+
+def _evidence_figure(table: pd.DataFrame, correlation: pd.DataFrame) -> HTML:
+    methods = list(dict.fromkeys(table.method))
+    lines = -(-len(methods) // 2)
+    figure, axes = plt.subplots(lines, 2, figsize=(9.2, 3.2 * lines), squeeze=False)
+    for axis, method in zip(axes.flat, methods, strict=False):
+        rows = table[table.method == method]
+        for s, setting in enumerate(dict.fromkeys(rows.setting)):
+            means = setting_means(rows[rows.setting == setting], "wiener").groupby("tried")[["evidence", "sdr"]].mean()
+            axis.plot(means.evidence, means.sdr, "o" if rows[rows.setting == setting].comparable.all() else "x", color=list(PALETTE.values())[s], markersize=5, label=SETTING_LABELS[setting])
+        found = correlation[(correlation.method == method) & (correlation.refine == "wiener") & (correlation.settings == "comparable")].iloc[0]
+        axis.set(title=f"{METHOD_LABELS[method]}: ρ = {number(found.rho)}", xlabel="evidence (nats per code)")
+        axis.legend(fontsize="x-small")
+    for axis in axes.flat[len(methods) :]:
+        axis.remove()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("blind, refined SDR (dB)")
+    return show(figure, "Does evidence, which needs no ground truth, predict the score? Each dot is one setting, mean over validation songs; crosses are settings whose evidence is not comparable. ρ: Spearman's rank correlation of the comparable ones.",
+                "Scatter charts of SDR against evidence, one for each method, with the rank correlation in the title.")  # fmt: skip
+
+
+@_shows("counting")
+def show_counting(study: Recorded) -> Iterable[HTML]:
+    """Score, evidence and unseen pairs against the number of counted pairs."""
+    table, unseen = study.tables["scores"], study.tables["unseen"]
+    pairs = np.array(sorted(table.pairs.unique()))
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.0))
+    for refine, label in RAW_AND_REFINED.items():
+        spans = [_interval_of(table[table.pairs == n], **BLIND, refine=refine) for n in pairs]
+        _interval_band(axes[0], pairs, spans, f"SDR{label}", PALETTE["blue"], "-" if refine == "wiener" else ":")
+    _interval_band(axes[1], pairs, [_interval_of(table[table.pairs == n], metric="log_evidence") for n in pairs], "evidence", PALETTE["vermillion"])
+    for split, colour in (("validation", PALETTE["sky"]), ("test", PALETTE["green"])):
+        for column, style in (("unseen_pairs", "-"), ("unseen_triples", "--")):
+            rows = unseen[unseen.split == split]
+            axes[2].plot(rows.pairs, 100 * rows[column], style, marker=".", color=colour, label=f"{column.removeprefix('unseen_')}, {split}")
+    for axis, what in zip(axes, ("blind SDR (dB)", "evidence (nats per code)", "never counted (%)"), strict=True):
+        axis.set(xscale="log", xlabel="counted pairs", ylabel=what)
+    axes[0].legend(fontsize="small"), axes[2].legend(fontsize="x-small")
+    yield show(figure, "What counting buys: blind SDR and evidence of the Hybrid's particle filter on validation songs, and the share of true pairs of source codes, and of triples with the mixture's code, that were never counted.",
+               "Three line charts against the number of counted pairs on a logarithmic axis: SDR, evidence, and shares never counted.")  # fmt: skip
+    last = unseen[(unseen.pairs == unseen.pairs.max()) & (unseen.split == "test")].iloc[0]
+    yield _paragraph(f"Of the pairs of codes that the test songs really hold, {number(100.0 * last.unseen_pairs, 1)} % were never among {number(int(last.pairs))} counted ones, "
+                     f"and {number(100.0 * last.unseen_triples, 1)} % of the triples; they fall back on the summed codebook. {study.line(_songs(table.track.nunique()), '95 % intervals over songs')}.")  # fmt: skip
+
+
+# --- search ----------------------------------------------------------------------------------------------------------------
+
+
+@_shows("particles")
+def show_particles(study: Recorded) -> Iterable[HTML]:
+    """Score, evidence and time against N; effective sample size and resampling."""
+    table, search, course = (study.tables[name] for name in ("scores", "search", "course"))
+    counts = search.particles.to_numpy()
+    refined = [_interval_of(table[table.particles == n], **BLIND, refine="wiener") for n in counts]
+    figure, axes = plt.subplots(2, 3, figsize=(9.8, 5.4))
+    _interval_band(axes[0, 0], counts, refined, "refined", PALETTE["blue"])
+    _interval_band(axes[0, 0], counts, [_interval_of(table[table.particles == n], **BLIND, refine="none") for n in counts], "as decoded", PALETTE["sky"], ":")
+    _interval_band(axes[0, 1], counts, [_interval_of(table[table.particles == n], metric="log_evidence") for n in counts], "evidence", PALETTE["vermillion"])
+    axes[0, 2].plot(counts, search.seconds_per_chunk, marker=".", color=PALETTE["black"])
+    axes[1, 0].plot(counts, search.resamplings_per_chunk, marker=".", color=PALETTE["green"])
+    axes[1, 1].plot(counts, 100 * search.ess / counts, marker=".", color=PALETTE["purple"])
+    shown = [n for n in counts if n > 1]
+    for i, count in enumerate(shown[:: max(1, len(shown) // 4)]):
+        rows = course[course.particles == count]
+        axes[1, 2].plot(rows.seconds, 100 * rows.ess / count, color=list(PALETTE.values())[i % len(PALETTE)], linewidth=1, label=f"N = {count}")
+    labels = ("blind SDR (dB)", "evidence (nats per code)", "seconds per chunk", "resamplings per chunk", "effective sample size (% of N)", "effective sample size (% of N)")
+    for axis, what in zip(axes.flat, labels, strict=True):
+        axis.set(ylabel=what, xlabel="particles, N", xscale="log")
+    axes[0, 2].set_yscale("log")
+    axes[1, 2].set(xscale="linear", xlabel="time in the chunk (s)")
+    axes[0, 0].legend(fontsize="small"), axes[1, 2].legend(fontsize="x-small")
+    yield show(figure, "More particles: blind SDR, evidence and wall time of the Hybrid against N, with 95 % intervals over songs; how often the filter resamples, and its effective sample size, on average and over time.",
+               "Six line charts: SDR, evidence, seconds, resamplings and effective sample size against the number of particles, and effective sample size over time.")  # fmt: skip
+    best = max(span.mean for span in refined)
+    knee = next(i for i, span in enumerate(refined) if span.mean >= best - KNEE_DB)
+    row = search.iloc[knee]
+    yield _paragraph(f"The knee: with N = {int(row.particles)} the refined SDR, {number(refined[knee].mean)} dB, is for the first time within {KNEE_DB} dB of the best, {number(best)} dB; "
+                     f"a chunk then takes {number(row.seconds_per_chunk, 1)} s and is resampled {number(row.resamplings_per_chunk, 0)} times. {study.line(_songs(table.track.nunique()))}.")  # fmt: skip
+
+
+@_shows("contributions")
+def show_contributions(study: Recorded) -> Iterable[HTML]:
+    """Poorer priors."""
+    table, nats = study.tables["scores"], study.tables["nats"]
+    lines = []
+    for method in dict.fromkeys(table.method):
+        for priors, label in PRIOR_LABELS.items():
+            rows = table[(table.method == method) & (table.priors == priors)]
+            known = nats[(nats.method == method) & (nats.priors == priors)]
+            scores = {heading: mean_std(chunk_values(rows, **where)) for heading, where in _blind_columns(_sources(table)).items()}
+            nats_text = ", ".join(number(v) for v in known.nats_per_code) or "–"
+            lines.append({"method": METHOD_LABELS[method], "priors": label, "nats per code": nats_text, **scores})
+    yield results_table(pd.DataFrame(lines), f"What the priors contribute: the same likelihood and particle filter with poorer ones. Nats per code of {', '.join(_sources(table))} on validation songs.",
+                        study.line(_songs(table.track.nunique()), "blind, mean ± standard deviation over songs"))  # fmt: skip
+
+
+@_shows("precision")
+def show_precision(study: Recorded) -> Iterable[HTML]:
+    """float32 against bfloat16."""
+    table = study.tables["scores"]
+    lines = []
+    for precision in dict.fromkeys(table.precision):
+        rows = table[table.precision == precision]
+        scores = {heading: mean_std(chunk_values(rows, **where)) for heading, where in _blind_columns(_sources(table)).items()}
+        figures = {"evidence (nats per code)": mean_std(chunk_values(rows, metric="log_evidence"), 3), "seconds per chunk": number(rows[rows.metric == "seconds"].value.mean(), 1)}
+        lines.append({"search in": precision, **scores, **figures})
+    yield results_table(pd.DataFrame(lines), "The Hybrid's search in both precisions.", study.line(_songs(table.track.nunique()), f"mean of {table.seed.nunique()} seeds ± standard deviation over songs"))
+
+
+@_shows("refinement")
+def show_refinement(study: Recorded) -> Iterable[HTML]:
+    """Window and trust of the refinement."""
+    table = study.tables["scores"]
+    refined = table[table["size"] > 0]
+    pivot = refined.pivot_table(index="size", columns="trust", values="sdr")
+    pivot.columns = [f"trust {trust:g} (dB)" for trust in pivot.columns]
+    raw = table[table["size"] == 0].sdr.mean()
+    yield results_table(pivot.rename_axis("window (samples)"), f"Refined blind SDR by window and by how far the estimates' phases are trusted (0: plain Wiener masks), mean over the four cells and both sources; as decoded it is {number(raw)} dB.",
+                        study.line(_songs(table.track.nunique()), "validation songs"))  # fmt: skip
+
+
+@_shows("linearity")
+def show_linearity(study: Recorded) -> Iterable[HTML]:
+    """What the weight of L_lin buys and what it costs."""
+    figures, scores = study.tables["figures"].sort_values("weight"), study.tables["scores"]
+    weights = figures.weight.to_numpy()
+    places = np.arange(len(weights))
+    figure, grid = plt.subplots(2, 2, figsize=(8.4, 5.6), layout="constrained")
+    axes = grid.flatten()
+    axes[0].plot(places, 100 * figures.hit_rate, marker=".", color=PALETTE["blue"], label="measured")
+    axes[0].plot(places, 100 * figures.by_chance, ":", marker=".", color=PALETTE["black"], label="by chance")
+    axes[1].plot(places, figures.distance, marker=".", color=PALETTE["green"])
+    lines = {"codec-linear": ("codec ceiling", "none", PALETTE["black"]), **{m: (f"{METHOD_LABELS[m]}, refined", "wiener", METHOD_COLOURS[m]) for m in ("lqvae", "hybrid")}}
+    for method, (label, refine, colour) in lines.items():
+        rows = scores[scores.method == method]
+        spans = [_interval_of(rows[rows.weight == w], **BLIND, refine=refine) for w in weights]
+        _interval_band(axes[2], places, spans, label, colour)
+        if method != "codec-linear":
+            axes[3].plot(places, [chunk_values(rows[rows.weight == w], metric="log_evidence").mean() for w in weights], marker=".", color=colour, label=METHOD_LABELS[method])
+    labels = ("hit rate (%)", "relative distance", "SDR (dB)", "evidence (nats per code)")
+    for axis, label in zip(axes, labels, strict=True):
+        axis.set(ylabel=label, xlabel="weight of L_lin")
+        axis.set_xticks(places, [f"{w:g}" for w in weights])
+    for axis in axes[[0, 2, 3]]:
+        axis.legend(fontsize="x-small")
+    yield show(figure, "The weight of L_lin, everything trained anew at each with the same shortened budget. Above: how often the mean of two codes is nearest to the mixture's own code, and how far it lies from it. Below: codec ceiling and blind, refined SDR of both methods on that codebook, with 95 % intervals over songs, and their evidence.",
+               "Four line charts against the weight of the linear loss: hit rate, latent distance, SDR, evidence.")  # fmt: skip
+    chosen = study.provenance["profile"]["vqvae"]["linear_weight"]
+    by_weight, names = figures.set_index("weight"), ("codec-linear", "lqvae", "hybrid")
+    for weight, why in ((figures.weight[figures.hit_rate.idxmax()], "where the hit rate is highest"), (chosen, "which this book uses")):
+        codec, lqvae, hybrid = (_interval(_paired_gain(scores[scores.method == m], weight)) for m in names)
+        found, without = by_weight.loc[weight], by_weight.loc[0.0]
+        yield _paragraph(
+            f"Weight {weight:g}, {why}: hit rate {number(100 * found.hit_rate, 1)} % ({number(100 * without.hit_rate, 1)} % without the loss), relative distance {number(found.distance, 3)} "
+            f"({number(without.distance, 3)}). Against no loss the codec ceiling changes by {codec} dB, LQ-VAE by {lqvae} dB, the Hybrid by {hybrid} dB."
+        )
+    yield _paragraph(study.line(_songs(scores.track.nunique()), "validation songs", "95 % intervals over songs", "one training each, whose luck they do not cover"))
+
+
+def _paired_gain(rows: pd.DataFrame, weight: float) -> Interval:
+    """SDR at a weight minus that without the loss, over songs, mean of both sources."""
+    refine = "none" if set(rows.method) == {"codec-linear"} else "wiener"
+    with_loss, without = (song_values(rows[rows.weight == w], **BLIND, refine=refine) for w in (weight, 0.0))
+    return bootstrap_interval((with_loss - without).to_numpy())
+
+
+def _interval(span: Interval) -> str:
+    return f"{signed(span.mean)} ({signed(span.low)} to {signed(span.high)})"
+
+
+# --- others ----------------------------------------------------------------------------------------------------------------
+
+
+@_shows("baselines")
+def show_baselines(study: Recorded) -> Iterable[HTML]:
+    """What a user would pick instead, with times; the Hybrid beside them where the 2 × 2 was recorded on the same chunks."""
+    table, times = study.tables["scores"], study.tables["times"].set_index("method")
+    columns = _blind_columns(_sources(table))
+    frames = [score_table(table, BASELINE_LABELS, columns, "method", "method")]
+    frames[0]["training"] = [_duration(times.training_seconds[m]) for m in BASELINE_LABELS]
+    frames[0]["seconds per chunk"] = [number(times.seconds_per_chunk[m], 2) for m in BASELINE_LABELS]
+    ours = recorded("two-by-two")
+    if ours is not None and set(ours.tables["evaluation"].track) == set(table.track):
+        rows = ours.tables["evaluation"]
+        hybrid = score_table(rows[(rows.search == "particle")], {"hybrid": "Hybrid, particle filter"}, columns, "method", "method")
+        hybrid["training"] = _duration(times.hybrid_training_seconds.iloc[0])
+        hybrid["seconds per chunk"] = number(chunk_values(rows, method="hybrid", search="particle", metric="seconds").mean(), 2)
+        floor = score_table(rows, {"mixture": "mixture, not separated"}, {h: {**w, "selection": ""} for h, w in columns.items() if w["refine"] == "none"}, "method", "method")
+        frames += [hybrid, floor]
+    yield results_table(pd.concat(frames, ignore_index=True).fillna("–"), "What somebody would use instead, on the same chunks. The network was trained on mixtures of the same training songs, for as long as all of the Hybrid's training took.",
+                        study.line(_songs(table.track.nunique()), "blind, mean ± standard deviation over songs", "reference: the real sources"))  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    return "none" if np.isnan(seconds) else minutes(seconds)
+
+
+@_shows("repeatability")
+def show_repeatability(study: Recorded) -> Iterable[HTML]:
+    """Spread over seeds, beside the effects of the 2 × 2."""
+    spread = study.tables["spread"]
+    main = spread[(spread.refine == "wiener") & (spread.source == SOURCES_MEAN)].set_index(["varied", "what"])
+    ours = recorded("two-by-two")
+    effects = None if ours is None else ours.tables["effects"]
+    lines = []
+    for what in dict.fromkeys(main.index.get_level_values("what")):
+        line = {"what": METHOD_LABELS.get(what, EFFECT_LABELS.get(what, what))}
+        for varied in ("training", "search"):
+            row = main.loc[(varied, what)]
+            line |= {f"{varied}: mean (dB)": row["mean"], f"{varied}: spread (dB)": row["std"]}
+        if effects is not None:
+            found = effects[(effects.effect == what) & (effects.search == "particle") & (effects.refine == "wiener") & (effects.source == SOURCES_MEAN)]
+            line["effect in the 2 × 2 (dB, 95 % interval)"] = _span(found.iloc[0]) if len(found) else "–"
+        lines.append(line)
+    seeds = int(main.seeds.max())
+    yield results_table(pd.DataFrame(lines), "How much is luck: standard deviation over seeds of the mean refined SDR, and of each effect, when only the training's seed or only the search's is another. The trainings are those of the profile smoke, whose models are toys: their spread is that of toys.",
+                        study.line(f"{seeds} seeds each", "mean of both sources, particle filter, blind"))  # fmt: skip
+    if effects is not None:
+        search = main.loc["search"]
+        small = [EFFECT_LABELS[e] for e in ("linear", "counts", "interaction") if abs(effects[(effects.effect == e) & (effects.search == "particle") & (effects.refine == "wiener") & (effects.source == SOURCES_MEAN)]["mean"].iloc[0]) < 2 * search["std"][e]]
+        yield _paragraph(f"Smaller than twice the spread over seeds of search: {', '.join(small)}." if small else "Every effect is larger than twice the spread over seeds of search.")
+
+
+@_shows("third-instrument")
+def show_third_instrument(study: Recorded) -> Iterable[HTML]:
+    """A source that came later."""
+    table, priors = study.tables["scores"], study.tables["priors"]
+    signals = {
+        "hybrid": ("Hybrid, refined", {**BLIND, "refine": "wiener"}), "convtasnet": ("Conv-TasNet of the first pair", {**BLIND, "refine": "none"}),
+        "mixture": ("mixture, not separated", {"metric": "sdr"}), "codec-linear": ("codec ceiling", {"metric": "sdr"}), "irm": ("ideal ratio mask", {"metric": "sdr"}),
+    }  # fmt: skip
+    lines = []
+    for pair in dict.fromkeys(table.pair):
+        rows = table[table.pair == pair]
+        for source in _sources(rows):
+            lines.append({"mixture of": pair, "source": source, **{f"{label} (dB)": mean_std(chunk_values(rows, method=m, source=source, **where)) for m, (label, where) in signals.items()}})
+    yield results_table(pd.DataFrame(lines), "A third instrument: its prior was trained on solo recordings alone, with the VQ-VAE and the other priors left as they were; only the counts were made for each pair. The network knows the first two sources, and no other.",
+                        study.line(f"n = {table.groupby('pair').track.nunique().max()} songs for each pair", "blind, mean ± standard deviation over songs"))  # fmt: skip
+    nats = ", ".join(f"{row.source} {number(row.nats_per_code)}" for _, row in priors.iterrows())
+    new = priors.iloc[-1]
+    yield _paragraph(f"Nats per code of the priors on validation songs: {nats}. The new prior took {minutes(new.seconds)} of training.")

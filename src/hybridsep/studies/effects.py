@@ -1,0 +1,105 @@
+"""What each ingredient of a method is worth: paired differences over songs, with intervals and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from hybridsep.profiles import METHODS
+from hybridsep.statistics import Interval, bootstrap_interval, holm, paired_permutation_test
+
+COMBINED = ("linear", "counts")  # the cell with both ingredients
+BLIND = {"metric": "sdr", "selection": "blind", "reference": "real"}
+# Sign patterns of the permutation tests: a p-value must stay small after its correction for some hundred comparisons.
+PERMUTATIONS = 100_000
+SOURCES_MEAN = "mean"
+
+
+def song_values(table: pd.DataFrame, **where: str) -> pd.Series:
+    """Values of the rows that match, one per song in the order of the table, averaged over sources where several match.
+
+    Args:
+        table: rows in the columns of evaluation.csv.
+        where: column = value.
+    """
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table.groupby(["track", "start_s"], sort=False).value.mean()
+
+
+def cell_scores(table: pd.DataFrame, **where: str) -> pd.DataFrame:
+    """Scores of every cell: one row per song, one column per method. `where` as in `song_values`."""
+    return pd.DataFrame({method: song_values(table, method=method, **where) for method in METHODS})
+
+
+def ingredient_effects(scores: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Paired differences per song: "linear" and "counts", each averaged over the other ingredient, and their "interaction".
+
+    Args:
+        scores: from `cell_scores`.
+    """
+
+    def mean_of(**spec: str) -> np.ndarray:
+        chosen = [name for name, cell in METHODS.items() if all(getattr(cell, key) == value for key, value in spec.items())]
+        return scores[chosen].mean(axis=1).to_numpy()
+
+    linear_with = {kind: mean_of(vqvae="linear", likelihood=kind) - mean_of(vqvae="plain", likelihood=kind) for kind in ("sum", "counts")}
+    return {
+        "linear": mean_of(vqvae="linear") - mean_of(vqvae="plain"),
+        "counts": mean_of(likelihood="counts") - mean_of(likelihood="sum"),
+        "interaction": linear_with["counts"] - linear_with["sum"],
+    }
+
+
+def combination_gains(scores: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Paired differences per song of the cell with both ingredients minus each other cell, by name of the other."""
+    combined = next(name for name, cell in METHODS.items() if (cell.vqvae, cell.likelihood) == COMBINED)
+    return {name: (scores[combined] - scores[name]).to_numpy() for name in METHODS if name != combined}
+
+
+def intervals(differences: Mapping[str, np.ndarray]) -> dict[str, Interval]:
+    """95 % bootstrap interval over songs of each row of differences; songs without a score are left out."""
+    return {what: bootstrap_interval(values[np.isfinite(values)]) for what, values in differences.items()}
+
+
+def interval_columns(values: np.ndarray) -> dict[str, float]:
+    """Mean, 95 % interval, spread (standard deviation) and number of songs of paired differences, as columns of a table; NaN of none."""
+    finite = np.asarray(values, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    if not finite.size:
+        return {**dict.fromkeys(("mean", "low", "high", "std"), np.nan), "n": 0}
+    span = bootstrap_interval(finite)
+    return {"mean": span.mean, "low": span.low, "high": span.high, "std": float(finite.std(ddof=1)) if len(finite) > 1 else np.nan, "n": len(finite)}
+
+
+def effects_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Effects on blind SDR against the real sources, dB: by search, as decoded and refined, of each source and of their mean.
+
+    Args:
+        table: rows in the columns of evaluation.csv.
+
+    Returns:
+        search, refine, source, effect ("linear", "counts", "interaction", "over METHOD": the combination minus that method), mean, low,
+        high (95 % bootstrap interval over songs), std, n, p (paired permutation test) and p_holm, corrected for all rows together.
+    """
+    table = table[table.method.isin(METHODS)]
+    rows = []
+    for search in dict.fromkeys(table.search):
+        for refine in ("none", "wiener"):
+            for source in (SOURCES_MEAN, *dict.fromkeys(s for s in table.source if s)):
+                only = {} if source == SOURCES_MEAN else {"source": source}
+                scores = cell_scores(table, **BLIND, search=search, refine=refine, **only)
+                gains = {f"over {name}": values for name, values in combination_gains(scores).items()}
+                rows += [
+                    {"search": search, "refine": refine, "source": source, "effect": effect, **interval_columns(values), "p": _p_value(values)}
+                    for effect, values in {**ingredient_effects(scores), **gains}.items()
+                ]
+    effects = pd.DataFrame(rows)
+    return effects.assign(p_holm=holm(effects.p))
+
+
+def _p_value(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return paired_permutation_test(finite, np.zeros(len(finite)), PERMUTATIONS)
