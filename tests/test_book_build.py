@@ -44,7 +44,7 @@ results_table(table, "A table that is wider than a telephone", "test profile")
 
 
 def write_chapter(path, *cells, parameters="profile = 'cpu'"):
-    notebook = nbformat.v4.new_notebook()
+    notebook = nbformat.v4.new_notebook(metadata={"language_info": {"name": "python"}})
     notebook.cells = [nbformat.v4.new_markdown_cell("# A chapter\n\nCited: {cite:p}`luo2019convtasnet`, and $\\sqrt{2}$.")]
     if parameters:
         notebook.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import HTML
 from matplotlib.figure import Figure
 
+from hybridsep.bench.gpu import gpu_tables
 from hybridsep.bench.report import read_json
-from hybridsep.report.figures import PALETTE, WIDTH, number
+from hybridsep.report.figures import PALETTE, WIDTH, number, results_table
 
 BENCH = Path("book/results/bench")
+GPU = Path("book/results/gpu")
 
 
 def recorded_benchmarks(root: Path) -> dict[str, dict]:
@@ -115,3 +118,39 @@ def floors(result: dict) -> pd.DataFrame:
             for row in rows
         ]
     )  # fmt: skip
+
+
+def training_steps(result: dict) -> pd.DataFrame:
+    """Steps of training and their parts beside what they are compared with; of whole steps the share and the rate of their products."""
+    lines = []
+    for row in result["rows"]:
+        model, _, part = row["name"].partition("/")
+        model, _, what = model.partition("-")
+        other = row.get("reference_dtype") or ("as published" if row["reference_seconds"] is not None else "–")
+        whole = "products_share" in row
+        lines.append({
+            "model": {"codec": "VQ-VAE"}.get(model, model), "timed": part or ("step" if what == "step" else f"step in {row['dtype']}"), "ours (ms)": 1000 * row["ours_seconds"],
+            "beside": other, "that (ms)": None if row["reference_seconds"] is None else 1000 * row["reference_seconds"], "ratio": row["ratio"],
+            "products (% of the step)": 100 * row["products_share"] if whole else None,
+            "their rate (% of a large product's)": 100 * row["products_flop_per_second"] / row["square_flop_per_second"] if whole else None,
+            "loss, ours / that": f"{number(row['ours_loss'], 3)} / {number(row['reference_loss'], 3)}" if "ours_loss" in row else None,
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def show_training(results: Mapping[str, dict]) -> HTML:
+    """`training_steps` where they were recorded."""
+    if "training" not in results:
+        return HTML("<p>Not recorded yet: hybridsep bench training would.</p>")
+    result = results["training"]
+    steps = max(row.get("steps", 0) for row in result["rows"])
+    caption = f"A step of training and its parts, beside the same done as published code does it, or in float32. Losses: mean of the last steps of up to {steps}, from the same start."
+    return results_table(training_steps(result).astype(object).where(lambda f: f.notna(), None), caption, measured_on(result))
+
+
+def show_gpu(root: Path) -> HTML:
+    """What `python -m hybridsep.bench.gpu` measured, where it ever ran."""
+    tables = gpu_tables(root / GPU)
+    if not tables:
+        return HTML("<p>Nothing was measured on a GPU yet; <code>python -m hybridsep.bench.gpu all</code> would, a few minutes at a time.</p>")
+    return HTML("".join(results_table(table.frame, table.title, table.measured).data for table in tables))
