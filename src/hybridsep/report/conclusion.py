@@ -1,16 +1,13 @@
-"""What the scores say about the question of the book, in sentences chosen by intervals and not by wishes."""
+"""What the scores say about the question of the book, in sentences chosen by tests and not by wishes."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, SMALLEST_MEANINGFUL, number, signed
-from hybridsep.statistics import Interval
+from hybridsep.statistics import bootstrap_interval, holm, paired_permutation_test
 from hybridsep.studies import effects
-from hybridsep.studies.effects import intervals
 
 EFFECT_LABELS = {
     "linear": "The linear codebook, instead of the plain one,",
@@ -35,37 +32,62 @@ def hybrid_gains(scores: pd.DataFrame) -> dict[str, np.ndarray]:
     return {METHOD_LABELS[name]: values for name, values in effects.combination_gains(scores).items()}
 
 
-def effect_sentence(what: str, interval: Interval, chunks: int) -> str:
-    """One effect in one sentence."""
-    span = f"95 % interval {signed(interval.low)} to {signed(interval.high)} dB, {chunks} songs"
-    if chunks < SMALLEST_MEANINGFUL:
-        return f"{what} changes the mean by {signed(interval.mean)} dB, but {chunks} songs are too few to say anything."
-    if interval.excludes_zero:
-        return f"{what} {'raises' if interval.mean > 0 else 'lowers'} the SDR by {number(abs(interval.mean))} dB ({span})."
-    return f"{what} makes no difference that these songs can show: {signed(interval.mean)} dB ({span})."
-
-
-def answer(gains: Mapping[str, Interval], chunks: int) -> str:
-    """Whether the combination beats both methods it is made of.
+def comparisons(scores: pd.DataFrame) -> pd.DataFrame:
+    """Every effect and every gain of the combination, with the chance that it is none.
 
     Args:
-        gains: interval of the combination's gain over each published method, by label.
-        chunks: songs behind each interval.
+        scores: from `cell_scores`.
+
+    Returns:
+        One row per difference, by its label: mean, low, high (95 % bootstrap interval over songs, dB), p (paired permutation test, two-sided),
+        p_holm (corrected for all rows), n (songs).
     """
-    details = ", ".join(f"{signed(i.mean)} dB against {label} (95 % interval {signed(i.low)} to {signed(i.high)})" for label, i in gains.items())
-    better = [label for label, i in gains.items() if i.low > 0]
-    worse = [label for label, i in gains.items() if i.high < 0]
-    if chunks < SMALLEST_MEANINGFUL:
+    rows = {}
+    for label, values in {**ingredient_effects(scores), **hybrid_gains(scores)}.items():
+        finite = values[np.isfinite(values)]
+        span = bootstrap_interval(finite)
+        rows[label] = {"mean": span.mean, "low": span.low, "high": span.high, "p": paired_permutation_test(finite, np.zeros(len(finite))), "n": len(finite)}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.assign(p_holm=holm(table.p.to_numpy()))
+
+
+def effect_sentence(what: str, row: pd.Series) -> str:
+    """One effect, a row of `comparisons`, in one sentence."""
+    songs = int(row.n)
+    if songs < SMALLEST_MEANINGFUL:
+        return f"{what} changes the mean by {signed(row['mean'])} dB, but {songs} songs are too few to say anything."
+    span = f"95 % interval {signed(row.low)} to {signed(row.high)} dB, corrected p = {number(float(row.p_holm), 3)}, {songs} songs"
+    if row.p_holm < SIGNIFICANT:
+        return f"{what} {'raises' if row['mean'] > 0 else 'lowers'} the SDR by {number(abs(row['mean']))} dB ({span})."
+    return f"{what} makes no difference that these songs can show beyond chance: {signed(row['mean'])} dB ({span})."
+
+
+def answer(scores: pd.DataFrame) -> str:
+    """Whether the combination beats both methods it is made of, by more than the chance of picking these songs.
+
+    Args:
+        scores: from `cell_scores`.
+    """
+    rows = comparisons(scores).loc[[METHOD_LABELS["lass"], METHOD_LABELS["lqvae"]]]
+    songs = int(rows.n.min())
+    details = ", ".join(
+        f"{signed(row['mean'])} dB against {label} (95 % interval {signed(row.low)} to {signed(row.high)}, corrected p = {number(float(row.p_holm), 2)})"
+        for label, row in rows.iterrows()
+    )
+    certain = rows[rows.p_holm < SIGNIFICANT]
+    better, worse = list(certain.index[certain["mean"] > 0]), list(certain.index[certain["mean"] < 0])
+    rest = " and ".join(label for label in rows.index if label not in better)
+    if songs < SMALLEST_MEANINGFUL:
         verdict = "This build is too small to answer"
-    elif len(better) == len(gains):
-        verdict = "Yes: the Hybrid separates better than both methods it combines"
     elif worse:
         verdict = f"No: the Hybrid separates worse than {' and '.join(worse)}"
+    elif not rest:
+        verdict = "Yes: the Hybrid separates better than both methods it combines"
     elif better:
-        verdict = f"Only in part: the Hybrid separates better than {' and '.join(better)}, and no difference to the other could be shown"
+        verdict = f"In part: the Hybrid separates better than {' and '.join(better)}; against {rest} chance cannot be ruled out"
     else:
-        verdict = "No difference could be shown between the Hybrid and the methods it combines"
-    return f"{verdict}: {details}; {chunks} songs."
+        verdict = "No difference between the Hybrid and the methods it combines could be told from chance"
+    return f"{verdict}: {details}; {songs} songs, one training of each model."
 
 
 def study_answer(table: pd.DataFrame) -> str:

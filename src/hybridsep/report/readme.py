@@ -26,7 +26,7 @@ from hybridsep.report.chapter import (
     step_times,
     typical_chunk,
 )
-from hybridsep.report.conclusion import answer, cell_scores, hybrid_gains, intervals
+from hybridsep.report.conclusion import answer, cell_scores
 from hybridsep.report.figures import plot_spectrograms
 from hybridsep.report.speed import BENCH, recorded_benchmarks
 
@@ -123,8 +123,6 @@ def _results(evaluation: Evaluation, root: Path) -> str:
     references = {"mixture": "mixture, not separated", "codec-plain": "codec ceiling, plain", "codec-linear": "codec ceiling, linear", "irm": "ideal ratio mask"}
     floor = score_table(table, references, sdr_columns(evaluation.chunks.names, reference="real"), "method", "method")
     frame = pd.concat([frame, stronger, floor], ignore_index=True).fillna("")
-    gains = intervals(hybrid_gains(cell_scores(table)))
-    parents = {label: gains[label] for label in (METHOD_LABELS["lass"], METHOD_LABELS["lqvae"])}
     run = evaluation.run(best, "particle")
     typical = typical_chunk(run)
     _picture(evaluation, estimates(evaluation, run), typical, root / PICTURE)
@@ -132,7 +130,7 @@ def _results(evaluation: Evaluation, root: Path) -> str:
     body = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False))
     return "\n".join(
         [
-            f"{answer(parents, len(evaluation.chunks))}",
+            answer(cell_scores(table)),
             "",
             "Blind SDR (nothing chosen with the ground truth), particle filter:",
             "",
