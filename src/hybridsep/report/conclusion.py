@@ -68,10 +68,11 @@ def answer(scores: pd.DataFrame) -> str:
     Args:
         scores: from `cell_scores`.
     """
-    rows = comparisons(scores).loc[[METHOD_LABELS["lass"], METHOD_LABELS["lqvae"]]]
+    compared = comparisons(scores)
+    rows = compared.loc[[METHOD_LABELS["lass"], METHOD_LABELS["lqvae"]]]
     songs = int(rows.n.min())
     details = ", ".join(
-        f"{signed(row['mean'])} dB against {label} (95 % interval {signed(row.low)} to {signed(row.high)}, corrected p = {number(float(row.p_holm), 2)})"
+        f"{signed(row['mean'])} dB against {label} (95 % interval {signed(row.low)} to {signed(row.high)}, corrected p = {number(float(row.p_holm), 3)})"
         for label, row in rows.iterrows()
     )
     certain = rows[rows.p_holm < SIGNIFICANT]
@@ -87,7 +88,7 @@ def answer(scores: pd.DataFrame) -> str:
         verdict = f"In part: the Hybrid separates better than {' and '.join(better)}; against {rest} chance cannot be ruled out"
     else:
         verdict = "No difference between the Hybrid and the methods it combines could be told from chance"
-    return f"{verdict}: {details}; {songs} songs, one training of each model."
+    return f"{verdict}: {details}; {songs} songs, paired, one training of each model. The p-values are corrected for the {len(compared)} differences looked at, the intervals are not."
 
 
 def study_answer(table: pd.DataFrame) -> str:
