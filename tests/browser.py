@@ -166,7 +166,7 @@ def _gains_reach(page, player, expected: dict[str, float]) -> bool:
         page.wait_for_function(
             "([player, wanted]) => Object.entries(wanted).every(([stem, g]) => Math.abs(player.gains[stem] - g) < 0.02)",
             arg=[player, expected],
-            timeout=3_000,
+            timeout=15_000,
         )
     except Exception:
         return False

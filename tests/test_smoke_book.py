@@ -128,7 +128,8 @@ def test_menus_of_the_explorer_choose_kept_sounds_without_a_kernel(book):
     (state,) = re.findall(r'<script type="application/vnd.jupyter.widget-state\+json">(.*?)</script>', page, re.DOTALL)
     models = json.loads(state)["state"]
     of_kind = lambda name: {key: model["state"] for key, model in models.items() if model["model_name"] == name}  # noqa: E731
-    (track, method, _), stacks = of_kind("DropdownModel").values(), of_kind("StackModel")
+    menus, stacks = {model["description"]: model for model in of_kind("DropdownModel").values()}, of_kind("StackModel")
+    track, method = menus["track"], menus["method"]
     linked = {link["state"]["target"][0].removeprefix("IPY_MODEL_") for link in models.values() if link["model_name"] == "LinkModel"}
     assert linked == set(stacks) and len(stacks) == 1 + len(track["_options_labels"])
     sounds = [html["value"].count("<audio") for html in of_kind("HTMLModel").values()]
