@@ -342,6 +342,8 @@ _STEM_SCRIPT = """
       sources = [];
       play.textContent = 'Play';
       if (shared.playing === stop) shared.playing = null;
+      // A fade that the end of the sound cut short would stay where it was.
+      mix();
       draw();
     }
 
