@@ -118,7 +118,7 @@ def _watch(page, url: str, allowed_hosts: Sequence[str], problems: list[str]) ->
 
     def on_console(message):
         if message.type == "error" and urlsplit(message.location["url"]).netloc not in allowed_hosts:
-            problems.append(f"console: {message.text[:300]}")
+            problems.append(f"console: {message.text[:300]} ({message.location['url'][:120]})")
 
     page.on("request", on_request)
     page.on("console", on_console)

@@ -97,6 +97,15 @@ def test_links_resolve_and_pages_are_light(site):
 
 
 @pytest.mark.slow
+def test_every_page_names_an_icon_so_that_no_browser_asks_for_one_that_is_not_there(site):
+    for path in page_paths(site):
+        page = (site / path).read_text(encoding="utf-8")
+        (icon,) = re.findall(r'<link rel="icon" href="([^"]+)"', page)
+        assert ((site / path).parent / icon).is_file(), path
+    assert 'url=book/index.html"' in (site / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
 @pytest.mark.browser
 def test_every_page_works_in_a_browser(site, chromium):
     assert "book/chapter.html" in page_paths(site)

@@ -148,7 +148,7 @@ def test_memory_does_not_grow_with_length_times_particles(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, timeout=600, check=True, env=alone)
     _, base, peak = (float(line) for line in done.stdout.splitlines())
     mono = long * RATE * 4 / 2**20
-    assert peak - base < 6 * mono + 80, f"{base} MB for {short} s, {peak} MB for {long} s"
+    assert peak - base < 6 * mono + 40, f"{base} MB for {short} s, {peak} MB for {long} s"
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------------

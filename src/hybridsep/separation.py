@@ -37,7 +37,7 @@ from hybridsep.windows import CarriedPast, Windows, past_before
 STFT_SIZE = 4096
 TRUST = 0.5
 MASK_SECONDS = 0.19
-WIENER_FRAMES = 256
+WIENER_FRAMES = 64
 ENCODED_ROWS = 8
 DECODED_CODES = 4096
 STRETCH = 128

@@ -30,6 +30,15 @@ KERNEL_NAME = "hybridsep-book"
 PARAMETER_TAGS = {"parameters", "injected-parameters"}
 MAX_PAGE_BYTES = 6_000_000
 MAX_SITE_BYTES = 60_000_000
+_REDIRECT = re.compile(r'<meta http-equiv="Refresh" content="0; url=(?P<address>[^"]+)" */?>')
+_FRONT_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<title>hybridsep</title>
+<link rel="icon" href="_static/favicon.svg">
+<meta http-equiv="refresh" content="0; url={target}">
+<p><a href="{target}">To the book</a></p>
+"""
 
 
 class BookError(HybridsepError):
@@ -148,6 +157,7 @@ def build_html(root: Path) -> Path:
             raise BookError("jupyter-book refused the book; its warnings are above")
         typeset = Path(scratch) / "_build" / "html"
         _add_mathjax(typeset)
+        _complete_redirect(typeset)
         _check_weight(typeset)
         shutil.rmtree(site, ignore_errors=True)
         typeset.rename(site)
@@ -295,6 +305,17 @@ def _check_weight(site: Path) -> None:
         raise BookError(f"pages over {MAX_PAGE_BYTES} bytes: {heavy}; use fewer or shorter sounds, or fewer figures")
     if sum(sizes.values()) > MAX_SITE_BYTES:
         raise BookError(f"the site has {sum(sizes.values())} bytes, more than {MAX_SITE_BYTES}")
+
+
+def _complete_redirect(site: Path) -> None:
+    """Make a page of the bare tag by which jupyter-book sends readers of `index.html` on to the book's first page.
+
+    Without an icon of its own a browser would ask for one that is not there.
+    """
+    page = site / "index.html"
+    target = _REDIRECT.fullmatch(page.read_text(encoding="utf-8").strip())
+    if target:
+        page.write_text(_FRONT_PAGE.format(target=target["address"]), encoding="utf-8")
 
 
 def _add_mathjax(site: Path) -> None:
