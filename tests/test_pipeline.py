@@ -249,6 +249,20 @@ def test_score_that_is_not_defined_survives_the_cache(copied, monkeypatch):
     assert set(run.rows.refine) == {"", "none", "wiener"}
 
 
+def test_other_searches_of_the_best_cell_alone(copied, no_training):
+    whole = opened(copied)
+    short = Evaluation(opened(copied, {"evaluation": {**whole.profile.evaluation.model_dump(mode="json"), "every_cell": False}}))
+    best = short.best_method()
+    rows = Evaluation(whole).table()
+    refined = rows[(rows.metric == "sdr") & (rows.selection == "blind") & (rows.refine == "wiener") & (rows.reference == "real") & (rows.search == "particle")]
+    assert best == refined.groupby("method").value.mean().idxmax()
+    assert set(short.searched()) == {(method, "particle") for method in METHODS} | {(best, "ancestral")}
+    kept = short.table()
+    both = kept.merge(rows, how="left", on=list(rows.columns))
+    assert set(zip(kept.method, kept.search, strict=True)) - set(short.searched()) == {(name, "") for name in ("mixture", "irm", "codec-plain", "codec-linear")}
+    assert len(both) == len(kept) < len(rows)
+
+
 def test_one_damaged_weight_file_is_named(copied):
     step = opened(copied).vqvae_step("plain")
     path = step.folder / "model.safetensors"

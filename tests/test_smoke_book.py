@@ -16,7 +16,7 @@ from browser import WIDGET_HOSTS, check_links, check_page, check_weight, page_pa
 from hybridsep.evaluation import COLUMNS, Evaluation
 from hybridsep.pipeline import Pipeline
 from hybridsep.profiles import METHODS, load_profile
-from hybridsep.report.build import build_book
+from hybridsep.report.build import build_book, execute_notebook
 from hybridsep.report.explorer import explorer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,6 +147,22 @@ def test_explorer_separates_on_the_spot(book):
     first, second = (output[0]["data"]["text/html"] for output in made)
     assert "N = 3" in first and "particle filter" in first and "beam" in second
     assert 'class="hs-stems"' in first and first != second and not controls["Separate"].disabled
+
+
+def test_evaluation_is_told_as_well_where_only_the_best_cell_is_searched_in_all_ways(book, tmp_path, monkeypatch):
+    runs = shutil.copytree(book.root / "runs", tmp_path / "runs", copy_function=os.link)
+    for name in ("evaluation.csv", "selections.csv"):
+        (runs / "smoke" / name).unlink()
+    profile = tmp_path / "smoke.yml"
+    profile.write_text("base: smoke\nevaluation: {every_cell: false}\n")
+    monkeypatch.setenv("HYBRIDSEP_ROOT", str(book.root))
+    monkeypatch.setenv("HYBRIDSEP_RUNS", str(runs))
+    execute_notebook(ROOT / "book" / "08_evaluation.ipynb", tmp_path / "08_evaluation.ipynb", {"profile": str(profile)})
+    table = pd.read_csv(runs / "smoke" / "evaluation.csv")
+    best = Evaluation(Pipeline(load_profile("smoke"), runs)).best_method()
+    expected = {(method, "particle") for method in METHODS} | {(best, search) for search in load_profile("smoke").evaluation.searches}
+    separated = table[table.method.isin(METHODS)]
+    assert set(zip(separated.method, separated.search, strict=True)) == expected
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

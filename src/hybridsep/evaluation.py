@@ -121,11 +121,15 @@ def choose_chunks(stems: StemSet, names: tuple[str, ...], count: int, seconds: f
             pieces.append(torch.stack([stems.crop(p, track, start, length) for p in range(len(names))]))
     if len(tracks) < count:
         raise HybridsepError(f"only {len(tracks)} of {len(stems)} test songs have {seconds:g} s in which every source sounds; {count} chunks were asked for")
-    sources = torch.stack(pieces, 1)
-    if stems.pairing == "random":
-        # As in training: no two sources of a mixture are of one song. Each further one comes from the next chunk's place.
-        sources = torch.stack([source.roll(-p, 0) for p, source in enumerate(sources)])
-    return Chunks(tuple(tracks), tuple(starts), sources, names, stems.sample_rate)
+    return Chunks(tuple(tracks), tuple(starts), pair_sources(torch.stack(pieces, 1), stems.pairing), names, stems.sample_rate)
+
+
+def pair_sources(sources: Tensor, pairing: str) -> Tensor:
+    """Sources [P, B, T] of B places as mixtures are made of them in training; `pairing` as in StemSet."""
+    if pairing != "random":
+        return sources
+    # No two sources of a mixture are of one song. Each further one comes from the next chunk's place.
+    return torch.stack([source.roll(-p, 0) for p, source in enumerate(sources)])
 
 
 def _audible_start(stems: StemSet, track: int, length: int, seed: int) -> int | None:
@@ -251,7 +255,7 @@ class Evaluation:
         """Everything, written to runs/<profile>/evaluation.csv, selections.csv and particles.csv."""
         if self.pipeline.ranks.count > 1:
             return self._shared_table()
-        runs = [self.run(method, search) for method in METHODS for search in self.settings.searches]
+        runs = [self.run(method, search) for method, search in self.searched()]
         root = self.pipeline.root
         table = pd.concat([self.references(), *(r.rows for r in runs)], ignore_index=True)
         rules = pd.concat([r.selections for r in runs], ignore_index=True)
@@ -262,6 +266,11 @@ class Evaluation:
         self.pipeline.write_provenance()
         return table
 
+    def searched(self) -> list[tuple[str, str]]:
+        """Methods and searches that are compared, by cell."""
+        best = None if self.settings.every_cell else self.best_method()
+        return [(method, search) for method in METHODS for search in self.settings.searches if search == "particle" or best in (None, method)]
+
     def _shared_table(self) -> pd.DataFrame:
         """The same table by several processes: each makes some of the runs whole, so that no number depends on how many processes there are."""
         ranks = self.pipeline.ranks
@@ -269,10 +278,12 @@ class Evaluation:
             self.pipeline.separator(method)
         ranks.wait()
         own = Evaluation(self.pipeline.alone())
-        runs = [functools.partial(own.run, method, search) for method in METHODS for search in self.settings.searches]
-        for make in [own.references, *runs][ranks.index :: ranks.count]:
-            make()
-        ranks.wait()
+        # The second list is known when the first one's runs are there.
+        for listed in (lambda: [(method, "particle") for method in METHODS], self.searched):
+            runs = [functools.partial(own.run, method, search) for method, search in listed()]
+            for make in [own.references, *runs][ranks.index :: ranks.count]:
+                make()
+            ranks.wait()
         if ranks.first:
             own.table()
         ranks.wait()

@@ -31,7 +31,7 @@ class DataSettings(Settings):
     """Songs: where they come from and how much of them is kept.
 
     `tracks` and `seconds` size the synthesised set; `sample_rate` in Hz is the rate of every model; `pairing` says whether the sources
-    of a mixture come from one song (see `StemSet`).
+    of a mixture come from one song (see `StemSet`). `effects` came later than trained models and is left out of hashes at its default.
     """
 
     tracks: int = Field(300, ge=10)
@@ -39,6 +39,7 @@ class DataSettings(Settings):
     seed: int = 0
     sample_rate: int = Field(22050, ge=8000)
     pairing: Literal["same-song", "random"] = "same-song"
+    effects: float = Field(0.0, ge=0, le=1, exclude_if=lambda share: share == 0, description="share of training stems with a random sound effect")
 
     @model_serializer(mode="wrap")
     def _without_default_pairing(self, handler: SerializerFunctionWrapHandler) -> dict:
@@ -147,11 +148,12 @@ class SearchSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """What is separated and scored: `chunks` pieces of `chunk_seconds`, each from another test song."""
+    """What is separated and scored: `chunks` pieces of `chunk_seconds`, each from another test song, by every cell with the particle filter."""
 
     chunks: int = Field(12, ge=1)
     chunk_seconds: float = Field(3.0, gt=0)
     searches: tuple[Literal["ancestral", "topk", "beam", "particle"], ...] = ("ancestral", "topk", "beam", "particle")
+    every_cell: bool = Field(True, description="each search by every cell, and not only by the one that the particle filter scores best with")
     many_particles: int = Field(64, ge=1, description="N of the extra particle-filter run with more particles")
     seed: int = 0
 
