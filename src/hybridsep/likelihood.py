@@ -123,9 +123,9 @@ class Likelihood(ABC):
     def top_pairs(self, mixture: Tensor, log_p: Tensor, k: int, log_weights: Tensor | None = None) -> TopPairs:
         """The k best pairs: of every particle by itself (G = N), or with `log_weights` [B, N] of all particles of a mixture together (G = 1).
 
-        Exact without scoring every pair: r(i) bounds the score of each pair in row i, so rows are scored from the highest bound on until
-        the k-th best score is above the bound of all rows left. Only where thousands of rows are alike, in a posterior that says next to
-        nothing, does ROWS_SCORED stop it first.
+        Exact without scoring every pair: r(i) bounds the score of each pair in row i, so that after the rows of highest bounds only those are
+        scored whose bound exceeds the k-th best pair so far. Only where thousands of rows do, in a posterior that says next to nothing, does
+        ROWS_SCORED leave out the lowest.
         """
         self._check(mixture, log_p)
         posterior = self._factored(mixture, log_p)
@@ -145,27 +145,34 @@ class Likelihood(ABC):
     def _best_of(
         self, b: int, posterior: StepPosterior, bounds: Tensor, log_p: Tensor, weights: Tensor, k: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Best k pairs of each group of one mixture: codes [2, G, k], parents [G, k], scores [G, k]."""
-        groups, rows = bounds.shape
-        size = self.codes
-        wanted = min(rows, max(8, k))
-        limit = min(rows, max(wanted, ROWS_SCORED // groups))
-        matrix = posterior.matrices[b]
-        while True:
-            best = bounds.topk(min(rows, wanted + 1), 1)
-            chosen = best.indices[:, :wanted]
-            code, local = chosen % size, chosen // size
-            particle = local if groups == 1 else torch.arange(groups, device=chosen.device)[:, None].expand_as(chosen)
+        """Best k pairs of each group of one mixture, bounds [G, R] of its rows: codes [2, G, k], parents [G, k], scores [G, k]."""
+        size, matrix, first = self.codes, posterior.matrices[b], log_p[0].exp()
+
+        def row_scores(group: Tensor, row: Tensor) -> Tensor:
+            code = row % size
+            particle = row // size if len(bounds) == 1 else group
             table = matrix.index_select(0, code.flatten()).view(*code.shape, size)
-            row_weight = weights.to(table)[particle] * log_p[0][particle, code].exp()
-            scores = (table * posterior.second[b][particle] * row_weight[..., None]).flatten(1)
-            top = scores.topk(min(k, scores.shape[1]), 1)
-            certain = wanted >= limit or bool((top.values[:, -1] >= best.values[:, -1]).all())
-            if certain:
-                row = top.indices // size
-                codes = torch.stack([code.gather(1, row), top.indices % size])
-                return codes, local.gather(1, row), top.values.log()
-            wanted = min(limit, 2 * wanted)
+            row_weight = weights.to(table)[particle] * first[particle, code]
+            return table * posterior.second[b][particle] * row_weight[..., None]
+
+        groups = torch.arange(len(bounds), device=bounds.device)[:, None]
+        rows = bounds.topk(min(bounds.shape[1], max(8, k)), 1).indices
+        scores = row_scores(groups.expand_as(rows), rows).flatten(1)
+        best = scores.topk(min(k, scores.shape[1]), 1)
+        row, column, found = rows.gather(1, best.indices // size), best.indices % size, best.values
+        rest = bounds.scatter(1, rows, 0.0)
+        limit = min(bounds.shape[1], ROWS_SCORED // len(bounds))
+        possible = rest > found[:, -1:]
+        if int(possible.sum(1).amax()) > limit:
+            possible &= rest >= rest.topk(limit, 1).values[:, -1:]
+        if possible.any():
+            group, other = possible.nonzero(as_tuple=True)
+            scores = row_scores(group, other)
+            place, other_column = (scores > found[group, -1:]).nonzero(as_tuple=True)
+            entries = [groups.expand_as(row).flatten(), row.flatten(), column.flatten(), found.flatten()]
+            better = [group[place], other[place], other_column, scores[place, other_column]]
+            _, row, column, found = _best_entries([torch.cat(pair) for pair in zip(entries, better, strict=True)], found.shape[1])
+        return torch.stack([row % size, column]), row // size, found.log()
 
     def _kept_matrices(self, mixtures: list[int]) -> list[Tensor]:
         """`matrix` of each in `precision`, kept while among the last used: a few hundred mixture codes make up most of a recording."""
@@ -215,6 +222,15 @@ class StepPosterior:
 def _refuse_nan(posterior: StepPosterior | FusedPosterior) -> None:
     if torch.isnan(posterior.log_evidence).any():
         raise ValueError("log-probabilities of the priors hold NaN")
+
+
+def _best_entries(entries: list[Tensor], k: int) -> list[Tensor]:
+    """Of entries (group, row, column, score), each [E], the k of highest score of every group, best first: four [G, k]. No group has fewer."""
+    by_score = entries[3].argsort(descending=True, stable=True)
+    order = by_score[entries[0][by_score].argsort(stable=True)]
+    counts = entries[0].bincount()
+    places = (counts.cumsum(0) - counts)[:, None] + torch.arange(k, device=counts.device)
+    return [entry[order[places]] for entry in entries]
 
 
 class MatrixCache:
