@@ -1,4 +1,5 @@
-# make book [PROFILE=cpu]   data, training, every chapter, then HTML in _build/html/index.html
+# make book [PROFILE=cpu]   data, every chapter, then HTML in _build/html/index.html; trained models come with the repository
+# make book TRAIN=1         the same, but every model is trained anew
 # make test                 every test that a machine without a GPU can run
 # make clean                forget the built book; models under runs/ stay
 PROFILE ?= cpu
@@ -8,7 +9,7 @@ STAMP   := .venv/.installed
 .PHONY: book test clean
 
 book: $(STAMP)
-	.venv/bin/hybridsep book --profile $(PROFILE)
+	.venv/bin/hybridsep book --profile $(PROFILE) $(if $(TRAIN),--train)
 
 test: $(STAMP)
 	.venv/bin/python -m pytest tests -q --durations=15

@@ -1,4 +1,4 @@
-"""What test_distributed runs in two processes at once: `torchrun --nproc-per-node 2 tests/ranks.py FOLDER`.
+"""What test_distributed runs in two processes at once: `torchrun --nproc-per-node 2 tests/ranks.py FOLDER [codec|prior]`.
 
 Every process writes what it ended with to FOLDER/<name>.<rank>.safetensors; test_distributed compares it with one process.
 """
@@ -60,21 +60,31 @@ def quick_bss_eval(estimates, *_):
     return {name: estimates.std(-1) for name in ("isr", "sir", "sar")}
 
 
+RUNS = {"codec": (codec_run, "loss"), "prior": (prior_run, "nats_per_code")}
+
+
+def keep(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Write what this process ended with."""
+    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, folder / f"{name}.{ranks_here().index}.safetensors")
+
+
+def trained(folder: Path, name: str) -> None:
+    """Weights and curve of one of RUNS."""
+    run, figure = RUNS[name]
+    module, history = run(folder / name)
+    keep(folder, name, {**module.state_dict(), "curve": torch.tensor([row[figure] for row in history], dtype=torch.float64)})
+
+
 def main(folder: Path) -> None:
     """Everything that takes two processes, in one start of them."""
     ranks = ranks_here()
-
-    def keep(name: str, tensors: dict[str, torch.Tensor]) -> None:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, folder / f"{name}.{ranks.index}.safetensors")
-
-    for name, run, figure in (("codec", codec_run, "loss"), ("prior", prior_run, "nats_per_code")):
-        module, history = run(folder / name)
-        keep(name, {**module.state_dict(), "curve": torch.tensor([row[figure] for row in history], dtype=torch.float64)})
+    for name in RUNS:
+        trained(folder, name)
     joined = ranks.join_uneven(torch.arange(3 + 2 * ranks.index) + 10 * ranks.index)
     weight = torch.tensor(2.0 + ranks.index, requires_grad=True)
     # Every process's loss is (mean of both weights)² times 1 or 2.
     (mean_over_ranks(weight).square() * (1 + ranks.index)).backward()
-    keep("talk", {"joined": joined, "gradient": weight.grad, "mean": torch.tensor(ranks.mean([1.0, float(ranks.index)]))})
+    keep(folder, "talk", {"joined": joined, "gradient": weight.grad, "mean": torch.tensor(ranks.mean([1.0, float(ranks.index)]))})
     try:
         codec_run(folder / "odd", batch=3)
         raise AssertionError("a batch of 3 was cut in two")
@@ -85,4 +95,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    where, *only = sys.argv[1:]
+    trained(Path(where), *only) if only else main(Path(where))

@@ -1,23 +1,20 @@
 """Bad input, by name and by the hundred: one line, a status, nothing half-written, never a traceback."""
 
-import contextlib
 import hashlib
 import io
 import json
 import shutil
-import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from command import lines_of, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import RATE, long_hop_separator
 
-from hybridsep import cli
 from hybridsep.separation import Separator
 
 GENERATED = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
@@ -40,20 +37,9 @@ def other_model(tmp_path_factory):
 
 
 def separate(*args):
-    """Run `hybridsep separate ARGS` in this process: exit status and standard error. Anything but an exit would be a traceback."""
-    argv, shown, said = sys.argv, warnings.showwarning, io.StringIO()
-    sys.argv = ["hybridsep", "separate", *map(str, args)]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said), warnings.catch_warnings():
-        warnings.simplefilter("always")
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        finally:
-            sys.argv, warnings.showwarning = argv, shown
-    # A progress bar may have run before.
-    return status, [line for line in said.getvalue().replace("\r", "\n").splitlines() if line.strip() and not line.startswith("separating")]
+    """Exit status of `hybridsep separate ARGS`, and the lines it says."""
+    status, _, err = run("separate", *args)
+    return status, lines_of(err)
 
 
 def contents(folder):

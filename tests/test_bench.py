@@ -1,14 +1,17 @@
 """Benchmarks: the originals they compare with give what the library gives, and what they write is what was measured."""
 
 import json
+from html import escape
+from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from scipy.stats import chi2_contingency, chisquare
-from tiny import count_likelihood, random_counts, seeded, sum_likelihood, tiny_prior, tiny_separator
+from tiny import count_likelihood, long_hop_separator, random_counts, seeded, sum_likelihood, tiny_prior, tiny_separator
 
 from hybridsep import search
-from hybridsep.bench import decode, kernels, posterior
+from hybridsep.bench import decode, kernels, posterior, recording
 from hybridsep.bench.measure import Rates, Timing, largest_tensor, time_calls
 from hybridsep.bench.models import random_likelihood, random_log_probs
 from hybridsep.bench.originals import DensePosterior, GrowingPrior, SparsePosterior, beam, sample
@@ -17,6 +20,8 @@ from hybridsep.bench.report import Goal, Options, Row, plot_scaling, read_json, 
 from hybridsep.decoding import PriorStack
 from hybridsep.errors import HybridsepError
 from hybridsep.likelihood import CountLikelihood
+from hybridsep.report.figures import number
+from hybridsep.report.speed import command_of, recording_line, show_recording
 
 K = 12
 CPU = torch.device("cpu")
@@ -203,3 +208,27 @@ def test_what_cannot_be_run_read_or_drawn_is_said_in_one_line(tmp_path, decoded)
     tiny_separator().save(tmp_path / "sum")
     with pytest.raises(HybridsepError, match="need a method of counts"):
         run_benchmarks(decode.BENCHMARKS, Options(quick=True, only="lass", model=tmp_path / "sum"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
+def test_a_long_recording_is_separated_in_a_process_of_its_own_whose_peak_is_recorded(tmp_path, monkeypatch):
+    long_hop_separator().save(tmp_path / "model")
+    written = []
+    real = recording.write_recording
+
+    def write(path, *arguments):
+        real(path, *arguments)
+        written.append(soundfile.info(path))
+
+    monkeypatch.setattr(recording, "write_recording", write)
+    result = run_benchmarks(recording.BENCHMARKS, Options(model=tmp_path / "model", particles=1, quick=True, minutes=0.06))
+    row, = result["rows"]
+    assert COLUMNS <= row.keys() and (row["minutes"], row["particles"], row["model"]) == (0.06, 1, str(tmp_path / "model"))
+    assert [(info.samplerate, info.channels, info.frames) for info in written] == [(44_100, 2, round(0.06 * 60 * 44_100))]
+    # Python and torch alone take more than 50 MB; the two stems of four seconds less than 500.
+    assert 50e6 < row["start_bytes"] < row["ours_peak_bytes"] < row["start_bytes"] + 500e6 and 0 < row["ours_seconds"] < result["provenance"]["wall_seconds"]
+    said = recording_line(result)
+    assert "0.06 minutes of stereo at 44.1 kHz" in said and f"{number(row['ours_peak_bytes'] / 1e9, 1)} GB, {number(row['start_bytes'] / 1e9, 1)} GB of them" in said
+    assert escape(said) in show_recording({"recording": result}).data and "hybridsep bench recording" in show_recording({}).data
+    assert "an hour of stereo" in recording_line({"rows": [{**row, "minutes": 60.0}]})
+    assert command_of("recording", result).startswith(f"hybridsep bench recording --model {tmp_path / 'model'} --particles 1 --minutes 0.06 ")

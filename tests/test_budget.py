@@ -1,23 +1,28 @@
 """Budgets: hours and memory are those of what runs, and a training stops when its time is up, whole, to go on later."""
 
 import json
+import os
 import shutil
-import sys
 
+import psutil
 import pytest
 import torch
+from command import run
 from micro import micro_profile
 from ranks import stems
-from tiny import seeded, tiny_prior, tiny_profile, tiny_vqvae
+from tiny import count_likelihood, seeded, tiny_prior, tiny_profile, tiny_vqvae
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybridsep import budget, cli
+from hybridsep import budget
 from hybridsep.codec_training import VQVAETask
 from hybridsep.data.codes import CodeSet
 from hybridsep.deadline import NEVER, Deadline, OutOfTime
 from hybridsep.decoding import PriorStack, PrivateCache
+from hybridsep.device import fast_dtype
 from hybridsep.prior import Prior, PriorTask
 from hybridsep.profiles import load_profile
+from hybridsep.report.chapter import hours_on_t4
+from hybridsep.report.figures import number
 from hybridsep.training import make_optimisers, train
 from hybridsep.vqvae import VQVAE
 
@@ -81,8 +86,39 @@ def test_t4_profile_fits_a_t4_and_its_day_of_three_hours():
     for found in (budget.vqvae_budget(profile), budget.prior_budget(profile)):
         assert 1.0 < found.hours < 3.0 and found.bytes < 15 * GIB
     assert budget.search_bytes(profile) < 15 * GIB
-    said = budget.summary(profile)
-    assert "h on a T4" in said and "assumed" in said and "GiB" in said and len(said.splitlines()) == 3
+    assert budget.counting_bytes(profile) < 15 * GIB
+
+
+@pytest.mark.parametrize("name", ["t4", "paper"])
+def test_table_of_a_profile_adds_up_hours_and_names_every_memory(name):
+    profile = load_profile(name)
+    rows = {row["what"]: row for row in budget.summary(profile)}
+    codec, prior, whole = (rows[what]["on a T4 (h)"] for what in ("VQ-VAE", "prior of one source", "training of a method's models"))
+    assert whole == pytest.approx(codec + 2 * prior) and number(whole, 0) == hours_on_t4(name)
+    for row, key in (("VQ-VAE", "vqvae"), ("prior of one source", "prior")):
+        assert rows[row]["assumed rate (TFLOP/s)"] == budget.T4_RATES[key] / 1e12
+        assert rows[row]["on a T4 (h)"] == pytest.approx(float(rows[row]["operations"]) / budget.T4_RATES[key] / 3600, rel=0.05)
+    search = rows[f"search, {profile.search.max_rows} particles at once"]["memory (GiB)"]
+    assert search == budget.search_bytes(profile) / GIB and rows["counting"]["memory (GiB)"] == budget.counting_bytes(profile) / GIB
+
+
+def test_search_counts_its_likelihood_and_its_decoder():
+    likelihood = count_likelihood()
+    likelihood.matrix(0)
+    kept = {id(t): t.nbytes for part in (likelihood, likelihood.backoff) for t in vars(part).values() if torch.is_tensor(t)}
+    assert budget.counts_bytes(12, len(likelihood.keys)) == sum(kept.values()) - likelihood.backoff.codebook.nbytes
+    profile = tiny_profile()
+    more = profile.model_copy(update={"likelihood": profile.likelihood.model_copy(update={"counted_seconds": profile.likelihood.counted_seconds + 32})})
+    # 32 samples make a code.
+    assert budget.search_bytes(more) - budget.search_bytes(profile) == budget.counts_bytes(12, 8000) - budget.counts_bytes(12, 0)
+    assert budget.search_bytes(profile) > likelihood.cache_bytes + budget.cache_bytes(profile.prior, profile.search.max_rows)
+
+
+def test_peak_is_of_what_is_held_at_once():
+    x = torch.ones(1000)
+    assert budget.peak_bytes(lambda: x.add(1).add(1).add(1)) == 2 * x.nbytes
+    assert budget.peak_bytes(lambda: [x.add(1), x.add(1), x.add(1)]) == 3 * x.nbytes
+    assert budget.peak_bytes(lambda: x.add_(1).view(10, 100)) == 0
 
 
 def test_paper_profile_counts_half_a_billion_weights_and_names_its_memory():
@@ -93,7 +129,7 @@ def test_paper_profile_counts_half_a_billion_weights_and_names_its_memory():
 def shortened(name, **prior):
     """A profile at batch 1 for two steps; only what is named differs otherwise."""
     profile = load_profile(name)
-    two = {"steps": 2, "batch": 1, "accumulate": 1}
+    two = {"steps": 2, "batch": 1, "accumulate": 1, "checkpoint_seconds": 1e9}
     vqvae = profile.vqvae.model_copy(update={"training": profile.vqvae.training.model_copy(update=two), "crop_samples": 16384})
     changed = profile.prior.model_copy(update={"training": profile.prior.training.model_copy(update=two), **prior})
     return profile.model_copy(update={"vqvae": vqvae, "prior": changed})
@@ -115,6 +151,30 @@ def test_priors_of_t4_and_paper_train_two_steps(tmp_path, name, changes):
     module = Prior(profile.prior, profile.vqvae.codes)
     history = train(PriorTask(module, CodeSet(songs), 0, torch.float32), profile.prior.training, tmp_path, "prior", 0)
     assert len(history) == 2 and history[0]["nats_per_code"] == pytest.approx(7.62, abs=0.1)
+
+
+@pytest.fixture
+def every_core():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count())
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(psutil.virtual_memory().available < 12 * GIB or fast_dtype(torch.device("cpu")) != torch.bfloat16,
+                    reason="wants 12 GiB of free memory, and a CPU that is fast in Muon's bfloat16 products")  # fmt: skip
+def test_paper_prior_of_48_layers_trains_two_steps(tmp_path, every_core):
+    """All of its weights, 7 GB with gradients and moments, on a crop and a window of 64 codes."""
+    profile = shortened("paper", crop_codes=64, window=64)
+    songs = (torch.randint(2048, (2, 100), generator=seeded()).to(torch.int16),)
+    torch.manual_seed(0)
+    module = Prior(profile.prior, profile.vqvae.codes)
+    assert len(module.blocks) == 48 and sum(p.numel() for p in module.parameters()) == budget.prior_budget(load_profile("paper")).parameters
+    before = module.blocks[-1].expand.weight[0].clone()
+    history = train(PriorTask(module, CodeSet(songs), 0, torch.float32), profile.prior.training, tmp_path, "prior", 0)
+    assert len(history) == 2 and history[0]["nats_per_code"] == pytest.approx(7.62, abs=0.1) and history[1]["nats_per_code"] > 0
+    assert not torch.equal(module.blocks[-1].expand.weight[0], before)
 
 
 # --- time --------------------------------------------------------------------------------------------------------------------
@@ -147,15 +207,12 @@ def test_training_out_of_time_stops_after_one_step_at_least_and_goes_on_to_the_s
     assert all(torch.equal(a, b) for a, b in zip(last.parameters(), whole.parameters(), strict=True))
 
 
-def test_command_out_of_time_says_one_line_marks_nothing_done_and_goes_on_by_itself(tmp_path, monkeypatch, capsys):
+def test_command_out_of_time_says_one_line_marks_nothing_done_and_goes_on_by_itself(tmp_path):
     profile = micro_profile(tmp_path, {"vqvae": {"training": {"steps": 3}}, "prior": {"training": {"steps": 2}}})
 
     def command(folder, *options):
-        monkeypatch.setattr(sys, "argv", ["hybridsep", "train", "plain-sum", "--profile", str(profile), "--runs", str(folder), *options])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-            sys.exit(0)
-        return stop.value.code or 0, capsys.readouterr().out.splitlines()
+        status, out, _ = run("train", "plain-sum", "--profile", profile, "--runs", folder, *options)
+        return status, out.splitlines()
 
     unfinished, said = [], []
     for _ in range(20):

@@ -1,5 +1,6 @@
 """The command line: one line for a person, never a traceback."""
 
+import re
 import subprocess
 import sys
 
@@ -7,29 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from command import lines_of, run
 from tiny import tiny_separator
-
-from hybridsep import cli
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `hybridsep ARGS` in this process: exit status, stdout, stderr. Anything but an exit would be a traceback."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["hybridsep", *map(str, args)])
-        shown = cli.warnings.showwarning
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        finally:
-            cli.warnings.showwarning = shown
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +29,13 @@ def song(tmp_path):
 def one_line(result, *words):
     status, _, err = result
     assert status == 1
-    # A progress bar may have run before.
-    lines = [line for line in err.splitlines() if line and not line.startswith("separating")]
+    lines = lines_of(err)
     assert len(lines) == 1 and lines[0].startswith("hybridsep: ") and "Traceback" not in err
     for word in words:
         assert word in lines[0]
 
 
-def test_help_of_every_command(run):
+def test_help_of_every_command():
     status, out, _ = run("--help")
     assert status == 0
     for command in ("data", "train", "separate", "evaluate", "book"):
@@ -77,7 +56,7 @@ def test_help_does_not_wait_for_torch():
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
 
-def test_unknown_profile_method_and_file_are_named(run, tmp_path):
+def test_unknown_profile_method_and_file_are_named(tmp_path):
     one_line(run("train", "lass", "--profile", "smok"), "smok", "smoke")
     one_line(run("evaluate", "--profile", "smok"), "smok")
     one_line(run("train", "lasso", "--profile", "smoke", "--runs", tmp_path), "lasso", "lass")
@@ -86,20 +65,21 @@ def test_unknown_profile_method_and_file_are_named(run, tmp_path):
     assert not list(tmp_path.rglob("done.json"))
 
 
-def test_data_folder_that_holds_no_songs_is_named(run, tmp_path):
+def test_data_folder_that_holds_no_songs_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     one_line(run("train", "lass", "--profile", "smoke", "--runs", tmp_path, "--data", tmp_path / "empty"), "empty")
 
 
-def test_synth_into_a_folder_of_other_songs_is_refused(run, tmp_path):
+def test_synth_into_a_folder_of_other_songs_is_refused(tmp_path):
     assert run("data", "synth", tmp_path / "songs", "--tracks", 1, "--seconds", 2)[0] == 0
     assert (tmp_path / "songs" / "train").is_dir()
     one_line(run("data", "synth", tmp_path / "songs", "--tracks", 1, "--seconds", 3), "songs")
 
 
-def test_separate_writes_stems_and_one_summary(run, song, model, tmp_path):
+def test_separate_writes_stems_and_one_summary(song, model, tmp_path):
     status, out, _ = run("separate", song, tmp_path / "out", "--model", model, "--particles", 2, "--seed", 4)
-    assert status == 0 and len(out.splitlines()) == 1 and "bass.wav" in out and "nats per code" in out
+    assert status == 0 and len(out.splitlines()) == 1 and "bass.wav" in out
+    assert re.search(r": 0\.5 s in \d+\.\d s, evidence -?\d+\.\d{3} nats per code$", out.strip())
     stems = [soundfile.read(tmp_path / "out" / f"{n}.wav") for n in ("bass", "drums")]
     mixture = soundfile.read(song)[0]
     assert all(rate == 22050 and s.shape == mixture.shape for s, rate in stems)
@@ -108,7 +88,7 @@ def test_separate_writes_stems_and_one_summary(run, song, model, tmp_path):
     assert run("separate", song, tmp_path / "out", "--model", model, "--particles", 2, "--overwrite", "--no-refine")[0] == 0
 
 
-def test_bad_input_of_separate_is_named(run, song, model, tmp_path):
+def test_bad_input_of_separate_is_named(song, model, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "text.wav").write_text("no music")
     (tmp_path / "empty.wav").touch()
@@ -122,20 +102,20 @@ def test_bad_input_of_separate_is_named(run, song, model, tmp_path):
     assert run("separate", song, out, "--model", model, "--particles", 0)[0] == 2
 
 
-def test_damaged_model_is_named(run, song, tmp_path):
+def test_damaged_model_is_named(song, tmp_path):
     tiny_separator().save(tmp_path / "model")
     path = tmp_path / "model" / "prior-drums.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     one_line(run("separate", song, tmp_path / "out", "--model", tmp_path / "model"), "prior-drums.safetensors")
 
 
-def test_silent_recording_warns_in_one_line(run, model, tmp_path):
+def test_silent_recording_warns_in_one_line(model, tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros(22050), 22050)
     status, _, err = run("separate", tmp_path / "silent.wav", tmp_path / "out", "--model", model)
     assert status == 0 and err.splitlines() == ["warning: the recording is silent throughout; so are its stems"]
 
 
-def test_ctrl_c_exits_with_130_and_no_traceback(run, song, model, tmp_path, monkeypatch):
+def test_ctrl_c_exits_with_130_and_no_traceback(song, model, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -144,8 +124,10 @@ def test_ctrl_c_exits_with_130_and_no_traceback(run, song, model, tmp_path, monk
     assert status == 130 and "Traceback" not in err and not (tmp_path / "out").exists()
 
 
-def test_same_command_gives_the_same_bytes(run, song, model, tmp_path):
+def test_same_command_gives_the_same_bytes(song, model, tmp_path):
     for name in ("a", "b"):
         assert run("separate", song, tmp_path / name, "--model", model, "--particles", 2)[0] == 0
-    assert (tmp_path / "a" / "bass.wav").read_bytes() == (tmp_path / "b" / "bass.wav").read_bytes()
+    first, second = ((tmp_path / name / "bass.wav").read_bytes() for name in ("a", "b"))
+    assert first == second
+    assert b"PEAK" not in first  # there the time would be
     assert torch.get_num_threads() >= 1

@@ -16,11 +16,19 @@ from safetensors.torch import load_file
 from hybridsep import evaluation
 from hybridsep.distributed import ALONE, WHOLE, Part, Ranks, mean_over_ranks, ranks_here
 from hybridsep.errors import HybridsepError
-from hybridsep.evaluation import Evaluation
+from hybridsep.evaluation import Evaluation, read_rows
 from hybridsep.pipeline import Pipeline, merge_counts
 from hybridsep.profiles import load_profile
 
 SHARED = ("likelihood-", "separated-", "references-")
+
+
+def start(launcher: list[str], *arguments: object) -> None:
+    """Run ranks.py under a launcher, on the CPU."""
+    command = [sys.executable, "-m", *launcher, worker.__file__, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    found = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    assert found.returncode == 0, found.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +50,7 @@ def two(one, tmp_path_factory):
             shutil.rmtree(step)
         elif step.suffix == ".csv":
             step.unlink()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", worker.__file__, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    found = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
-    assert found.returncode == 0, found.stderr[-3000:]
+    start(["torch.distributed.run", "--standalone", "--nproc-per-node", "2"], folder)
     return folder
 
 
@@ -53,8 +58,9 @@ def ended(folder: Path, name: str) -> list[dict[str, torch.Tensor]]:
     return [load_file(folder / f"{name}.{rank}.safetensors") for rank in range(2)]
 
 
-@pytest.mark.parametrize("name, run, figure", [("codec", worker.codec_run, "loss"), ("prior", worker.prior_run, "nats_per_code")])
-def test_two_processes_follow_the_loss_curve_of_one_with_the_whole_batch(two, tmp_path, name, run, figure):
+@pytest.mark.parametrize("name", worker.RUNS)
+def test_two_processes_follow_the_loss_curve_of_one_with_the_whole_batch(two, tmp_path, name):
+    run, figure = worker.RUNS[name]
     module, history = run(tmp_path)
     curve = torch.tensor([row[figure] for row in history], dtype=torch.float64)
     assert len(curve) == worker.TRAINING["steps"] and curve[-1] != curve[0]
@@ -63,6 +69,17 @@ def test_two_processes_follow_the_loss_curve_of_one_with_the_whole_batch(two, tm
         for key, value in module.state_dict().items():
             # Muon's products are bfloat16: what is rounding elsewhere shows in the weights there.
             torch.testing.assert_close(there[key], value, rtol=1e-3, atol=1e-4 if name == "codec" else 1e-2)
+
+
+def test_accelerate_launches_processes_that_train_as_one(tmp_path):
+    """Processes of `--multi_gpu`, where no GPU is; its `--cpu` knows MPI only, and else starts one."""
+    start(["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"], tmp_path, "prior")
+    first, second = ended(tmp_path, "prior")
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    _, history = worker.prior_run(tmp_path / "one")
+    curve = torch.tensor([row["nats_per_code"] for row in history], dtype=torch.float64)
+    torch.testing.assert_close(first["curve"], curve, rtol=0, atol=1e-4)
+    assert not torch.equal(first["curve"], curve)
 
 
 @pytest.mark.parametrize("name", ["codec", "prior"])
@@ -91,7 +108,7 @@ def test_counts_and_likelihoods_of_two_processes_are_those_of_one_to_the_bit(one
 
 def test_table_of_two_processes_is_that_of_one(one, two):
     for name in ("evaluation.csv", "selections.csv", "particles.csv"):
-        tables = [pd.read_csv(folder / "micro" / name, keep_default_na=False, na_values=["nan"]) for folder in (one, two)]
+        tables = [read_rows(folder / "micro" / name) for folder in (one, two)]
         here, there = (table[table.metric != "seconds"].reset_index(drop=True) for table in tables)
         pd.testing.assert_frame_equal(here, there, check_exact=True)
         assert len(tables[0]) == len(tables[1]) > 0

@@ -4,7 +4,6 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -15,7 +14,7 @@ from hybridsep.bench.gpu.session import Part, Session
 from hybridsep.budget import cache_bytes
 from hybridsep.checkpoint import load_weights
 from hybridsep.errors import HybridsepError
-from hybridsep.evaluation import COLUMNS
+from hybridsep.evaluation import COLUMNS, read_rows
 from hybridsep.kernels import cache, counting, counts, nearest, sums
 from hybridsep.pipeline import Pipeline
 from hybridsep.profiles import METHODS, load_profile
@@ -95,7 +94,7 @@ def test_kernel_times_stand_beside_floor_torch_body_and_original(results):
 
 
 def test_scores_of_every_method_and_search_are_kept_in_little_room(results):
-    table = pd.read_csv(results.out / "evaluation.csv", keep_default_na=False, na_values=["nan"])
+    table = read_rows(results.out / "evaluation.csv")
     assert tuple(table.columns) == COLUMNS and set(table.metric) == set(evaluate.METRICS)
     assert set(zip(table.method, table.search)) >= {(method, "particle") for method in METHODS} | {("mixture", ""), ("codec-plain", "")}
     assert not table.duplicated([c for c in COLUMNS if c != "value"]).any()
@@ -121,7 +120,7 @@ def test_weights_are_split_into_files_of_a_size_and_come_back_whole(results, tmp
     assert len(paths) > 2 and all(len(part) == 1 or sum(x.nbytes for x in part.values()) <= 2000 for part in parts)
     assert {name for part in parts for name in part} == set(load_weights(step.folder / "model.safetensors"))
     huge = torch.tensor([1e30])
-    assert weights._halved(huge) is huge and weights._halved(torch.tensor([7])).dtype == torch.int64
+    assert weights.halved(huge) is huge and weights.halved(torch.tensor([7])).dtype == torch.int64
     assert weights.LARGEST_FILE < 16 * 2**20
 
 

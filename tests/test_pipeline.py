@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from hybridsep import evaluation, pipeline
 from hybridsep.errors import HybridsepError
-from hybridsep.evaluation import COLUMNS, Evaluation, choose_chunks, summarise
+from hybridsep.evaluation import COLUMNS, Evaluation, choose_chunks, read_rows, summarise
 from hybridsep.likelihood import CountLikelihood, SumLikelihood
 from hybridsep.pipeline import SPLITS, Pipeline
 from hybridsep.profiles import METHODS, load_profile
@@ -71,7 +71,7 @@ def weights(runs):
 
 
 def scores(runs):
-    table = pd.read_csv(runs / "micro" / "evaluation.csv", keep_default_na=False, na_values=["nan"])
+    table = read_rows(runs / "micro" / "evaluation.csv")
     return table[table.metric != "seconds"].reset_index(drop=True)
 
 
@@ -119,7 +119,7 @@ def test_every_song_is_encoded_once(runs):
 
 
 def test_evaluation_table_is_tidy_and_complete(runs):
-    table = pd.read_csv(runs / "micro" / "evaluation.csv", keep_default_na=False, na_values=["nan"])
+    table = read_rows(runs / "micro" / "evaluation.csv")
     assert tuple(table.columns) == COLUMNS
     assert set(table.method) == {*METHODS, "mixture", "codec-plain", "codec-linear", "irm"}
     assert set(table.selection) == {"", "oracle", "seed", "blind"} and set(table.refine) == {"", "none", "wiener"}
@@ -300,6 +300,9 @@ def test_more_chunks_than_songs_are_refused(runs):
     pipe = opened(runs)
     with pytest.raises(HybridsepError, match="only 2 of 2 test songs.*3 chunks"):
         choose_chunks(pipe.stems("test"), ("bass", "drums"), 3, 1.0, 128, 0)
+    few = opened(runs, {"evaluation": {"chunks": 3}})
+    with pytest.raises(HybridsepError, match="of 1 validation songs.*3 chunks"):
+        Evaluation(few, "validation")
 
 
 def test_chunks_are_of_whole_codes_audible_and_the_same_for_a_seed(runs):

@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -212,19 +213,21 @@ def test_what_cannot_be_read_is_refused_in_one_line_with_its_name(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_a_file_that_may_not_be_read_is_refused(tmp_path):
+def test_a_file_that_may_not_be_read_is_refused():
     """Asked of the system as another user would be: root may read everything."""
-    path = tmp_path / "secret.wav"
-    soundfile.write(path, np.zeros(8000), 8000)
-    path.chmod(0)
-    code = "import sys; from pathlib import Path; from hybridsep.recording import read_audio; read_audio(Path(sys.argv[1]))"
+    code = "from hybridsep import cli; cli.main()"
     if os.geteuid() == 0:
-        # As nobody, in a folder that nobody may enter.
-        for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-            folder.chmod(0o755)
-        code = f"import os, sys, torch, soxr, hybridsep.recording; os.setgid(65534); os.setuid(65534); {code}"
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0 and done.stderr.splitlines()[-1].endswith(f"{path} may not be read: permission denied")
+        # As nobody, who may not enter the folder that the library is in.
+        code = f"import os, torch, soxr, hybridsep.recording, hybridsep.release; os.setgid(65534); os.setuid(65534); {code}"
+    # Not in pytest's own folder: every session that starts takes others' rights to it away.
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = Path(folder, "secret.wav"), Path(folder, "out")
+        soundfile.write(path, np.zeros(8000), 8000)
+        Path(folder).chmod(0o755)
+        path.chmod(0)
+        done = subprocess.run([sys.executable, "-c", code, "separate", path, out, "--model", folder], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 1 and done.stdout == "" and not out.exists()
+        assert done.stderr.splitlines() == [f"hybridsep: {path} may not be read: permission denied"]
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------------

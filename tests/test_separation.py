@@ -17,6 +17,7 @@ from hybridsep.search import SEARCHES, SearchResult
 from hybridsep.separation import (
     SELECTIONS,
     Candidates,
+    SearchOptions,
     Separator,
     best_evidence,
     cross_pair,
@@ -93,6 +94,20 @@ def test_refinement_separates_tones_of_different_pitch():
     refined = wiener(sources, target)
     for stem, source in zip(refined, sources, strict=True):
         assert decibels((stem - source)[:, 2000:-2000], source) < -25
+
+
+@pytest.mark.parametrize("pan", [0.5, 0.8, 1.0])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_panned_sources_gain_from_trust_as_well(pan, noise):
+    """Mono estimates say nothing of the panning; trusting them half still scores better in every channel's mixture than masks alone."""
+    time, hiss = torch.arange(2 * 22050) / 22050, torch.randn(3, 2 * 22050, generator=seeded())
+    tones = torch.sin(2 * torch.pi * 110 * time) + 0.5 * torch.sin(2 * torch.pi * 220 * time)
+    sources = torch.stack([0.3 * tones, 0.6 * hiss[0] * torch.exp(-8 * (time % 0.5))])
+    gains = 2 * torch.tensor([[pan, 1 - pan], [1 - pan, pan]])
+    panned = gains[:, :, None] * sources[:, None]
+    heard = (sources + noise * sources.std(-1, keepdim=True) * hiss[1:])[:, None]
+    masked, trusted = (-decibels(wiener(heard, panned.mean(0), 2048, trust) - panned, panned) for trust in (0.0, 0.5))
+    assert trusted > masked
 
 
 # --- selection -------------------------------------------------------------------------------------------------------------
@@ -477,19 +492,29 @@ def test_carried_windows_give_whole_stems_and_the_same_ones_again(counting, sear
 def test_long_mixtures_are_separated_together_as_alone(counting):
     heard = mixture(3, 60_000)
     for carry in (True, False):
-        together = counting.estimate_windows(heard, particles=2, carry=carry)
+        together = counting.estimate_windows(heard, SearchOptions(particles=2), carry)
         assert together[0].shape == (2, 3, 60_000) and together[1].shape == (3,)
-        alone = counting.estimate_windows(heard[:1], particles=2, carry=carry)
+        alone = counting.estimate_windows(heard[:1], SearchOptions(particles=2), carry)
         assert torch.allclose(together[0][:, :1], alone[0], atol=1e-4) and together[1][0] == pytest.approx(float(alone[1]), abs=1e-4)
 
 
-def test_few_windows_are_searched_at_once_however_long_the_recording(monkeypatch):
-    small, rows = tiny_separator(search={"particles": 4, "max_rows": 8}), []
+def windows_at_once(monkeypatch, max_rows, carry):
+    """How many windows each search is of, for three recordings of three windows by four particles."""
+    small, counts = tiny_separator(search={"particles": 4, "max_rows": max_rows}), []
     estimate = small.estimate
-    monkeypatch.setattr(small, "estimate", lambda heard, *args, **kwargs: rows.append(len(heard)) or estimate(heard, *args, **kwargs))
-    for carry in (True, False):
-        small.estimate_windows(mixture(3, 60_000), carry=carry)
-    assert max(rows) == 2 and sum(rows) == 2 * 3 * 3
+    monkeypatch.setattr(small, "estimate", lambda heard, *args, **kwargs: counts.append(len(heard)) or estimate(heard, *args, **kwargs))
+    small.estimate_windows(mixture(3, 60_000), SearchOptions(), carry)
+    return counts
+
+
+def test_few_windows_are_searched_at_once_however_long_the_recording(monkeypatch):
+    assert windows_at_once(monkeypatch, 8, carry=False) == [2, 2, 2, 2, 1]
+    assert windows_at_once(monkeypatch, 8, carry=True) == [2] * 3 + [1] * 3
+
+
+def test_all_windows_are_searched_in_one_batch_where_there_is_room(monkeypatch):
+    assert windows_at_once(monkeypatch, 4 * 9, carry=False) == [9]
+    assert windows_at_once(monkeypatch, 4 * 9, carry=True) == [3, 3, 3]
 
 
 @pytest.mark.parametrize("length, channels", [(300, 1), (5000, 3), (70_000, 2)])
@@ -500,3 +525,12 @@ def test_masks_of_blocks_are_those_of_the_whole(monkeypatch, length, channels):
     monkeypatch.setattr(separation, "WIENER_FRAMES", 32)
     blocks = list(separation.wiener_blocks(stems.split(777, -1), heard.split(1234, -1), 256))
     assert torch.allclose(torch.cat(blocks, -1), whole, atol=1e-5) and max(b.shape[-1] for b in blocks) <= 32 * 64
+
+
+def test_long_refinement_in_pieces_of_the_default_length_is_that_in_one():
+    size = 256
+    length = 3 * 2 * separation.WIENER_FRAMES * size // 4 + 77
+    stems, heard = torch.randn(2, 2, length, generator=seeded()), torch.randn(2, length, generator=seeded(1))
+    pieces = list(separation.wiener_blocks([stems], [heard], size))
+    assert len(pieces) == 7 and torch.equal(torch.cat(pieces, -1), wiener(stems, heard, size))
+    assert torch.allclose(wiener(stems, heard, size), separation._wiener(stems, heard, size, separation.TRUST), atol=1e-5, rtol=0)

@@ -1,6 +1,7 @@
 """Solo stems of a split: what is in the array is what is in the files, and random crops are where they say."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -66,6 +67,27 @@ def test_built_twice_byte_for_byte(songs, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["validation.json", "validation.npy"]
     assert json.loads((tmp_path / "a" / "validation.json").read_text())["sources"] == SOURCES
+
+
+def test_the_array_is_written_as_numpy_writes_it(stems, songs, tmp_path):
+    build_stems(songs, "train", SOURCES, RATE, tmp_path)
+    np.save(tmp_path / "again.npy", np.asarray(stems.audio))
+    assert (tmp_path / "again.npy").read_bytes() == (tmp_path / "train.npy").read_bytes()
+
+
+def test_memory_of_building_does_not_grow_with_the_number_of_songs(songs, tmp_path):
+    """Seven songs may take what one takes, and not a third of what their array would."""
+
+    def peak(split: str) -> int:
+        tracemalloc.start()
+        build_stems(songs, split, SOURCES, RATE, tmp_path)
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return held
+
+    peak("validation")  # whatever is imported with the first one
+    one, seven = peak("validation"), peak("train")
+    assert seven - one < (tmp_path / "train.npy").stat().st_size / 3, f"{one} bytes for one song, {seven} for seven"
 
 
 def test_stems_are_resampled_to_the_asked_rate(songs, tmp_path):

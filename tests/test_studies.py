@@ -1,7 +1,10 @@
 """Studies at the smallest size: complete tables with provenance, and nothing done twice."""
 
+import hashlib
 import json
 import re
+from html import escape
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,16 +15,19 @@ from torchaudio.models import ConvTasNet
 
 from hybridsep import evaluation, separation
 from hybridsep import pipeline as pipeline_module
+from hybridsep.data.effects import EFFECTS
+from hybridsep.data.minislakh import own_soundfont
 from hybridsep.errors import HybridsepError
 from hybridsep.likelihood import CountLikelihood, SumLikelihood
 from hybridsep.metrics import sdr
 from hybridsep.pipeline import Pipeline
 from hybridsep.profiles import METHODS, load_profile
 from hybridsep.report import studies as report
-from hybridsep.report.chapter import number
+from hybridsep.report import windows as windows_page
+from hybridsep.report.chapter import number, signed
 from hybridsep.report.conclusion import study_answer
-from hybridsep.studies import baselines, comparison, counting, effects, protocols, repeatability, run_study, settings, third_instrument
-from hybridsep.studies.effects import effects_table
+from hybridsep.studies import Study, baselines, comparison, counting, effects, half_precision, out_of_domain, protocols, repeatability, run_study, settings, third_instrument
+from hybridsep.studies.effects import BLIND, effects_table
 from hybridsep.studies.protocols import CHOICES
 
 
@@ -31,10 +37,12 @@ def small():
         patch.setattr(evaluation, "bss_eval", lambda estimates, *_: {name: estimates.std(-1) for name in ("isr", "sir", "sar")})
         for name, value in {"CHUNKS": 2, "PARTICLE_COUNTS": (1, 3), "PARTICLE_CHUNKS": 2, "CONTRIBUTION_CHUNKS": 2, "PRECISION_SEEDS": 1}.items():
             patch.setattr(comparison, name, value)
-        for study, chunks in ((protocols, 2), (settings, 1), (counting, 1), (repeatability, 2)):
+        for study, chunks in ((protocols, 2), (settings, 1), (counting, 1), (repeatability, 2), (half_precision, 2)):
             patch.setattr(study, "CHUNKS", chunks)
         patch.setattr(repeatability, "TRAINING_CHUNKS", 2)
+        patch.setattr(half_precision, "SEEDS", 3)
         patch.setattr(effects, "PERMUTATIONS", 5000)
+        patch.setattr(out_of_domain, "SOUNDFONTS", Path("nowhere"))
         yield
 
 
@@ -45,7 +53,7 @@ def pipeline(tmp_path_factory):
 
 
 def tables(folder):
-    return {path.stem: pd.read_csv(path, keep_default_na=False, na_values=["nan"]) for path in folder.glob("*.csv")}
+    return {path.stem: evaluation.read_rows(path) for path in folder.glob("*.csv")}
 
 
 def test_two_by_two_holds_every_cell_and_search(pipeline, tmp_path):
@@ -264,12 +272,83 @@ def test_a_third_instrument_takes_a_prior_and_counts_and_no_other_training(pipel
     assert all(torch.equal(a, b) for a, b in zip(loaded.priors[0].parameters(), own.priors[1].parameters(), strict=True))
 
 
+def test_rounded_weights_are_compared_seed_by_seed_beside_other_seeds(pipeline, tmp_path):
+    found = tables(run_study("half-precision", pipeline, tmp_path))
+    scores = found["scores"][(found["scores"].metric == "sdr") & (found["scores"].refine == "none")]
+    pairs = scores[(scores.method == "hybrid") & (scores.source == "bass")].pivot(index=["seed", "track"], columns="weights", values="value")
+    changes = found["differences"].set_index(["method", "refine", "source", "metric", "compared"]).sort_index()
+    shown = changes.loc["hybrid", "none", "bass", "sdr"]
+    assert len(pairs) == 3 * 2 and shown.loc["rounding"].seeds == 3 and shown.loc["another seed"].seeds == 2 and (shown.n == 2).all()
+    assert shown["mean"]["rounding"] == pytest.approx((pairs.float16 - pairs.float32).mean(), abs=1e-3)
+    seeds = pairs.float32.groupby("seed").mean()
+    assert shown["mean"]["another seed"] == pytest.approx((seeds[2] - seeds[0]) / 2, abs=1e-3)
+    # Weights change by a two-thousandth at most, and what follows from them by little.
+    figures = found["figures"]
+    assert set(figures.method) == {"hybrid", "lass"} and not np.array_equal(figures.trained, figures.rounded)
+    nats = figures[figures.unit == "nats per code"]
+    assert len(nats) == 2 * 3 and np.allclose(nats.trained, nats.rounded, atol=0.01)
+
+
+def test_half_precision_is_not_measured_on_weights_that_have_it_already(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline_module.Step, "recorded", True)
+    with pytest.raises(HybridsepError, match="in half precision already"):
+        run_study("half-precision", pipeline, tmp_path)
+
+
 def test_baselines_are_scored_like_everything_else(pipeline, tmp_path, monkeypatch, small_tasnet):
     monkeypatch.setattr(baselines, "NMF_SECONDS", 12.0)
     found = tables(run_study("baselines", pipeline, tmp_path))
     scores = found["scores"][(found["scores"].metric == "sdr") & (found["scores"].refine == "none")]
     assert scores.groupby("method").size().to_dict() == {"hpss": 4, "nmf": 4, "convtasnet": 4}
     assert np.isfinite(scores.value).all() and (found["times"].seconds_per_chunk > 0).all()
+
+
+def test_other_sounds_are_scored_on_the_same_songs_and_places(pipeline, tmp_path, monkeypatch):
+    found = tables(run_study("out-of-domain", pipeline, tmp_path))
+    scores, falls, nats = found["scores"], found["falls"].set_index(["condition", "method", "refine", "source"]), found["nats"]
+    rows = scores[(scores.metric == "sdr") & (scores.refine == "none") & (scores.reference == "real")]
+    assert (rows.groupby(["condition", "method"]).size() == 4).all() and set(rows.method) >= {"hybrid", "lass", "mixture", "codec-plain", "codec-linear"}
+    assert (scores.groupby("condition")[["track", "start_s"]].agg(lambda values: tuple(sorted(set(values)))).nunique() == 1).all()
+    conditions = set(scores.condition)
+    assert {out_of_domain.AS_RENDERED, *EFFECTS} == conditions == set(nats.condition)
+    assert (falls.loc[out_of_domain.AS_RENDERED]["mean"] == 0).all() and (falls.loc["filtered"].loc["codec-linear"]["mean"] != 0).all()
+    means = rows[rows.method == "hybrid"].groupby(["condition", "source"]).value.mean()
+    for source in ("bass", "drums"):
+        row = falls.loc[("detuned", "hybrid", "none", source)]
+        assert row.score == pytest.approx(means["detuned", source], abs=1e-3)
+        assert row["mean"] == pytest.approx(means["detuned", source] - means["as rendered", source], abs=1e-3) and row.low <= row["mean"] <= row.high
+    own = rows[(rows.condition == "as rendered") & (rows.method == "mixture")].value.to_numpy()
+    main = evaluation.Evaluation(pipeline).references()
+    assert own == pytest.approx(main[(main.metric == "sdr") & (main.method == "mixture")].value.to_numpy(), rel=1e-3)
+    assert np.isfinite(nats.value).all() and (nats[nats.part == "prior"].value > 0).all() and set(zip(nats.part, nats.source, strict=True)) == {("prior", "bass"), ("prior", "drums"), ("likelihood", "")}
+    monkeypatch.setattr(separation.Separator, "search_codes", lambda *_, **__: pytest.fail("searched again"))
+    assert tables(run_study("out-of-domain", pipeline, tmp_path))["scores"].equals(scores)
+
+
+def test_stems_are_changed_in_place_each_by_itself(pipeline):
+    plain = evaluation.Evaluation(pipeline).chunks
+    turned = out_of_domain.ChangedSound(pipeline, lambda source, track, place, samples: -samples if source == "bass" else samples).chunks
+    assert torch.equal(turned.sources, torch.stack([-plain.sources[0], plain.sources[1]])) and (turned.tracks, turned.starts) == (plain.tracks, plain.starts)
+    assert torch.allclose(turned.mixture, (plain.sources[1] - plain.sources[0]) / 2)
+
+
+def test_the_same_notes_are_played_with_the_other_soundfont(pipeline, tmp_path, monkeypatch):
+    """A copy of MiniSlakh's own font is no other one; played with it all the same, every chunk is what it was."""
+    copy = tmp_path / "copy.sf2"
+    copy.write_bytes(own_soundfont().read_bytes())
+    (tmp_path / "default.sf2").symlink_to(copy)
+    monkeypatch.setattr(out_of_domain, "SOUNDFONTS", tmp_path)
+    assert out_of_domain.find_soundfont() is None
+    study = Study("out-of-domain", pipeline, tmp_path)
+    assert out_of_domain.OTHER_SOUNDFONT not in out_of_domain._changes(study, pipeline) and study.notes["soundfont"] == f"none found in {tmp_path}"
+    plain = evaluation.Evaluation(pipeline).chunks.sources
+    played = out_of_domain.ChangedSound(pipeline, out_of_domain._rendered_with(copy, pipeline)).chunks.sources
+    assert (played - plain).abs().max() < 2e-3
+    other = tmp_path / "other.sf2"
+    other.write_bytes(copy.read_bytes() + bytes(2))
+    study = Study("out-of-domain", pipeline, tmp_path)
+    assert out_of_domain.OTHER_SOUNDFONT in out_of_domain._changes(study, pipeline)
+    assert study.notes["soundfont"] == f"other.sf2, SHA-256 {hashlib.sha256(other.read_bytes()).hexdigest()}"
 
 
 def text_of(html):
@@ -306,6 +385,60 @@ def test_studies_recorded_with_the_book_are_shown(name):
     page = text_of(report.SHOWN[name]())
     assert f"study {name}, profile cpu, commit" in page and "validation songs" in page and "nan" not in page
     assert page.count("<img") == page.count("alt=") and 'alt=""' not in page
+
+
+def test_verdict_on_windows_follows_the_recorded_differences():
+    study = report.recorded("windows")
+    changes, times = study.tables["differences"].set_index(["way", "metric", "refine"]), study.tables["times"].set_index("way")
+    said = report.windows_verdict(changes, times)
+    assert escape(said) in text_of(report.SHOWN["windows"]())
+    change = changes.loc[("carried, song's level", "sdr", "wiener")]
+    assert f"refined SDR {signed(change['mean'])} ({signed(change.low)} to {signed(change.high)}) dB" in said
+    assert f"{number(times.seconds_alone.iloc[-1] / times.seconds_alone.iloc[0], 1)} times as long" in said
+    worse, sure = changes.copy(), changes.copy()
+    worse.loc[("carried, song's level", "sdr", "wiener"), ["low", "high"]] = -1.0, -0.1
+    sure.loc[("carried, song's level", "sdr", "wiener"), ["low", "high"]] = 0.1, 1.0
+    assert "So “at once”, the default: refined stems are better by more than chance" in report.windows_verdict(worse, times)
+    assert "So “carried, song's level”, the default is “at once” none the less: refined stems are better" in report.windows_verdict(sure, times)
+
+
+def test_a_stretch_of_a_song_is_played_by_windows_at_once_and_carried_on(pipeline, monkeypatch):
+    shown = []
+    monkeypatch.setattr(windows_page, "player_table", lambda *arguments: shown.append(arguments))
+    windows_page.window_player(evaluation.Evaluation(pipeline))
+    (true, once, carried), rate, caption = shown[0]
+    assert rate == 8000 and "6 s from 0.0 s" in caption and once["windows"] == "all windows at once"
+    mixture = true["bass"] + true["drums"]
+    assert len(mixture) == 6 * rate and all(torch.allclose(row["bass"] + row["drums"], mixture, atol=1e-3) for row in (once, carried))
+    assert not torch.allclose(once["bass"], carried["bass"], atol=1e-3)
+
+
+def test_weight_of_the_linear_loss_follows_its_rule_and_the_recorded_sweep():
+    study = report.recorded("linearity")
+    figures, scores = study.tables["figures"], study.tables["scores"]
+    chosen = study.provenance["profile"]["vqvae"]["linear_weight"]
+    assert chosen == load_profile("cpu").vqvae.linear_weight
+    said = report.weight_reason(figures, scores, chosen)
+    distance = figures.set_index("weight").distance
+    assert said in text_of(report.SHOWN["linearity"]()) and f"That is weight {chosen:g}, " in said and "this book uses it" in said
+    assert all(number(distance[w], 3) in said for w in (0.0, chosen))
+
+
+def test_weight_that_costs_the_ceiling_is_not_chosen_however_near_its_sums_lie():
+    figures = pd.DataFrame({"weight": [0.0, 1.0, 2.0], "hit_rate": [0.4, 0.45, 0.6], "distance": [0.2, 0.15, 0.1]})
+    where = {**BLIND, "start_s": 0.0, "source": "bass"}
+
+    def rows(method, refine, *values):
+        return [{**where, "method": method, "refine": refine, "weight": w, "track": t, "value": v + t} for w, v in zip(figures.weight, values, strict=True) for t in range(4)]
+
+    def said(ceiling, gains, chosen=1.0):
+        return report.weight_reason(figures, pd.DataFrame(rows("codec-linear", "none", *ceiling) + rows("hybrid", "wiener", *gains)), chosen)
+
+    costly = said((9.0, 8.95, 8.0), (5.0, 5.0, 6.0))
+    assert "weight 1, with a relative distance of 0.150 against 0.200" in costly and "this book uses it" in costly and "−1.00 dB at 2" in costly
+    assert "rises by more than its interval only at 2" in costly and "40.0 to 45.0 %" in costly
+    free = said((9.0, 9.0, 8.95), (5.0, 5.0, 5.0))
+    assert "weight 2, with" in free and "uses 1 instead" in free and "Other weights" not in free and "at no weight" in free
 
 
 def test_window_and_trust_of_a_recorded_refinement_are_shown(tmp_path, monkeypatch):

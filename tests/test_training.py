@@ -1,22 +1,28 @@
 """The loop: a training that was killed ends as one that was not, and broken files and losses are said plainly."""
 
+import csv
 import errno
 import json
 import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import stems
 from safetensors.torch import load_file, save_file
-from tiny import seeded
+from tiny import seeded, tiny_prior, tiny_vqvae
 from torch import nn
 
 from hybridsep import checkpoint, training
+from hybridsep.codec_training import VQVAETask
+from hybridsep.data.codes import CodeSet
 from hybridsep.distributed import WHOLE, Part
 from hybridsep.errors import HybridsepError
+from hybridsep.prior import PriorTask
 from hybridsep.profiles import TrainingSettings
 from hybridsep.training import StepResult, TrainingDiverged, clear_checkpoints, load_weights, train, write_atomically
 
@@ -97,6 +103,18 @@ def test_training_does_not_touch_or_read_the_global_random_state(tmp_path, unint
     before = torch.get_rng_state()
     train(task, SETTINGS, tmp_path, "whole", 5)
     assert torch.equal(before, torch.get_rng_state()) and same(weights(task), uninterrupted[0])
+
+
+@pytest.mark.parametrize("first, then", [(torch.float32, torch.float16), (torch.float16, torch.bfloat16)])
+def test_training_goes_on_in_another_precision(tmp_path, monkeypatch, first, then):
+    """A run of one machine taken up on another: only float16 scales its gradients, and a checkpoint of another precision has no scale."""
+    monkeypatch.setattr(Regression, "dtype", first)
+    with pytest.raises(KeyboardInterrupt):
+        train(Regression(kill_at=6), SETTINGS, tmp_path, "killed", 5)
+    monkeypatch.setattr(Regression, "dtype", then)
+    resumed = Regression()
+    train(resumed, SETTINGS, tmp_path, "resumed", 5)
+    assert resumed.steps == list(range(6, 12)) and all(torch.isfinite(w).all() for w in weights(resumed).values())
 
 
 def test_another_seed_gives_other_weights(tmp_path, uninterrupted):
@@ -470,6 +488,34 @@ def test_progress_says_loss_speed_and_time_left(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "VQ-VAE plain" in said and "loss=" in said and "audio_per_second=" in said and "step/s" in said and "<" in said
     assert all(row["audio_per_second"] > 0 for row in history)
+
+
+def test_history_tells_usage_perplexity_and_speed(tmp_path):
+    module = tiny_vqvae()
+    codes, steps = len(module.codebook), module.settings.training.steps
+    rows = train(VQVAETask(module, stems(), 4.0, torch.float32), module.settings.training, tmp_path, "codec", 0)
+    with (tmp_path / "history.csv").open() as file:
+        written = list(csv.DictReader(file))
+    # The first of four steps starts the codebook: nothing is quantised before.
+    assert len(rows) == len(written) == steps and "perplexity" not in rows[0] and written[0]["perplexity"] == written[0]["used_codes"] == ""
+    for row, line in zip(rows[1:], written[1:], strict=True):
+        used = row["used_codes"] * codes
+        assert used == pytest.approx(round(used), abs=1e-4) and 0 < row["used_codes"] <= 1
+        assert 1 <= row["perplexity"] <= used + 1e-4, "codes used equally often carry the most"
+        assert all(float(line[name]) == row[name] for name in ("perplexity", "used_codes", "audio_per_second"))
+    assert len({row["perplexity"] for row in rows[1:]}) > 1 and all(row["audio_per_second"] > 0 for row in rows)
+
+
+def test_history_of_a_prior_tells_nats_and_audio_seconds_of_its_codes(tmp_path):
+    module = tiny_prior()
+    settings, code_seconds = module.settings.training, 0.5
+    songs = (torch.randint(12, (2, 90), generator=seeded()).to(torch.int16),)
+    started = time.monotonic()
+    rows = train(PriorTask(module, CodeSet(songs), 1, torch.float32, code_seconds), settings, tmp_path, "prior", 0)
+    slowest = settings.batch * module.settings.crop_codes * code_seconds / (time.monotonic() - started)
+    assert len(rows) == settings.steps and all(0 < row["nats_per_code"] < 20 for row in rows)
+    # A step takes less time than all of them together.
+    assert all(row["audio_per_second"] > slowest for row in rows)
 
 
 def test_history_can_be_read_while_the_training_runs(tmp_path, uninterrupted):

@@ -11,7 +11,7 @@ from hybridsep.decoding import PriorStack
 from hybridsep.pipeline import Pipeline
 from hybridsep.profiles import load_profile
 from hybridsep.search import SearchResult
-from hybridsep.separation import Estimate, Separator
+from hybridsep.separation import Estimate, SearchOptions, Separator
 from hybridsep.studies import run_study
 from hybridsep.studies import windows as study
 from hybridsep.studies.windows import jumps
@@ -135,7 +135,7 @@ def test_carried_windows_hand_on_what_came_before_the_next_one(monkeypatch):
     estimate, start = Separator.estimate, CarriedPast.start
     monkeypatch.setattr(Separator, "estimate", lambda *a, **k: found.append(estimate(*a, **k)) or found[-1])
     monkeypatch.setattr(CarriedPast, "start", lambda self, *a, **k: heard.append(self._past) or start(self, *a, **k))
-    separator.estimate_windows(sound(10.0), carry=True)
+    separator.estimate_windows(sound(10.0), SearchOptions(), carry=True)
     windows = Windows.over(10 * RATE, RATE, 32)
     assert len(found) == len(windows) == len(heard) + 1
     for before, after, result, past in zip(windows.starts, windows.starts[1:], found, heard, strict=False):

@@ -6,17 +6,23 @@ operations. Hours follow from a rate that nobody measured here: see T4_RATES.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridsep.codec_training import WAVEFORMS, VQVAETask
+from hybridsep.likelihood import MERGE_EVERY, Likelihood
+from hybridsep.pipeline import PAIR_BATCH, PAIR_SECONDS
 from hybridsep.prior import Prior, PriorTask
 from hybridsep.profiles import PriorSettings, Profile, TrainingSettings
+from hybridsep.separation import DECODED_CODES
 from hybridsep.vqvae import VQVAE
 
 GIBIBYTE = 2**30
@@ -92,27 +98,86 @@ def cache_bytes(settings: PriorSettings, rows: int, dtype: torch.dtype = torch.f
     return sources * rows * settings.layers * 2 * settings.kv_heads * head_width * settings.window * dtype.itemsize
 
 
+def counts_bytes(codes: int, triples: int) -> int:
+    """Tables of a counted likelihood of K = `codes` and so many distinct triples."""
+    pairs = codes * codes
+    # Of every pair: its sum as two integers, table, share, and where its row starts; of every triple: key, count, pair, value.
+    return (4 + 8 + 4 + 4 + 4 + 8) * pairs + 8 + (8 + 8 + 8 + 4) * triples
+
+
 def search_bytes(profile: Profile, dtype: torch.dtype = torch.float16) -> int:
-    """Weights of the priors of all sources, and the cache of as many particles as a search advances at once."""
+    """What a search needs at most.
+
+    Weights of the priors of all sources, the cache of as many particles as advance at once, the counted likelihood were no triple to come
+    twice, the matrices that it keeps, and the decoder with the codes that it takes at once.
+    """
     with torch.device("meta"):
         parameters = _size(Prior(profile.prior, profile.vqvae.codes).parameters())
+        vqvae = VQVAE(profile.vqvae).eval()
+        codes = torch.empty(1, DECODED_CODES, dtype=torch.long)
     sources = len(profile.sources)
-    return sources * parameters * dtype.itemsize + cache_bytes(profile.prior, profile.search.max_rows, dtype, sources)
+    triples = round(profile.likelihood.counted_seconds * profile.data.sample_rate / vqvae.hop)
+    likelihood = counts_bytes(profile.vqvae.codes, triples) + Likelihood.cache_bytes
+    decoding = 4 * _size(vqvae.parameters()) + peak_bytes(lambda: vqvae.decode(codes))
+    return sources * parameters * dtype.itemsize + cache_bytes(profile.prior, profile.search.max_rows, dtype, sources) + likelihood + decoding
 
 
-def summary(profile: Profile) -> str:
-    """The whole budget in a few lines, for people."""
-    lines = []
-    for name, found in (("VQ-VAE", vqvae_budget(profile)), ("prior", prior_budget(profile))):
-        lines.append(
-            f"{name}: {found.parameters / 1e6:.1f} M parameters, {found.flops:.2e} operations, "
-            f"{found.hours:.1f} h on a T4 at {found.rate / 1e12:g} TFLOP/s (assumed), {found.bytes / GIBIBYTE:.1f} GiB (weights {found.weight_bytes / GIBIBYTE:.2f}, gradients {found.gradient_bytes / GIBIBYTE:.2f}, "
-            f"moments {found.moment_bytes / GIBIBYTE:.2f}, activations {found.activation_bytes / GIBIBYTE:.2f})"
-        )
-    cache = cache_bytes(profile.prior, profile.search.max_rows, sources=len(profile.sources))
-    whole, rows = search_bytes(profile) / GIBIBYTE, profile.search.max_rows
-    lines.append(f"search: {whole:.1f} GiB, of which {cache / GIBIBYTE:.2f} are keys and values of {rows} particles")
-    return "\n".join(lines)
+def counting_bytes(profile: Profile) -> int:
+    """What counting needs at most: the encoder with a batch of pairs, and triples that wait to be merged, joined and sorted."""
+    with torch.device("meta"):
+        vqvae = VQVAE(profile.vqvae).eval()
+        samples = int(PAIR_SECONDS * profile.data.sample_rate) // vqvae.hop * vqvae.hop
+        waveform = torch.empty(WAVEFORMS * PAIR_BATCH, samples)
+    with torch.no_grad():
+        encoding = peak_bytes(lambda: vqvae.latent(waveform))
+    # Three codes of a triple, the same joined, and its key, the sorted key and the count.
+    return 4 * _size(vqvae.parameters()) + encoding + 8 * (3 + 3 + 3) * MERGE_EVERY
+
+
+def summary(profile: Profile) -> list[dict[str, object]]:
+    """The whole budget, a row for each thing that takes time or memory of its own; a key that does not apply is left out."""
+    models = {"VQ-VAE": vqvae_budget(profile), "prior of one source": prior_budget(profile)}
+    rows: list[dict[str, object]] = [
+        {
+            "what": name, "parameters (M)": found.parameters / 1e6, "operations": f"{found.flops:.1e}", "assumed rate (TFLOP/s)": found.rate / 1e12,
+            "on a T4 (h)": found.hours, "memory (GiB)": found.bytes / GIBIBYTE,
+        }
+        for name, found in models.items()
+    ]  # fmt: skip
+    codec, prior = models.values()
+    rows.append({"what": "training of a method's models", "on a T4 (h)": codec.hours + len(profile.sources) * prior.hours})
+    rows.append({"what": "counting", "memory (GiB)": counting_bytes(profile) / GIBIBYTE})
+    rows.append({"what": f"search, {profile.search.max_rows} particles at once", "memory (GiB)": search_bytes(profile) / GIBIBYTE})
+    return rows
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Most bytes alive at once of all that `call` makes."""
+    with _Alive() as alive:
+        call()
+    return alive.peak
+
+
+class _Alive(TorchDispatchMode):
+    """Bytes of the storages made within the context that are still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {_storage(x) for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and _storage(x) not in given:
+                storage = x.untyped_storage()
+                self.bytes += storage.nbytes()
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        return result
+
+    def _freed(self, nbytes: int) -> None:
+        self.bytes -= nbytes
 
 
 def _budget(module: nn.Module, settings: TrainingSettings, loss: Callable[[], Tensor], rate: float) -> ModelBudget:

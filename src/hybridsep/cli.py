@@ -20,6 +20,7 @@ app.add_typer(data_app, name="data")
 ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, cpu, or a .yml file")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="folder of all runs")]
 DataOption = Annotated[Optional[Path], typer.Option("--data", help="songs in Slakh's layout; synthesised without it")]
+TrainOption = Annotated[bool, typer.Option("--train", help="train every model here, those too that come with the project")]
 
 
 @data_app.command("synth")
@@ -63,9 +64,10 @@ def train(
     data: DataOption = None,
     runs: RunsOption = Path("runs"),
     max_minutes: Annotated[Optional[float], typer.Option(min=0.0, help="stop then, with a checkpoint; the same command goes on")] = None,
+    anew: TrainOption = False,
 ) -> None:
     """Train a METHOD (lass, lqvae, hybrid or plain-sum), or find it already trained."""
-    pipeline = _pipeline(profile, runs, data, NEVER if max_minutes is None else Deadline(max_minutes))
+    pipeline = _pipeline(profile, runs, data, NEVER if max_minutes is None else Deadline(max_minutes), anew)
     try:
         pipeline.separator(method)
         said = f"model in {pipeline.root / method}"
@@ -80,7 +82,7 @@ def train(
 def separate(
     recording: Annotated[Path, typer.Argument(metavar="IN")],
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR")],
-    model: Annotated[Path, typer.Option(help="folder of a trained method, such as runs/cpu/hybrid")],
+    model: Annotated[Optional[Path], typer.Option(help="folder of a trained method, such as runs/cpu/hybrid; the Hybrid that comes with the project without it")] = None,
     search: Annotated[str, typer.Option(help="particle, ancestral, topk or beam")] = "particle",
     particles: Annotated[Optional[int], typer.Option(min=1, help="N; the model's own setting when not given")] = None,
     seed: int = 0,
@@ -91,19 +93,21 @@ def separate(
 ) -> None:
     """Separate a recording into stems."""
     from hybridsep.recording import separate_file
+    from hybridsep.release import shipped_model
 
     started = time.perf_counter()
+    model = model or shipped_model()
     found = separate_file(recording, out, model, search, particles, seed, refine, carry, form, overwrite)
     seconds = time.perf_counter() - started
     typer.echo(f"{', '.join(map(str, found.paths))}: {found.seconds:.1f} s in {seconds:.1f} s, evidence {found.log_evidence:.3f} nats per code")
 
 
 @app.command()
-def evaluate(profile: ProfileOption = "cpu", data: DataOption = None, runs: RunsOption = Path("runs")) -> None:
+def evaluate(profile: ProfileOption = "cpu", data: DataOption = None, runs: RunsOption = Path("runs"), anew: TrainOption = False) -> None:
     """Separate held-out mixtures with every method and search and write runs/<profile>/evaluation.csv."""
     from hybridsep.evaluation import Evaluation, summarise
 
-    pipeline = _pipeline(profile, runs, data)
+    pipeline = _pipeline(profile, runs, data, anew=anew)
     table = Evaluation(pipeline).table()
     summary = summarise(table, metric="sdr", selection="blind", refine="wiener", reference="real")
     typer.echo(summary.to_string(index=False, float_format="%.2f"))
@@ -112,7 +116,7 @@ def evaluate(profile: ProfileOption = "cpu", data: DataOption = None, runs: Runs
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="two-by-two, protocols, settings, counting, particles, contributions, precision, repeatability, baselines, third-instrument, refinement, linearity or windows")],
+    name: Annotated[str, typer.Argument(help="two-by-two, protocols, settings, counting, particles, contributions, precision, repeatability, baselines, third-instrument, refinement, linearity, windows, out-of-domain or half-precision")],
     profile: ProfileOption = "cpu",
     data: DataOption = None,
     runs: RunsOption = Path("runs"),
@@ -126,7 +130,7 @@ def study(
 
 @app.command()
 def bench(
-    group: Annotated[str, typer.Argument(help="posterior, decode, kernels or training")],
+    group: Annotated[str, typer.Argument(help="posterior, decode, kernels, training or recording")],
     codes: Annotated[Optional[int], typer.Option(min=2, help="K, the size of random codebooks")] = None,
     particles: Annotated[Optional[int], typer.Option(min=1, help="N; each benchmark's own when not given")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="length of a chunk")] = 3.0,
@@ -135,34 +139,52 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="rounds at most")] = 5,
     budget: Annotated[float, typer.Option(help="seconds after which a timed call is repeated no more")] = 12.0,
     quick: Annotated[bool, typer.Option("--quick", help="tiny sizes, to see that it runs")] = False,
+    minutes: Annotated[Optional[float], typer.Option(min=0.01, help="length of a long recording; an hour when not given")] = None,
     out: Annotated[Optional[Path], typer.Option("--json", help="file for the rows and where they were measured")] = None,
 ) -> None:
     """Measure time and memory beside re-writings of the published code."""
     from hybridsep.bench.groups import run_group
     from hybridsep.bench.report import Options, write_json
 
-    result = run_group(group, Options(codes, particles, seconds, model, only, repeats, budget, quick), typer.echo)
+    result = run_group(group, Options(codes, particles, seconds, model, only, repeats, budget, quick, minutes), typer.echo)
     if out is not None:
         write_json(result, out)
     typer.echo(f"{len(result['rows'])} rows in {result['provenance']['wall_seconds']:.0f} s")
 
 
 @app.command()
-def book(profile: ProfileOption = "cpu", runs: RunsOption = Path("runs")) -> None:
+def record(
+    profile: ProfileOption = "cpu",
+    data: DataOption = None,
+    runs: RunsOption = Path("runs"),
+    out: Annotated[Path, typer.Option(help="folder of all records")] = Path("book/record"),
+    results: Annotated[Path, typer.Option(help="folder of all studies' tables")] = Path("book/results"),
+) -> None:
+    """Keep the models of a finished run, in little room and with a model card, where the book and `separate` find them."""
+    from hybridsep.release import record_run
+
+    folder = record_run(_pipeline(profile, runs, data), out, results)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    typer.echo(f"{size / 1e6:.1f} MB in {folder}")
+
+
+@app.command()
+def book(profile: ProfileOption = "cpu", runs: RunsOption = Path("runs"), anew: TrainOption = False) -> None:
     """Run every chapter and build _build/html/index.html."""
     from hybridsep.report import repository_root
     from hybridsep.report.build import build_book
 
     started = time.perf_counter()
-    page = build_book(profile, repository_root(), runs.absolute())
+    page = build_book(profile, repository_root(), runs.absolute(), anew)
     typer.echo(f"{page} built in {(time.perf_counter() - started) / 60:.1f} minutes")
 
 
-def _pipeline(profile: str, runs: Path, data: Path | None, deadline: Deadline = NEVER):
+def _pipeline(profile: str, runs: Path, data: Path | None, deadline: Deadline = NEVER, anew: bool = False):
     from hybridsep.pipeline import Pipeline
     from hybridsep.profiles import load_profile
+    from hybridsep.record import RECORDS
 
-    return Pipeline(load_profile(profile), runs, data, deadline)
+    return Pipeline(load_profile(profile), runs, data, deadline, record=None if anew else RECORDS)
 
 
 def main() -> None:

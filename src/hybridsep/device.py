@@ -29,6 +29,11 @@ def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def lowered(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """Matrix products and convolutions in `dtype` inside a `with`; nothing changes where that is float32."""
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -105,8 +105,11 @@ class BlindRun:
     course: pd.DataFrame
 
 
-def choose_chunks(stems: StemSet, names: tuple[str, ...], count: int, seconds: float, hop: int, seed: int) -> Chunks:
+def choose_chunks(stems: StemSet, names: tuple[str, ...], count: int, seconds: float, hop: int, seed: int, split: str = "test") -> Chunks:
     """One chunk from each of `count` songs, at a random place where every source is audible in every second.
+
+    Args:
+        split: what the songs are called in the error.
 
     Raises:
         HybridsepError: fewer songs than chunks have such a place.
@@ -120,7 +123,8 @@ def choose_chunks(stems: StemSet, names: tuple[str, ...], count: int, seconds: f
             tracks.append(stems.names[track]), starts.append(start)
             pieces.append(torch.stack([stems.crop(p, track, start, length) for p in range(len(names))]))
     if len(tracks) < count:
-        raise HybridsepError(f"only {len(tracks)} of {len(stems)} test songs have {seconds:g} s in which every source sounds; {count} chunks were asked for")
+        found = f"only {len(tracks)} of {len(stems)} {split} songs have {seconds:g} s in which every source sounds"
+        raise HybridsepError(f"{found}; {count} chunks were asked for")
     return Chunks(tuple(tracks), tuple(starts), pair_sources(torch.stack(pieces, 1), stems.pairing), names, stems.sample_rate)
 
 
@@ -154,9 +158,9 @@ class Evaluation:
 
     def __init__(self, pipeline: Pipeline, split: str = "test"):
         self.pipeline, self.settings, self.split = pipeline, pipeline.profile.evaluation, split
-        profile = pipeline.profile
+        profile, settings = pipeline.profile, self.settings
         self.chunks = choose_chunks(
-            pipeline.stems(split), profile.source_names, self.settings.chunks, self.settings.chunk_seconds, profile.vqvae.hop, self.settings.seed
+            pipeline.stems(split), profile.source_names, settings.chunks, settings.chunk_seconds, profile.vqvae.hop, settings.seed, split
         )
 
     def run(self, method: str, search: str = "particle", particles: int | None = None) -> Run:
@@ -168,6 +172,7 @@ class Evaluation:
         step = self.pipeline.step(f"separated-{method}-{search}-{particles}", version, self._chunk_settings())
 
         def make() -> dict:
+            """Search, choose and score; what the step keeps are rows, estimates and figures of the search."""
             label = f"{method}, {search}, N = {particles}"
             found = self.pipeline.separator(method).candidates(self.chunks.mixture, search, particles, self.settings.seed, label)
             codec = self.codec(spec.vqvae)
@@ -181,7 +186,7 @@ class Evaluation:
             return {"particles": particles, "seconds_per_chunk": found.seconds / len(self.chunks), "resamplings_per_chunk": resampled}
 
         self.pipeline.make(step, make)
-        tables = (_read_rows(step.folder / name) for name in ("rows.csv", "selections.csv"))
+        tables = (read_rows(step.folder / name) for name in ("rows.csv", "selections.csv"))
         return Run(*tables, **load_weights(step.folder / "run.safetensors"), particles=particles)
 
     def blind_run(
@@ -205,6 +210,7 @@ class Evaluation:
         step = self.pipeline.step(f"estimated-{method}-{search}-{particles}-{variant or 'own'}-{seed}", version, self._chunk_settings())
 
         def make() -> dict:
+            """Search and score; what the step keeps are rows, the course and figures of the search."""
             separator = change(self.pipeline.separator(method))
             started = time.perf_counter()
             found = separator.estimate(self.chunks.mixture, search, particles, seed, f"{method}, {search}, N = {particles} {variant}".strip())
@@ -222,7 +228,7 @@ class Evaluation:
             }
 
         self.pipeline.make(step, make)
-        return BlindRun(_read_rows(step.folder / "rows.csv"), step.record["figures"], pd.read_csv(step.folder / "course.csv"))
+        return BlindRun(read_rows(step.folder / "rows.csv"), step.record["figures"], pd.read_csv(step.folder / "course.csv"))
 
     def score_estimates(self, method: str, stems: Tensor, search: str = "") -> pd.DataFrame:
         """Blind scores of stems [P, B, T] against the real sources, as they are and with Wiener masks."""
@@ -249,7 +255,7 @@ class Evaluation:
             return {"signals": len(frames)}
 
         self.pipeline.make(step, make)
-        return _read_rows(step.folder / "rows.csv")
+        return read_rows(step.folder / "rows.csv")
 
     def table(self) -> pd.DataFrame:
         """Everything, written to runs/<profile>/evaluation.csv, selections.csv and particles.csv."""
@@ -287,7 +293,7 @@ class Evaluation:
         if ranks.first:
             own.table()
         ranks.wait()
-        return _read_rows(self.pipeline.root / "evaluation.csv")
+        return read_rows(self.pipeline.root / "evaluation.csv")
 
     def particle_counts(self) -> pd.DataFrame:
         """The particle filter's scores at the usual N of all cells and at `many_particles` of the best, with a column `particles`."""
@@ -405,7 +411,8 @@ def _course(found: SearchResult, seconds: float) -> pd.DataFrame:
     return course.assign(seconds=(course.index * COURSE_CODES) * seconds / len(each))
 
 
-def _read_rows(path: Path) -> pd.DataFrame:
+def read_rows(path: Path) -> pd.DataFrame:
+    """A table of scores as it was written: empty cells are empty text, "nan" is NaN."""
     return pd.read_csv(path, keep_default_na=False, na_values=["nan"])
 
 
@@ -413,13 +420,15 @@ def _both(stems: Tensor, mixture: Tensor) -> list[tuple[str, Tensor]]:
     return [("none", stems), ("wiener", wiener(stems, mixture))]
 
 
-def summarise(table: pd.DataFrame, **where: str) -> pd.DataFrame:
-    """Mean, standard deviation and n over chunks of the rows that match, by the columns not fixed.
-
-    Args:
-        where: column = value, for example metric="sdr", selection="blind".
-    """
+def rows_where(table: pd.DataFrame, **where: str) -> pd.DataFrame:
+    """The rows that match all of column = value, for example metric="sdr", selection="blind"."""
     for column, value in where.items():
         table = table[table[column] == value]
+    return table
+
+
+def summarise(table: pd.DataFrame, **where: str) -> pd.DataFrame:
+    """Mean, standard deviation and n over chunks of `rows_where`, by the columns not fixed."""
+    table = rows_where(table, **where)
     keys = [c for c in COLUMNS if c not in (*where, "track", "start_s", "value")]
     return table.groupby(keys, sort=False).value.agg(["mean", "std", "count"]).reset_index()

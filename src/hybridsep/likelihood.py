@@ -30,6 +30,7 @@ SIGMA_SQUARED_GRID = tuple(2.0**e for e in range(-8, 7))
 FLOOR_GRID = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5, 0.7)
 ROWS_SCORED = 4096
 MATRICES_AT_ONCE = 16
+MERGE_EVERY = 2_000_000
 SMOOTHING_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -481,7 +482,7 @@ def likelihood_from_tensors(tensors: dict[str, Tensor]) -> Likelihood:
 class TripleCounter:
     """Counts triples (i, j, m) batch by batch; memory is that of the distinct ones, and some batches not yet merged."""
 
-    def __init__(self, codes: int, merge_every: int = 2_000_000):
+    def __init__(self, codes: int, merge_every: int = MERGE_EVERY):
         self.codes, self.merge_every = codes, merge_every
         self._waiting: list[Tensor] = []
         self._keys = torch.empty(0, dtype=torch.long)

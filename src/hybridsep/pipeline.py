@@ -3,13 +3,18 @@
 Every step lives in `runs/<profile>/<step>-<hash>/`, where the hash covers every setting it depends on, those of the steps before it
 included. `done.json` is written last: a folder without it is unfinished and is gone on with.
 
+A model that is not there is taken from the record of its profile, where that has it (see `hybridsep.record`). `recorded` in done.json marks
+it, and `from_record` lists the recorded steps that others depend on: they are of no use where models shall be trained anew, or have been.
+
 Several processes make a step together: all run the same lines, the first one writes, and none goes on before `done.json` is there.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator
@@ -19,19 +24,22 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from hybridsep.codec_training import VQVAETask
+from hybridsep.checksums import SUMS
+from hybridsep.codec_training import VQVAETask, codec_dtype
 from hybridsep.data.codes import CodeSet
+from hybridsep.data.effects import EFFECTS_VERSION
 from hybridsep.data.minislakh import make_minislakh
 from hybridsep.data.stems import LARGEST, MIXTURE_RMS, StemSet, build_stems, mix, open_stems
 from hybridsep.deadline import NEVER, Deadline, OutOfTime
-from hybridsep.device import default_device, fast_dtype, seeded_generator
+from hybridsep.device import default_device, dtype_name, fast_dtype, seeded_generator
 from hybridsep.distributed import ALONE, Ranks, ranks_here
 from hybridsep.errors import HybridsepError
 from hybridsep.likelihood import CountLikelihood, Likelihood, SumLikelihood, TripleCounter, likelihood_from_tensors, merge_counts
 from hybridsep.prior import Prior, PriorTask, nats_per_code
-from hybridsep.profiles import LikelihoodKind, Profile, VQVAEKind, config_hash, method_spec
+from hybridsep.profiles import METHODS, LikelihoodKind, Profile, VQVAEKind, config_hash, method_spec
 from hybridsep.provenance import provenance
-from hybridsep.separation import SUMS, Separator
+from hybridsep.record import RECORDS, from_record, restore_step
+from hybridsep.separation import Separator
 from hybridsep.training import clear_checkpoints, load_weights, train, write_atomically
 from hybridsep.vqvae import VQVAE
 
@@ -42,10 +50,11 @@ PAIR_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Step:
-    """One cached step: its folder, and what is known of how it was made."""
+    """One cached step: its folder, what is known of how it was made, and the models that a recorded one fits."""
 
     folder: Path
     label: str
+    inputs: tuple[Step, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -57,6 +66,11 @@ class Step:
         """Settings, wall time in seconds and figures of a finished step."""
         return json.loads((self.folder / "done.json").read_text())
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the step came from a record and was not made here."""
+        return self.done and self.record.get("recorded", False)
+
 
 class Pipeline:
     """Makes or loads any part of a run.
@@ -67,25 +81,34 @@ class Pipeline:
         data: a data set in Slakh's layout; MiniSlakh is synthesised without it.
         deadline: when to stop, in a state to go on from.
         ranks: the processes that work together; those that `torchrun` or `accelerate launch` started when not given.
+        record: folder of the records that models are taken from; None to train all of them here.
     """
 
     def __init__(
-        self, profile: Profile, runs: Path | str = "runs", data: Path | str | None = None, deadline: Deadline = NEVER, ranks: Ranks | None = None
+        self,
+        profile: Profile,
+        runs: Path | str = "runs",
+        data: Path | str | None = None,
+        deadline: Deadline = NEVER,
+        ranks: Ranks | None = None,
+        record: Path | None = RECORDS,
     ):
         self.profile = profile
         self.root = Path(runs) / profile.name
         self.data = Path(data) if data else None
+        self.record = record
         self.deadline = deadline
         self.ranks = ranks or ranks_here()
         self.device = default_device()
         self.dtype = fast_dtype(self.device, profile.precision)
         self._nested_seconds = 0.0
         self._made = False
+        self._recorded_inputs: list[set[Path]] = [set()]
         self._separator: tuple[tuple[str, str], Separator] | None = None
 
     def alone(self) -> Pipeline:
         """The same run for this process by itself, where the others do something else."""
-        return Pipeline(self.profile, self.root.parent, self.data, ranks=ALONE)
+        return Pipeline(self.profile, self.root.parent, self.data, ranks=ALONE, record=self.record)
 
     # --- songs -------------------------------------------------------------------------------------------------------------
 
@@ -96,7 +119,7 @@ class Pipeline:
                 raise HybridsepError(f"no data folder {self.data}")
             return self.data
         settings = self.profile.data
-        step = self.step("songs", settings)
+        step = self.step("songs", settings.model_copy(update={"effects": 0.0}))
 
         def make() -> dict:
             if self.ranks.first:
@@ -108,12 +131,12 @@ class Pipeline:
 
     def stems(self, split: str) -> StemSet:
         """Memory-mapped stems of "train", "validation" or "test"."""
-        step = self._stems_step()
+        step, settings = self._stems_step(), self.profile.data
 
         def make() -> dict:
             root = self.songs()
             for name in SPLITS if self.ranks.first else ():
-                build_stems(root, name, self.profile.sources, self.profile.data.sample_rate, step.folder)
+                build_stems(root, name, self.profile.sources, settings.sample_rate, step.folder, settings.effects, settings.seed)
             return {name: len(open_stems(step.folder, name)) for name in SPLITS} if self.ranks.first else {}
 
         self.make(step, make)
@@ -130,10 +153,11 @@ class Pipeline:
 
         def make() -> dict:
             weight = self._linear_weight(kind)
-            task = VQVAETask(module.to(self.device), self.stems("train"), weight, self._codec_dtype())
+            task = VQVAETask(module.to(self.device), self.stems("train"), weight, codec_dtype(self.dtype))
             history = train(task, settings.training, step.folder, f"VQ-VAE {kind}", self.profile.seed, self.deadline)
             self._save(step, "model", module.state_dict())
-            return {"parameters": _parameters(module), "seconds_of_audio": self._audio_seconds(), **history[-1]}
+            lowered = {"dtype": dtype_name(codec_dtype(self.dtype))}
+            return {"parameters": _parameters(module), **lowered, "seconds_of_audio": self._audio_seconds(), **history[-1]}
 
         self.make(step, make)
         module.load_state_dict(load_weights(step.folder / "model.safetensors"))
@@ -168,7 +192,8 @@ class Pipeline:
             history = train(task, self.profile.prior.training, step.folder, f"prior {source} ({kind})", self.profile.seed, self.deadline)
             self._save(step, "model", module.state_dict())
             held_out = self._held_out_crops(kind, names.index(source))
-            return {"parameters": _parameters(module), "validation_nats_per_code": nats_per_code(module, held_out), **history[-1]}
+            figures = {"parameters": _parameters(module), "dtype": dtype_name(self.dtype)}
+            return {**figures, "validation_nats_per_code": nats_per_code(module, held_out), **history[-1]}
 
         self.make(step, make)
         module.load_state_dict(load_weights(step.folder / "model.safetensors"))
@@ -197,6 +222,8 @@ class Pipeline:
     def separator(self, method: str) -> Separator:
         """A trained method, also written to runs/<profile>/<method>/ for `Separator.load`. The last one asked for is kept."""
         version = self.method_version(method)
+        # Models of the record and models trained here have the same name.
+        version += " recorded" if any(self._comes_recorded(step) for step in self.method_steps(method)) else ""
         if self._separator is None or self._separator[0] != (method, version):
             spec = method_spec(method)
             # Whatever was kept is given up first: a likelihood keeps a gigabyte of matrices.
@@ -204,6 +231,7 @@ class Pipeline:
             priors = [self.prior(spec.vqvae, source) for source in self.profile.source_names]
             made = Separator(self.vqvae(spec.vqvae), priors, self.likelihood(spec.vqvae, spec.likelihood), self.profile)
             self._separator = (method, version), made
+        self._depend_on(self.method_steps(method))
         folder = self.root / method
         marker = folder / "version.txt"
         complete = marker.is_file() and (folder / SUMS).is_file() and marker.read_text() == version
@@ -214,50 +242,76 @@ class Pipeline:
 
     def method_version(self, method: str) -> str:
         """A hash of all that a method depends on."""
-        spec = method_spec(method)
-        parts = (self.likelihood_step(spec.vqvae, spec.likelihood), *(self.prior_step(spec.vqvae, source) for source in self.profile.source_names))
+        _, *parts = self.method_steps(method)
         return config_hash(*(p.folder.name for p in parts), self.profile.model_dump(mode="json", exclude={"evaluation"}))
+
+    def method_steps(self, method: str) -> list[Step]:
+        """The models that a method is made of: VQ-VAE, likelihood, priors."""
+        spec = method_spec(method)
+        priors = (self.prior_step(spec.vqvae, source) for source in self.profile.source_names)
+        return [self.vqvae_step(spec.vqvae), self.likelihood_step(spec.vqvae, spec.likelihood), *priors]
+
+    def model_steps(self) -> list[Step]:
+        """The models of all methods, each once."""
+        return list(dict.fromkeys(step for method in METHODS for step in self.method_steps(method)))
 
     # --- records -----------------------------------------------------------------------------------------------------------
 
     def vqvae_step(self, kind: VQVAEKind) -> Step:
         """Where the VQ-VAE of a kind is kept, with its history.csv."""
-        settings, dtype = self.profile.vqvae.model_dump(exclude={"linear_weight"}), self._codec_dtype()
-        lowered = () if dtype == torch.float32 else (str(dtype),)
-        return self.step(f"vqvae-{kind}", settings, self._linear_weight(kind), self._stems_step().folder.name, self.profile.seed, *lowered)
+        settings = self.profile.vqvae.model_dump(exclude={"linear_weight"})
+        return self.step(f"vqvae-{kind}", settings, self._linear_weight(kind), self._stems_step().folder.name, self.profile.seed, *self._precision())
 
     def prior_step(self, kind: VQVAEKind, source: str) -> Step:
         """Where a prior is kept, with its history.csv."""
-        return self.step(f"prior-{kind}-{source}", self.profile.prior, str(self.dtype), self.vqvae_step(kind).folder.name)
+        codec = self.vqvae_step(kind)
+        return self.step(f"prior-{kind}-{source}", self.profile.prior, *self._precision(), codec.folder.name, inputs=(codec,))
 
     def likelihood_step(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Step:
         """Where a likelihood is kept."""
-        return self.step(f"likelihood-{kind}-{likelihood}", self.vqvae_step(kind).folder.name, self.profile.likelihood)
+        codec = self.vqvae_step(kind)
+        return self.step(f"likelihood-{kind}-{likelihood}", codec.folder.name, self.profile.likelihood, inputs=(codec,))
 
-    def step(self, name: str, *settings: object) -> Step:
+    def step(self, name: str, *settings: object, inputs: tuple[Step, ...] = ()) -> Step:
         """The step of that name under these settings, done or not."""
-        return Step(self.root / f"{name}-{config_hash(*settings)}", name)
+        return Step(self.root / f"{name}-{config_hash(*settings)}", name, inputs)
 
     def make(self, step: Step, make: Callable[[], dict]) -> None:
-        """Run `make` unless the step is done; what it returns is recorded, with the wall time it took itself, in seconds.
+        """Run `make` unless the step is done or recorded; what it returns is kept, with the wall time it took itself, in seconds.
 
         Raises:
             OutOfTime: the deadline passed.
+            HybridsepError: the record is damaged.
         """
-        if step.done:
+        if self._usable(step):
+            self._depend_on([step])
             return
         # All processes are past the question above before one can answer it differently. However short the time, one step is made.
-        if self.ranks.any(self.deadline.passed) and self._made:
+        late = self.ranks.any(self.deadline.passed)
+        if self._restorable(step):
+            if self.ranks.first:
+                self._restore(step)
+            self.ranks.wait()
+            self._depend_on([step])
+            return
+        if late and self._made:
             raise OutOfTime(f"time is up before {step.label}; what comes before it is done. Run the same command again to go on")
         step.folder.mkdir(parents=True, exist_ok=True)
+        if self.ranks.first:
+            (step.folder / "done.json").unlink(missing_ok=True)
+        self._recorded_inputs.append(set())
         started, outer = time.time(), self._nested_seconds
         self._nested_seconds = 0.0
         figures = make()
         finished = time.time()
         own = finished - started - self._nested_seconds
         self._nested_seconds = outer + finished - started
+        recorded = self._recorded_inputs.pop()
+        self._recorded_inputs[-1] |= recorded
         if self.ranks.first:
             record = {"step": step.label, "seconds": round(own, 2), "finished": finished, **provenance(self.device, self.ranks.count), "figures": figures}
+            if recorded:
+                record["from_record"] = from_record(recorded, self.root)
             write_atomically(step.folder / "done.json", json.dumps(record, indent=1).encode())
             clear_checkpoints(step.folder)
         self.ranks.wait()
@@ -280,14 +334,46 @@ class Pipeline:
 
     # --- inside ------------------------------------------------------------------------------------------------------------
 
+    def _usable(self, step: Step) -> bool:
+        """Whether a step is done, and neither of a record that shall not be used nor of recorded models that were trained here since."""
+        if not step.done:
+            return False
+        if self.record is None:
+            return not _recorded_folders(step)
+        return all(Step(folder, "").recorded for folder in _recorded_folders(step))
+
+    def _restorable(self, step: Step) -> bool:
+        """Whether the record has a step, and the models that fit it are recorded too."""
+        return self.record is not None and (self._record / step.folder.name).is_dir() and all(self._comes_recorded(other) for other in step.inputs)
+
+    def _comes_recorded(self, step: Step) -> bool:
+        """Whether a step is of the record, or will be once it is asked for."""
+        return step.recorded if self._usable(step) else self._restorable(step)
+
+    def _restore(self, step: Step) -> None:
+        for other in step.inputs:
+            if not self._usable(other):
+                self._restore(other)
+        restore_step(self._record, step.folder, [other.folder for other in step.inputs])
+
+    def _depend_on(self, steps: Iterable[Step]) -> None:
+        """Whatever is being made depends on these finished steps."""
+        self._recorded_inputs[-1].update(folder for step in steps for folder in _recorded_folders(step))
+
+    @property
+    def _record(self) -> Path:
+        return self.record / self.profile.name
+
+    def _precision(self) -> tuple[str, ...]:
+        """What a hash says of it: the setting, not what the machine makes of it, so that one machine finds what another trained."""
+        return () if self.profile.precision == "auto" else (self.profile.precision,)
+
     def _stems_step(self) -> Step:
         source = _fingerprint(self.data) if self.data else self.profile.data
-        paired = () if not self.data or self.profile.data.pairing == "same-song" else (self.profile.data.pairing,)
-        return self.step("stems", source, self.profile.sources, self.profile.data.sample_rate, MIXTURE_RMS, LARGEST, *paired)
-
-    def _codec_dtype(self) -> torch.dtype:
-        """Of the VQ-VAE's convolutions in training: half precision on a GPU only."""
-        return self.dtype if self.dtype == torch.float16 else torch.float32
+        settings = self.profile.data
+        paired = () if not self.data or settings.pairing == "same-song" else (settings.pairing,)
+        varied = (settings.effects, settings.seed, EFFECTS_VERSION) if settings.effects else ()
+        return self.step("stems", source, self.profile.sources, settings.sample_rate, MIXTURE_RMS, LARGEST, *paired, *varied)
 
     def _save(self, step: Step, name: str, tensors: dict[str, Tensor]) -> None:
         if self.ranks.first:
@@ -341,6 +427,13 @@ def encode_songs(vqvae: VQVAE, stems: StemSet) -> CodeSet:
         length = waveform.shape[1] // vqvae.hop * vqvae.hop
         songs.append(vqvae.encode(waveform[:, :length]).to(torch.int16).cpu())
     return CodeSet(tuple(songs))
+
+
+def _recorded_folders(step: Step) -> list[Path]:
+    """The recorded steps that a finished step depends on, itself among them."""
+    record = step.record
+    others = [Path(os.path.normpath(step.folder.parent / name)) for name in record.get("from_record", [])]
+    return [*others, step.folder] if record.get("recorded") else others
 
 
 def _fingerprint(folder: Path) -> list[str]:

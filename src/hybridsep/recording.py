@@ -17,9 +17,10 @@ from torch import Tensor
 
 from hybridsep.audio import BLOCK_VALUES, Audio
 from hybridsep.errors import HybridsepError
-from hybridsep.separation import Separator
+from hybridsep.separation import SearchOptions, Separator
 
 SUFFIXES = ("wav", "flac", "ogg", "mp3")
+SET_ADD_PEAK_CHUNK = 0x1050  # a command of libsndfile, for which soundfile has no name
 LARGEST_WAV = 2**32 - 2**16  # bytes that its header can count
 
 
@@ -67,7 +68,7 @@ def separate_file(
     separator = Separator.load(model)
     names = separator.profile.source_names
     with StemWriter(names, folder, audio, suffix, overwrite) as writer:
-        log_evidence, blocks = separator.separate_blocks(audio, search, particles, seed, refine, carry, "separating")
+        log_evidence, blocks = separator.separate_blocks(audio, SearchOptions(search, particles, seed, "separating"), refine, carry)
         for block in blocks:
             writer.write(block)
     return WrittenStems(writer.paths, audio.samples / audio.sample_rate, log_evidence)
@@ -140,7 +141,9 @@ class StemWriter:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 for path in self._temporary:
                     path.touch()  # Python says why it cannot; libsndfile does not
-                    self._files.append(soundfile.SoundFile(path, "w", self._audio.sample_rate, self._audio.channels, **self._form()))
+                    file = soundfile.SoundFile(path, "w", self._audio.sample_rate, self._audio.channels, **self._form())
+                    self._files.append(file)
+                    _leave_out_time(file)
         except HybridsepError:
             self._clear()
             raise
@@ -201,6 +204,11 @@ class StemWriter:
             # soundfile asserts that everything was written.
             reason = getattr(error, "strerror", None) or str(error).rstrip(".").split(": ")[-1] or "not all was written; is the disk full?"
             raise HybridsepError(f"cannot write {self._suffix} stems to {self._folder}: {reason}") from None
+
+
+def _leave_out_time(file: soundfile.SoundFile) -> None:
+    """No PEAK chunk, which holds the time of day: the same stems are the same bytes."""
+    soundfile._snd.sf_command(file._file, SET_ADD_PEAK_CHUNK, soundfile._ffi.NULL, 0)
 
 
 def stem_paths(names: tuple[str, ...], folder: Path, suffix: str, overwrite: bool) -> list[Path]:

@@ -7,12 +7,11 @@ y = ½ x1 + ½ x2.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hybridsep.audio import Audio, filled, of_length, overlapping, resampled
+from hybridsep.checksums import SUMS, check_sums, write_sums
 from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.decoding import PriorStack
 from hybridsep.device import default_device, fast_dtype, seeded_generator
@@ -43,7 +43,23 @@ DECODED_CODES = 4096
 STRETCH = 128
 UPSAMPLED = 1 << 16
 WINDOWS_AT_ONCE = 64
-SUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How codes are searched.
+
+    Attributes:
+        search: "particle", "ancestral", "topk" or "beam".
+        particles: N; the profile's when not given.
+        seed: same seed, same machine, same stems.
+        label: of the progress bar; none without it.
+    """
+
+    search: str = "particle"
+    particles: int | None = None
+    seed: int = 0
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,12 +145,13 @@ class Separator:
         """Stems of a recording of any rate, any number of channels and any length from 0.2 s on.
 
         The model hears the mono mean in overlapping windows of 3 s. Without `refine` the stems are its own waveforms, the same on every
-        channel; with it they are masks of the recording itself, channel by channel, and sum to it.
+        channel; with it they are the Wiener filter of each channel of the recording (see `wiener`) and sum to it. Masks, and the part of the
+        estimates that is trusted, are the mono ones for every channel: where a source is panned they miss its level there, and yet help.
 
         Args:
             waveform: [samples] or [channels, samples] on any scale.
             sample_rate: Hz.
-            search, particles, seed, label: as in `candidates`.
+            search, particles, seed, label: see SearchOptions.
             carry: whether the priors know in each window what they heard in the one before; one window after the other then, not all at once.
 
         Raises:
@@ -144,42 +161,24 @@ class Separator:
         if whole.ndim not in (1, 2):
             raise HybridsepError(f"a recording is [samples] or [channels, samples], not {list(whole.shape)}")
         audio = Audio.of(whole if whole.ndim == 2 else whole[None], sample_rate)
-        log_evidence, blocks = self.separate_blocks(audio, search, particles, seed, refine, carry, label)
+        log_evidence, blocks = self.separate_blocks(audio, SearchOptions(search, particles, seed, label), refine, carry)
         stems = filled(torch.empty(len(self.profile.sources), audio.channels, audio.samples), blocks)
         return Separation(stems.view(-1, *whole.shape), sample_rate, log_evidence)
 
-    def separate_blocks(
-        self,
-        audio: Audio,
-        search: str = "particle",
-        particles: int | None = None,
-        seed: int = 0,
-        refine: bool = True,
-        carry: bool = False,
-        label: str | None = None,
-    ) -> tuple[float, Iterator[Tensor]]:
+    def separate_blocks(self, audio: Audio, options: SearchOptions, refine: bool = True, carry: bool = False) -> tuple[float, Iterator[Tensor]]:
         """`separate` in little memory: the evidence, and the stems block after block, float32 [P, channels, n]."""
         count = len(self.profile.sources)
         if not audio.peak:
             warnings.warn("the recording is silent throughout; so are its stems", stacklevel=2)
             return 0.0, (block.expand(count, *block.shape) for block in audio.blocks())
-        estimates, log_evidence = self.estimate_windows(audio.mono(self.sample_rate)[None], search, particles, seed, carry, carry, label)
+        estimates, log_evidence = self.estimate_windows(audio.mono(self.sample_rate)[None], options, carry, common_level=carry)
         upsampled = resampled(estimates[:, 0].split(UPSAMPLED, -1), self.sample_rate, audio.sample_rate)
         stems = (block[:, None] for block in of_length(upsampled, audio.samples))
         if refine:
             stems = wiener_blocks(stems, audio.levelled(), 2 ** max(4, round(np.log2(MASK_SECONDS * audio.sample_rate))))
         return float(log_evidence), (block.expand(-1, audio.channels, -1) * (audio.peak / count) for block in stems)
 
-    def estimate_windows(
-        self,
-        mixture: Tensor,
-        search: str = "particle",
-        particles: int | None = None,
-        seed: int = 0,
-        carry: bool = False,
-        common_level: bool = False,
-        label: str | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def estimate_windows(self, mixture: Tensor, options: SearchOptions, carry: bool = False, common_level: bool = False) -> tuple[Tensor, Tensor]:
         """The posterior mean of R long mixtures, in the memory of a few windows and of the result.
 
         Args:
@@ -190,23 +189,23 @@ class Separator:
         Returns:
             Stems, float32 [2, R, T], and log evidence in nats per code, mean over windows, [R].
         """
-        windows = Windows.over(mixture.shape[1], self.sample_rate, self.hop)
+        options, windows = self._checked(options), Windows.over(mixture.shape[1], self.sample_rate, self.hop)
         codes, count = windows.size // self.hop, len(windows)
-        room = max(1, min(WINDOWS_AT_ONCE, self.profile.search.max_rows // self._checked(search, particles)))
+        room = max(1, min(WINDOWS_AT_ONCE, self.profile.search.max_rows // options.particles))
         level = _level(mixture) if common_level else None
         stems, log_evidence = torch.zeros(len(self.profile.sources), *mixture.shape), torch.zeros(len(mixture))
         parts, past = _parts(len(mixture), count, room, carry), None
-        with tqdm(total=len(parts) * codes, desc=label, unit="step", disable=label is None) as bar:
+        with tqdm(total=len(parts) * codes, desc=options.label, unit="step", disable=options.label is None) as bar:
             for index, part in enumerate(parts):
                 heard = torch.stack([windows.cut(mixture[r], w) for r, w in part])
                 levels = None if level is None else level[[r for r, _ in part]]
                 model = self if past is None else self.with_priors(CarriedPast(self.stack, past))
-                found = model.estimate(heard, search, particles, seed + 7919 * index, level=levels, on_step=bar.update)
+                found = model.estimate(heard, options.search, options.particles, options.seed + 7919 * index, level=levels, on_step=bar.update)
                 for (r, w), stem, nats in zip(part, found.stems.cpu().unbind(1), found.search.log_evidence.tolist(), strict=True):
                     windows.add(stems[:, r], w, stem)
                     log_evidence[r] += nats / (codes * count)
                 if carry:
-                    past = self._past_after(found.search, windows, part[0][1], seeded_generator(seed, index))
+                    past = self._past_after(found.search, windows, part[0][1], seeded_generator(options.seed, index))
         return stems, log_evidence
 
     def _past_after(self, found: SearchResult, windows: Windows, window: int, generator: torch.Generator) -> Tensor | None:
@@ -224,16 +223,13 @@ class Separator:
 
         Args:
             mixture: float32 [B, T] at the model's rate; T is cut to a multiple of the hop.
-            search: "particle", "ancestral", "topk" or "beam".
-            particles: N; the profile's when not given.
-            seed: same seed, same machine, same stems.
-            label: of the progress bar; none without it.
+            search, particles, seed, label: see SearchOptions.
 
         Raises:
             HybridsepError: unknown search, no particles, or a mixture shorter than one code.
         """
         started = time.perf_counter()
-        mixture, level, result = self._search(mixture, search, particles, seed, label)
+        mixture, level, result = self._search(mixture, SearchOptions(search, particles, seed, label))
         waveforms = self.decode(result.codes) / level[:, None]
         return Candidates(mixture, waveforms, result, time.perf_counter() - started)
 
@@ -255,52 +251,41 @@ class Separator:
             level: factors [B, 1] that bring the mixtures to the model's level, where these are parts of something longer.
             on_step: called after each step, instead of a progress bar.
         """
-        mixture, level, result = self._search(mixture, search, particles, seed, label, level, on_step)
+        mixture, level, result = self._search(mixture, SearchOptions(search, particles, seed, label), level, on_step)
         stems = self.decode(result.codes, result.log_weights.softmax(-1)) / level
         return Estimate(mixture, stems, result)
 
-    def _checked(self, search: str, particles: int | None) -> int:
-        """N of a search that there is."""
-        if search not in SEARCHES:
-            raise HybridsepError(f"unknown search '{search}': choose one of {', '.join(SEARCHES)}")
-        particles = self.profile.search.particles if particles is None else particles
+    def _checked(self, options: SearchOptions) -> SearchOptions:
+        """The same with N filled in. Raises HybridsepError: unknown search, no particles."""
+        if options.search not in SEARCHES:
+            raise HybridsepError(f"unknown search '{options.search}': choose one of {', '.join(SEARCHES)}")
+        particles = self.profile.search.particles if options.particles is None else options.particles
         if particles < 1:
             raise HybridsepError(f"{particles} particles: at least 1 is needed")
-        return particles
+        return replace(options, particles=particles)
 
     def _search(
-        self,
-        mixture: Tensor,
-        search: str,
-        particles: int | None,
-        seed: int,
-        label: str | None,
-        level: Tensor | None = None,
-        on_step: Callable[[], object] | None = None,
+        self, mixture: Tensor, options: SearchOptions, level: Tensor | None = None, on_step: Callable[[], object] | None = None
     ) -> tuple[Tensor, Tensor, SearchResult]:
         """The mixture as it is heard [B, T], the factor that brings it to the model's level [B, 1], and what a search finds."""
-        particles = self._checked(search, particles)
+        options = self._checked(options)
         length = mixture.shape[-1] // self.vqvae.hop * self.vqvae.hop
         if not length:
             raise HybridsepError(f"{mixture.shape[-1]} samples are less than one code of {self.vqvae.hop}")
         mixture = mixture[:, :length].to(self.device)
         level = _level(mixture) if level is None else level.to(self.device)
         codes = torch.cat([self.vqvae.encode(part) for part in (mixture * level).split(ENCODED_ROWS)])
-        return mixture, level, self.search_codes(codes, search, particles, seed, label, on_step)
+        return mixture, level, self.search_codes(codes, options, on_step)
 
-    def search_codes(
-        self, codes: Tensor, search: str, particles: int, seed: int, label: str | None = None, on_step: Callable[[], object] | None = None
-    ) -> SearchResult:
+    def search_codes(self, codes: Tensor, options: SearchOptions, on_step: Callable[[], object] | None = None) -> SearchResult:
         """Search mixture codes int64 [B, S], in slices of at most `max_rows` particles; `on_step` as in `estimate`."""
-        settings = self.profile.search
-        extra = {"particle": {"ess_threshold": settings.ess_threshold}, "topk": {"k": settings.top_k}}.get(search, {})
-        slice_size = max(1, settings.max_rows // particles)
-        parts = []
-        slices = codes.split(slice_size)
-        with tqdm(total=len(slices) * codes.shape[1], desc=label, unit="step", disable=label is None) as bar:
+        settings, options = self.profile.search, self._checked(options)
+        extra = {"particle": {"ess_threshold": settings.ess_threshold}, "topk": {"k": settings.top_k}}.get(options.search, {})
+        slices, parts = codes.split(max(1, settings.max_rows // options.particles)), []
+        with tqdm(total=len(slices) * codes.shape[1], desc=options.label, unit="step", disable=options.label is None) as bar:
             for index, part in enumerate(slices):
-                generator = seeded_generator(seed, index)
-                parts.append(SEARCHES[search](self.stack, self.likelihood, part, particles, generator, on_step or bar.update, **extra))
+                generator = seeded_generator(options.seed, index)
+                parts.append(SEARCHES[options.search](self.stack, self.likelihood, part, options.particles, generator, on_step or bar.update, **extra))
         joined = (torch.cat([getattr(p, name) for p in parts], axis) for name, axis in _BATCH_AXES.items())
         return SearchResult(*joined)
 
@@ -358,9 +343,7 @@ class Separator:
         files["profile.json"] = self.profile.model_dump_json(indent=1).encode()
         for name, content in files.items():
             write_atomically(folder / name, content)
-        # In the form of the program sha256sum.
-        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items()))
-        write_atomically(folder / SUMS, sums.encode())
+        write_sums(folder, files)
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | None = None) -> Separator:
@@ -375,12 +358,12 @@ class Separator:
             if not (folder / name).is_file():
                 raise HybridsepError(f"{folder} is no model: {name} is missing (train one with 'hybridsep train')")
         try:
-            _check_sums(folder, ["profile.json"])
+            check_sums(folder, ["profile.json"])
             profile = Profile.model_validate(json.loads((folder / "profile.json").read_text()))
             vqvae = VQVAE(profile.vqvae)
             priors = [Prior(profile.prior, profile.vqvae.codes) for _ in profile.sources]
             files = {"vqvae": vqvae} | {f"prior-{name}": prior for name, prior in zip(profile.source_names, priors, strict=True)}
-            _check_sums(folder, [f"{name}.safetensors" for name in (*files, "likelihood")])
+            check_sums(folder, [f"{name}.safetensors" for name in (*files, "likelihood")])
             for name, module in files.items():
                 _load_into(module, folder / f"{name}.safetensors")
             tensors = {k: v.to(device) for k, v in load_weights(folder / "likelihood.safetensors").items()}
@@ -455,6 +438,7 @@ def wiener(stems: Tensor, mixture: Tensor, size: int = STFT_SIZE, trust: float =
     Source p of a cell is taken as Gaussian with mean a·X̂p and variance in proportion to |X̂p|². Given the mixture, its mean is a·X̂p plus
     its share |X̂p|² / Σ|X̂|² of what the means leave of the mixture. With a = 0 that is the classic mask; with a > 0 the phases of the
     estimates count too. Where the estimates say more than the mixture holds, a shrinks with the mixture: its silence stays silent.
+    Channels are filtered each by itself; estimates [P, 1, T] are the prior means of all of them, whatever the panning.
 
     Args:
         stems: estimates, float32 [P, B, T], or [P, 1, T] for all.
@@ -481,6 +465,7 @@ def wiener_blocks(stems: Iterable[Tensor], mixture: Iterable[Tensor], size: int 
 
 
 def _wiener(stems: Tensor, mixture: Tensor, size: int, trust: float) -> Tensor:
+    """`wiener` in one piece: its spectra take several times the memory of the waveforms."""
     window = torch.hann_window(size, device=mixture.device)
     length = mixture.shape[-1]
     padded = max(0, size - length)
@@ -511,17 +496,6 @@ def _parts(recordings: int, windows: int, room: int, carry: bool) -> list[list[t
         return [[(r, w) for r in range(i, min(i + room, recordings))] for i in range(0, recordings, room) for w in range(windows)]
     places = [(r, w) for r in range(recordings) for w in range(windows)]
     return [places[i : i + room] for i in range(0, len(places), room)]
-
-
-def _check_sums(folder: Path, names: list[str]) -> None:
-    """Raises HybridsepError where a file is missing or is not the one that was saved."""
-    lines = (line.split(maxsplit=1) for line in (folder / SUMS).read_text().splitlines())
-    known = {line[1]: line[0] for line in lines if len(line) == 2}
-    for path in (folder / name for name in names):
-        if not path.is_file():
-            raise HybridsepError(f"{path.name} is missing")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != known.get(path.name):
-            raise HybridsepError(f"{path.name} is damaged or of another model: its SHA-256 is not the one in {SUMS}")
 
 
 def _load_into(module: torch.nn.Module, path: Path) -> None:

@@ -185,7 +185,9 @@ class TrainingRun:
                     _, _, index, name = key.split(".")
                     moments.setdefault(int(index), {})[name] = value
             optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:
+            # Empty where the part before was trained in another precision, whose gradients need no scale.
+            self.scaler.load_state_dict(state["scaler"])
         self.watch = LossWatch(**state["watch"])
         self.history, self.seconds_before = state["history"], state["seconds"]
         return state["step"]

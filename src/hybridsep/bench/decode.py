@@ -22,7 +22,7 @@ from hybridsep.bench.shared import bench_shared
 from hybridsep.device import seeded_generator
 from hybridsep.errors import HybridsepError
 from hybridsep.likelihood import CountLikelihood
-from hybridsep.separation import Separator
+from hybridsep.separation import SearchOptions, Separator
 
 PARTICLES, LQVAE_CODES, QUICK_CODES = 32, 2048, 16
 DENSE_STEPS = 30
@@ -174,7 +174,7 @@ def _separator(options: Options) -> Separator:
 
 
 def _search(separator: Separator, codes: Tensor, search: str, particles: int) -> Callable:
-    return lambda: separator.search_codes(codes, search, particles, 0)
+    return lambda: separator.search_codes(codes, SearchOptions(search, particles))
 
 
 def _generator(codes: Tensor) -> torch.Generator:

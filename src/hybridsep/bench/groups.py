@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hybridsep.bench import decode, kernels, posterior, training
+from hybridsep.bench import decode, kernels, posterior, recording, training
 from hybridsep.bench.report import Benchmark, Options, run_benchmarks
 from hybridsep.errors import HybridsepError
 
@@ -13,6 +13,7 @@ GROUPS: dict[str, dict[str, Benchmark]] = {
     "decode": decode.BENCHMARKS,
     "kernels": kernels.BENCHMARKS,
     "training": training.BENCHMARKS,
+    "recording": recording.BENCHMARKS,
 }
 
 

@@ -110,7 +110,7 @@ class _PeakMemory:
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
-            now = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _status_bytes("VmHWM")
+            now = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else status_bytes("VmHWM")
             self.peak_bytes = max(0, now - self._before)
 
 
@@ -162,7 +162,7 @@ def machine_rates(dtype: torch.dtype, device: torch.device, small: bool = False)
     size, copied = (64, 2**16) if small else (SQUARE, COPIED_BYTES)
     source = torch.ones(copied // 4, device=device)
     target = torch.empty_like(source)
-    seconds = _least_seconds(lambda: target.copy_(source), device)
+    seconds = least_seconds(lambda: target.copy_(source), device)
     return Rates(product_rate(1, size, size, size, dtype, device), 2 * copied / seconds)
 
 
@@ -171,14 +171,14 @@ def product_rate(batch: int, rows: int, inner: int, columns: int, dtype: torch.d
     left = torch.randn(batch, rows, inner, device=device).to(dtype)
     right = torch.randn(batch, inner, columns, device=device).to(dtype)
     out = torch.empty(batch, rows, columns, dtype=dtype, device=device)
-    return 2 * batch * rows * inner * columns / _least_seconds(lambda: torch.bmm(left, right, out=out), device)
+    return 2 * batch * rows * inner * columns / least_seconds(lambda: torch.bmm(left, right, out=out), device)
 
 
-def _least_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Least seconds of a call repeated for RATE_SECONDS, three times at least: what it takes when nothing is in the way."""
+def least_seconds(call: Callable[[], object], device: torch.device, at_most: float = RATE_SECONDS) -> float:
+    """Least seconds of a call repeated for `at_most` seconds, three times at least: what it takes when nothing is in the way."""
     _seconds(call, device)
     times, began = [], time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - began < RATE_SECONDS:
+    while len(times) < 3 or time.perf_counter() - began < at_most:
         times.append(_seconds(call, device))
     return min(times)
 
@@ -205,11 +205,12 @@ def _start_over() -> int | None:
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        return _status_bytes("VmRSS")
+        return status_bytes("VmRSS")
     except (OSError, AttributeError, StopIteration):
         return None
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """A field of Linux's /proc/self/status, such as VmHWM, the most memory that the process ever held."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])

@@ -12,7 +12,7 @@ from hybridsep.data.composer import compose_song
 from hybridsep.data.minislakh import render_song
 from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.decoding import PriorStack
-from hybridsep.device import default_device, fast_dtype, seeded_generator
+from hybridsep.device import default_device, dtype_name, fast_dtype, seeded_generator
 from hybridsep.likelihood import CountLikelihood, Likelihood, SumLikelihood
 from hybridsep.prior import Prior
 from hybridsep.profiles import LikelihoodKind, Profile, load_profile
@@ -65,11 +65,6 @@ def random_likelihood(codes: int, width: int, kind: LikelihoodKind, device: torc
 def dtypes(device: torch.device) -> list[torch.dtype]:
     """float32 first, then what the device is fast in, where that is another."""
     return list(dict.fromkeys((torch.float32, fast_dtype(device))))
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Such as "float32"."""
-    return str(dtype).removeprefix("torch.")
 
 
 def likelihood_in(likelihood: Likelihood, dtype: torch.dtype) -> Likelihood:

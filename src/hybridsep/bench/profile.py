@@ -134,7 +134,7 @@ def _part(event: FunctionEvent, weights: set[tuple[int, ...]]) -> str:
     where = _range_of(event)
     if where != "priors":
         return _RANGES.get(where, "bookkeeping")
-    chain = [event.name, *_callers(event)]
+    chain = [event.name, *callers_of(event)]
     if event.name in PRODUCTS:
         return "weight products" if _weight_shape(event) in weights else "attention"
     if any(name in SOFTMAX for name in chain):
@@ -148,10 +148,11 @@ def _weight_shape(event: FunctionEvent) -> tuple[int, ...]:
 
 
 def _range_of(event: FunctionEvent) -> str:
-    return next((name for name in _callers(event) if name in _RANGES), "")
+    return next((name for name in callers_of(event) if name in _RANGES), "")
 
 
-def _callers(event: FunctionEvent) -> Iterator[str]:
+def callers_of(event: FunctionEvent) -> Iterator[str]:
+    """Names of the operators and ranges that an event happened in, innermost first."""
     while event.cpu_parent is not None:
         event = event.cpu_parent
         yield event.name

@@ -37,6 +37,7 @@ class Options:
         repeats: rounds at most.
         budget_seconds: of one timed call; it is repeated no more after so long.
         quick: sizes that say nothing about speed, for tests.
+        minutes: of a long recording; an hour without it.
     """
 
     codes: int | None = None
@@ -47,6 +48,7 @@ class Options:
     repeats: int = 5
     budget_seconds: float = 12.0
     quick: bool = False
+    minutes: float | None = None
 
     @property
     def standard(self) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -11,20 +13,23 @@ from pathlib import Path
 import soundfile
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from hybridsep.bench.measure import Timing, machine_rates, time_calls
 from hybridsep.bench.models import PROFILE, dtype_name
+from hybridsep.bench.products import Products
+from hybridsep.bench.profile import callers_of
 from hybridsep.bench.report import Options, Row
 from hybridsep.codec_training import VQVAETask
 from hybridsep.data.codes import CodeSet
 from hybridsep.data.minislakh import make_minislakh
 from hybridsep.data.stems import FULL_SCALE, StemSet, build_stems, open_stems
 from hybridsep.device import default_device, fast_dtype, seeded_generator
-from hybridsep.prior import Prior, PriorTask
+from hybridsep.distributed import WHOLE, Part
+from hybridsep.pipeline import encode_songs
+from hybridsep.prior import Attention, Prior, PriorTask, rotary_angles, rotate
 from hybridsep.profiles import Profile, load_profile
-from hybridsep.training import Task, TrainingRun
+from hybridsep.training import StepResult, Task, TrainingRun
 from hybridsep.vqvae import VQVAE, Bottleneck, SpectralLoss
 
 SONGS, SECONDS = 12, 12.0
@@ -32,29 +37,39 @@ PROFILED_STEPS = 3
 COMPARED_STEPS = {"codec": 80, "prior": 40}
 LAST_STEPS = 10
 PRODUCTS = ("convolution", "::mm", "::bmm", "::addmm", "::baddbmm", "::linear", "matmul")
+TRANSFORMS = ("stft", "_fft")
+RANGES = ("loading", "codebook", "optimiser", "interpreter")
+PARTS = ("products", "elementwise", "Fourier transforms", *RANGES)
 
 
 def bench_codec(options: Options) -> Iterator[Row]:
-    """The VQ-VAE's step and its parts beside the same as published, its arithmetic, and float32 against bfloat16."""
+    """The VQ-VAE's step and what surrounds its networks beside the same as published, where its time goes, and float32 against bfloat16."""
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(options, Path(folder))
         ours, published = bench.codec(VQVAETask), bench.codec(PublishedCodecTask)
-        timings = bench.time({"ours": bench.steps(ours), "reference": bench.steps(published)})
-        yield Row("codec-step", timings["ours"], timings["reference"], bench.codec_details | _arithmetic(bench, ours))
-        for name, calls in _codec_parts(bench, ours, published).items():
-            timings = bench.time(calls)
-            yield Row(f"codec-step/{name}", timings["ours"], timings["reference"], bench.codec_details)
+        yield from _beside_published(bench, "codec", ours, published, _codec_parts(bench, ours, published), bench.codec_details)
         yield from _precisions(bench, "codec", lambda dtype: bench.codec(VQVAETask, dtype), bench.codec_details)
 
 
 def bench_prior(options: Options) -> Iterator[Row]:
-    """A prior's step: its arithmetic, and bfloat16, which is the default where the CPU has it, against float32."""
+    """The same of a prior."""
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(options, Path(folder))
-        task = bench.prior(torch.float32)
-        timing = bench.time({"ours": bench.steps(task)})["ours"]
-        yield Row("prior-step", timing, None, bench.prior_details | _arithmetic(bench, task))
+        ours, published = bench.prior(torch.float32), bench.published_prior()
+        yield from _beside_published(bench, "prior", ours, published, _prior_parts(bench, ours, published), bench.prior_details)
         yield from _precisions(bench, "prior", bench.prior, bench.prior_details)
+
+
+def _beside_published(bench: _Bench, name: str, ours: Task, published: Task, parts: dict[str, dict[str, Callable[[], object]]], details: dict) -> Iterator[Row]:
+    timings = bench.time({"ours": bench.steps(ours), "reference": bench.steps(published)})
+    shares, reached = _profiled(bench, ours)
+    yield Row(f"{name}-step", timings["ours"], timings["reference"], details | reached)
+    for part, calls in parts.items():
+        both = bench.time(calls)
+        yield Row(f"{name}-step/{part}", both["ours"], both["reference"], details)
+    note = "time of a step by the clock, times the share of this part's operators in the profiler's"
+    for part, share in shares.items():
+        yield Row(f"{name}-profile/{part}", timings["ours"].scaled(share), None, details | {"share": share, "note": note})
 
 
 BENCHMARKS = {"codec": bench_codec, "prior": bench_prior}
@@ -110,6 +125,45 @@ class PublishedCodecTask(VQVAETask):
         self.spectral = PublishedSpectralLoss().to(self.device)
 
 
+class PublishedAttention(Attention):
+    """Keys and values copied for every head, scores of all pairs of positions, and their mask made anew in every layer."""
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """See Attention."""
+        length = x.shape[1]
+        parts = self.project_in(x).unflatten(2, (-1, self.head_width)).transpose(1, 2)
+        query, key, value = parts.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        key, value = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (rotate(key, rotation), value))
+        position = torch.arange(length, device=x.device)
+        distance = position[:, None] - position
+        scores = rotate(query, rotation) @ key.transpose(2, 3) * self.head_width**-0.5
+        scores = scores.masked_fill((distance < 0) | (distance >= self.window), -torch.inf)
+        return self.project_out((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+
+
+class PublishedPriorTask(PriorTask):
+    """A step that reads audio and encodes it, as Jukebox's published training of priors does, and attends as above."""
+
+    def __init__(self, module: Prior, stems: FileStems, vqvae: VQVAE, dtype: torch.dtype):
+        super().__init__(module, CodeSet(()), 0, dtype)
+        self.stems, self.vqvae = stems, vqvae
+        for block in module.blocks:
+            replaced = PublishedAttention(module.settings).to(self.device)
+            replaced.load_state_dict(block.attention.state_dict())
+            block.attention = replaced
+
+    def step(self, number: int, generator: torch.Generator, part: Part = WHOLE) -> StepResult:
+        """See PriorTask."""
+        loss = self.loss(part.of(self.load(generator)))
+        return StepResult(loss, {"nats_per_code": loss.item()})
+
+    def load(self, generator: torch.Generator) -> Tensor:
+        """Codes int64 [B, T] of crops of audio."""
+        settings = self.module.settings
+        crops = self.stems.random_crops(self.source, settings.training.batch, settings.crop_codes * self.vqvae.hop, generator)
+        return self.vqvae.encode(crops.to(self.device))
+
+
 @dataclass
 class _Bench:
     """Songs, settings and tasks of one benchmark."""
@@ -130,22 +184,31 @@ class _Bench:
         self.codec_details = {"batch": training["codec"].batch, "crop_samples": self.profile.vqvae.crop_samples, "codes": self.profile.vqvae.codes}
         self.prior_details = {"batch": training["prior"].batch, "crop_codes": self.profile.prior.crop_codes, "codes": self.profile.vqvae.codes}
 
-    def codec(self, kind: type[VQVAETask], dtype: torch.dtype = torch.float32) -> VQVAETask:
-        """A task of kind `linear` whose codebook has been started; equal weights each time."""
+    def vqvae(self) -> VQVAE:
+        """One whose codebook has been started; equal weights each time."""
         torch.manual_seed(0)
         module = VQVAE(self.profile.vqvae).to(self.device)
-        stems = self.files if kind is PublishedCodecTask else self.stems
         with torch.no_grad():
             latent = module.latent(self.stems.random_crops(0, 8, self.profile.vqvae.crop_samples, seeded_generator(0)).to(self.device))
         module.bottleneck.start_from(latent.flatten(0, 1), seeded_generator(1))
-        return kind(module, stems, self.profile.vqvae.linear_weight, dtype)
+        return module
+
+    def codec(self, kind: type[VQVAETask], dtype: torch.dtype = torch.float32) -> VQVAETask:
+        """A task of kind `linear`."""
+        stems = self.files if kind is PublishedCodecTask else self.stems
+        return kind(self.vqvae(), stems, self.profile.vqvae.linear_weight, dtype)
 
     def prior(self, dtype: torch.dtype) -> PriorTask:
-        """A task on random codes with some order in them; equal weights each time."""
+        """A task on the codes of the songs, encoded once; equal weights each time."""
+        return PriorTask(self._new_prior(), encode_songs(self.vqvae(), self.stems), 0, dtype)
+
+    def published_prior(self) -> PublishedPriorTask:
+        """The same as published."""
+        return PublishedPriorTask(self._new_prior(), self.files, self.vqvae(), torch.float32)
+
+    def _new_prior(self) -> Prior:
         torch.manual_seed(0)
-        size, length = self.profile.vqvae.codes, 4 * self.profile.prior.crop_codes
-        drawn = torch.randint(size, (8, 1, length), generator=seeded_generator(2)).cumsum(-1) // 7 % size
-        return PriorTask(Prior(self.profile.prior, size).to(self.device), CodeSet(tuple(drawn.to(torch.int16))), 0, dtype)
+        return Prior(self.profile.prior, self.profile.vqvae.codes).to(self.device)
 
     def run(self, task: Task) -> TrainingRun:
         """Its training."""
@@ -182,22 +245,81 @@ def _codec_parts(bench: _Bench, ours: VQVAETask, published: VQVAETask) -> dict[s
     }
 
 
-def _arithmetic(bench: _Bench, task: Task) -> dict[str, object]:
-    """Operations of a step, the share of its time that products and convolutions take, and the rate they reach beside a large square product's."""
-    step = bench.steps(task)
-    with FlopCounterMode(display=False) as counter:
-        step()
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
+def _prior_parts(bench: _Bench, ours: PriorTask, published: PublishedPriorTask) -> dict[str, dict[str, Callable[[], object]]]:
+    """A batch of codes, and the attention of one layer there and back, each done by both."""
+    settings = bench.profile.prior
+    x = torch.randn(settings.training.batch, settings.crop_codes, settings.width, device=bench.device, requires_grad=True)
+    rotation = rotary_angles(torch.arange(settings.crop_codes, device=bench.device), settings)
+
+    def attend(task: PriorTask) -> None:
+        task.module.blocks[0].attention(x, rotation).sum().backward()
+
+    return {
+        "loading": {
+            "ours": lambda: ours.codes.random_crops(0, settings.training.batch, settings.crop_codes, seeded_generator(0)),
+            "reference": lambda: published.load(seeded_generator(0)),
+        },
+        "attention": {"ours": lambda: attend(ours), "reference": lambda: attend(published)},
+    }
+
+
+def _profiled(bench: _Bench, task: Task) -> tuple[dict[str, float], dict[str, object]]:
+    """The share of every part in a step's time; operations of its products and the rate they reach, beside the same alone and a large square one's."""
+    run, numbers = bench.run(task), count(task.module.settings.training.steps // 2)
+    run.step(next(numbers), False)
+    number = next(numbers)
+    with Products() as products:
+        task.step(number, seeded_generator(0)).loss.backward()
+    task.after_step(number, seeded_generator(0))
+    with _ranges(run), profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
         for _ in range(PROFILED_STEPS):
-            step()
-    events = recorded.key_averages()
-    total = sum(event.self_cpu_time_total for event in events)
-    products = sum(event.self_cpu_time_total for event in events if any(name in event.key for name in PRODUCTS))
-    operations = float(counter.get_total_flops())
-    rates = machine_rates(torch.float32, bench.device, bench.options.quick)
-    rate = operations * PROFILED_STEPS / (1e-6 * products)
-    note = "share and rate of products and convolutions from the profiler's times of one thread's operators"
-    return {"flop": operations, "products_share": products / total, "products_flop_per_second": rate, "note": note} | rates.as_columns()
+            with record_function("interpreter"):
+                run.step(next(numbers), False)
+    seconds = defaultdict(float)
+    for event in recorded.events():
+        chain = [event.name, *callers_of(event)]
+        if "interpreter" in chain:
+            seconds[_part(chain)] += 1e-6 * event.self_cpu_time_total
+    total = sum(seconds.values())
+    shares = {part: seconds[part] / total for part in PARTS if seconds[part]}
+    rate = products.operations * PROFILED_STEPS / seconds["products"]
+    alone = products.operations / products.seconds_alone(bench.device)
+    note = "rate of products and convolutions from the profiler's times of their operators; alone: each by itself in the same shape"
+    reached = {"flop": products.operations, "products_share": shares["products"], "products_flop_per_second": rate, "alone_flop_per_second": alone, "note": note}
+    return shares, reached | machine_rates(torch.float32, bench.device, bench.options.quick).as_columns()
+
+
+def _part(chain: list[str]) -> str:
+    """Part of a step that an event belongs to, by its name and those of what it happened in."""
+    where = next(name for name in chain if name in RANGES)
+    if where in ("loading", "optimiser"):
+        return where
+    if _called(PRODUCTS, chain):
+        return "products"
+    if where == "codebook" or chain[0] == "interpreter":
+        return where
+    return "Fourier transforms" if _called(TRANSFORMS, chain) else "elementwise"
+
+
+def _called(names: tuple[str, ...], chain: list[str]) -> bool:
+    return any(name in called for called in chain for name in names)
+
+
+@contextmanager
+def _ranges(run: TrainingRun) -> Iterator[None]:
+    """Calls of these methods are ranges of the profiler within the context."""
+    task, module = run.task, run.task.module
+    named = [(run, "_optimise", "optimiser")]
+    if isinstance(task, VQVAETask):
+        named += [(task.stems, "random_pairs", "loading"), (module.bottleneck, "assign", "codebook"), (task, "after_step", "codebook")]
+    else:
+        named += [(task.codes, "random_crops", "loading")]
+    for owner, method, label in named:
+        # Past the frozen dataclasses and modules that would not have it.
+        object.__setattr__(owner, method, record_function(label)(getattr(owner, method)))
+    yield
+    for owner, method, _ in named:
+        object.__delattr__(owner, method)
 
 
 def _precisions(bench: _Bench, name: str, make: Callable[[torch.dtype], Task], details: dict) -> Iterator[Row]:

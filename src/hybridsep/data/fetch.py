@@ -3,8 +3,8 @@
 The redux archive is one gzip stream of 104 GB: nothing in it can be reached but by reading all that comes before it, and what other
 people's programs tell of the order of its files speaks for the files of a song lying scattered all over it. So no order is relied on. A
 track is opened when its first file comes by, its stems wait in OUT/.partial until its metadata.yaml says which are wanted, and it is written
-when the last wanted one is there. Only so many tracks are open at a time. For 300 tracks 6 GB lie on the disk at most, in the worst order there
-is (all files shuffled; simulated); one track's stems wait where each track's files follow each other.
+when the last wanted one is there. Only so many tracks are open at a time. 300 tracks fit in 10 GB, those that wait and those that are written
+together, in the worst order there is (all files shuffled; a test holds it); one track's stems wait where each track's files follow each other.
 
 Source of the data: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA); Zenodo records 4599666 and 4603844.
 """
@@ -379,6 +379,11 @@ class Sorter:
         self._narrow = False
         self._recall()
 
+    @property
+    def waits(self) -> int:
+        """Bytes of stems that wait now."""
+        return sum(track.bytes_waiting for track in self._open.values())
+
     def take(self, member: Member) -> bool:
         """Keep what a member brings for a track that is wanted; whether this closed a track."""
         place = _PLACE.search(member.name)
@@ -486,7 +491,7 @@ class Sorter:
         temporary.rename(path)
         track.waiting[stem] = path
         track.bytes_waiting += member.size
-        self.largest_wait = max(self.largest_wait, sum(t.bytes_waiting for t in self._open.values()))
+        self.largest_wait = max(self.largest_wait, self.waits)
 
     def _drop(self, track: Pending, reason: str) -> None:
         self.collection.reject(track, reason)

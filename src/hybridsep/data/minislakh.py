@@ -102,12 +102,13 @@ def track_folder(out: Path, index: int) -> Path:
     return Path(out) / split / f"Track{index + 1:05d}"
 
 
-def render_song(song: Song, sample_rate: int, parts: Iterable[str] = PARTS) -> dict[str, np.ndarray]:
+def render_song(song: Song, sample_rate: int, parts: Iterable[str] = PARTS, soundfont: Path | None = None) -> dict[str, np.ndarray]:
     """Play a song.
 
     Args:
         sample_rate: Hz.
         parts: which of "bass", "drums" and "piano".
+        soundfont: an .sf2 file; see `load_soundfont`.
 
     Returns:
         {"bass": ..., "drums": ...}, float32 mono [samples], each at its level and within +-0.95.
@@ -117,7 +118,7 @@ def render_song(song: Song, sample_rate: int, parts: Iterable[str] = PARTS) -> d
     stems = {}
     for name in parts:
         part = _part(song, name)
-        samples = _play_notes(part.notes, part.program, part.is_drum, part.sound, song.duration, sample_rate)
+        samples = _play_notes(part.notes, part.program, part.is_drum, part.sound, song.duration, sample_rate, soundfont)
         stems[name] = _finish(samples, part.sound, sample_rate, noises[name not in PARTS])
     return stems
 
@@ -263,7 +264,9 @@ def _voice_group(pitch: int) -> str:
     return next((name for name, keys in {**groups, **cymbals}.items() if pitch in keys), "percussion")
 
 
-def _play_notes(notes: tuple[Note, ...], program: int, drums: bool, sound: Sound, duration: float, rate: int) -> np.ndarray:
+def _play_notes(
+    notes: tuple[Note, ...], program: int, drums: bool, sound: Sound, duration: float, rate: int, soundfont: Path | None = None
+) -> np.ndarray:
     """Add up the notes of one instrument, mono float32 [duration * rate]."""
     out = np.zeros(round(duration * rate), dtype=np.float32)
     tuning, balance = dict(sound.tuning), dict(sound.balance_db)
@@ -274,7 +277,7 @@ def _play_notes(notes: tuple[Note, ...], program: int, drums: bool, sound: Sound
         layer = min(120, 16 + 32 * (note.velocity // 32))
         bank = DRUM_BANK if drums else 0
         needed = LONGEST_NOTE if drums else next((s for s in _LENGTHS if s > 1.2 * note.duration + 0.3), LONGEST_NOTE)
-        tone = hold(Strike(bank, program, note.pitch, layer, tuning[group], note.slide, note.slide_seconds, needed, rate))
+        tone = hold(Strike(bank, program, note.pitch, layer, tuning[group], note.slide, note.slide_seconds, needed, rate, soundfont))
         gain = (note.velocity / 127) ** 2 * 10 ** (balance[group] / 20)
         samples = tone.samples * np.float32(gain)
         if not drums:  # a drum rings on, whatever its note-off says
@@ -342,7 +345,7 @@ _KEY_RANGE, _VELOCITY_RANGE, _INSTRUMENT, _SAMPLE = 43, 44, 41, 53
 class Strike:
     """What to play: a key of a preset; `tuning` and `slide` in semitones, `rate` in Hz.
 
-    `seconds` is how long the key is held at most; see `Note` for the slide.
+    `seconds` is how long the key is held at most; see `Note` for the slide, `load_soundfont` for `soundfont`.
     """
 
     bank: int
@@ -354,6 +357,7 @@ class Strike:
     slide_seconds: float
     seconds: float
     rate: int
+    soundfont: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -376,8 +380,27 @@ class SoundFont:
 
 
 @lru_cache(maxsize=1)
-def load_soundfont() -> SoundFont:
-    """Read pretty_midi's TimGM6mb.sf2.
+def load_soundfont(file: Path | None = None) -> SoundFont:
+    """Read an .sf2 file; pretty_midi's TimGM6mb.sf2 if None.
+
+    Raises:
+        FileNotFoundError: pretty_midi is not installed.
+        HybridsepError: no SoundFont.
+    """
+    chunks = dict(_riff_chunks((file or own_soundfont()).read_bytes()))
+    if missing := {"phdr", "pbag", "pgen", "inst", "ibag", "igen", "shdr", "smpl"} - chunks.keys():
+        raise HybridsepError(f"{file} is no SoundFont: it lacks {', '.join(sorted(missing))}")
+    names = list(struct.iter_unpack("<20sHHHIII", chunks["phdr"]))
+    zones = _read_zones(chunks["pbag"], chunks["pgen"], [row[3] for row in names])
+    presets = {(row[2], row[1]): zone for row, zone in zip(names, zones, strict=False)}
+    starts = [row[1] for row in struct.iter_unpack("<20sH", chunks["inst"])]
+    instruments = _read_zones(chunks["ibag"], chunks["igen"], starts)
+    headers = list(struct.iter_unpack("<20sIIIIIBbHH", chunks["shdr"]))
+    return SoundFont(np.frombuffer(chunks["smpl"], dtype="<i2"), headers, presets, instruments)
+
+
+def own_soundfont() -> Path:
+    """The file that MiniSlakh is played with.
 
     Raises:
         FileNotFoundError: pretty_midi is not installed.
@@ -386,14 +409,7 @@ def load_soundfont() -> SoundFont:
     package = find_spec("pretty_midi")
     if package is None or package.origin is None:
         raise FileNotFoundError("MiniSlakh plays the SoundFont that comes with pretty_midi: pip install pretty_midi")
-    chunks = dict(_riff_chunks((Path(package.origin).parent / "TimGM6mb.sf2").read_bytes()))
-    names = list(struct.iter_unpack("<20sHHHIII", chunks["phdr"]))
-    zones = _read_zones(chunks["pbag"], chunks["pgen"], [row[3] for row in names])
-    presets = {(row[2], row[1]): zone for row, zone in zip(names, zones, strict=False)}
-    starts = [row[1] for row in struct.iter_unpack("<20sH", chunks["inst"])]
-    instruments = _read_zones(chunks["ibag"], chunks["igen"], starts)
-    headers = list(struct.iter_unpack("<20sIIIIIBbHH", chunks["shdr"]))
-    return SoundFont(np.frombuffer(chunks["smpl"], dtype="<i2"), headers, presets, instruments)
+    return Path(package.origin).parent / "TimGM6mb.sf2"
 
 
 def _riff_chunks(data: bytes, start: int = 12, end: int | None = None) -> Iterable[tuple[str, bytes]]:
@@ -432,7 +448,7 @@ def hold(strike: Strike) -> Tone:
     Raises:
         HybridsepError: the SoundFont has no such preset or key.
     """
-    font = load_soundfont()
+    font = load_soundfont(strike.soundfont)
     layers = [
         (zone, {g: zone.get(g, default) + preset.get(g, 0) for g, default in _DEFAULTS.items()})
         for preset in font.presets.get((strike.bank, strike.program), [])

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hybridsep.data.effects import draws, vary
 from hybridsep.data.slakh import load_source, read_tracks, track_sources
 from hybridsep.errors import HybridsepError
 
 # Twice full scale fits: levelling raises the peaks of some drums above 1, and cutting them off would be heard.
 FULL_SCALE = 16383.0
 LARGEST = 2.0
+SAMPLE = "<i2"
 MIXTURE_RMS = 0.1
 # Share of random pairs that come from one place of one song.
 SAME_SONG_SHARES = {"same-song": 0.5, "random": 0.0}
@@ -101,10 +107,14 @@ def mix(sources: Tensor) -> Tensor:
     return sources.mean(0)
 
 
-def build_stems(root: Path, split: str, sources: dict[str, str], sample_rate: int, out: Path) -> None:
+def build_stems(root: Path, split: str, sources: dict[str, str], sample_rate: int, out: Path, effects: float = 0.0, seed: int = 0) -> None:
     """Read every track of `split` that has all `sources` and write them to `out` as one memory-mappable array.
 
     A track's sources are scaled together so that their mixture has the RMS level MIXTURE_RMS, as any mixture to separate will be.
+
+    Args:
+        effects: share of the stems of split "train" that a random sound effect is laid on, each by itself; see `vary`.
+        seed: of the effects; a track's depend on its name besides, and on no other track.
 
     Raises:
         HybridsepError: no track of the split has all sources.
@@ -112,24 +122,41 @@ def build_stems(root: Path, split: str, sources: dict[str, str], sample_rate: in
     tracks = [t for t in read_tracks(root, split) if all(track_sources(t, sources).values())]
     if not tracks:
         raise HybridsepError(f"no track of split '{split}' in {root} has all of {', '.join(sources.values())}")
-    songs, names = [], []
-    for track in tqdm(tracks, desc=f"stems of {split}", unit="song"):
-        stems = [load_source(track, inst_class, sample_rate) for inst_class in sources.values()]
-        length = min(len(s) for s in stems)
-        song = np.stack([s[:length] for s in stems])
-        level = float(np.sqrt(np.square(song.mean(0)).mean())) if length else 0.0
-        if level > 0:
-            levelled = np.clip(song * (MIXTURE_RMS / level), -LARGEST, LARGEST)
-            songs.append(np.round(levelled * FULL_SCALE).astype(np.int16))
-            names.append(track.name)
-    if not songs:
-        raise HybridsepError(f"every track of split '{split}' in {root} is empty")
+    share = effects if split == "train" else 0.0
+    names, lengths = [], []
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f"{split}.tmp.npy"
-    np.save(temporary, np.concatenate(songs, axis=1))
-    os.replace(temporary, out / f"{split}.npy")
-    index = {"names": names, "lengths": [s.shape[1] for s in songs], "sample_rate": sample_rate, "sources": sources}
+    with ExitStack() as stack:
+        # One song after the other: those of Slakh2100 would fill the memory. On disk a source is of one piece, so each gets a file of its own first.
+        parts = [stack.enter_context(tempfile.TemporaryFile(dir=out)) for _ in sources]
+        for track in tqdm(tracks, desc=f"stems of {split}", unit="song"):
+            stems = [
+                vary(load_source(track, inst_class, sample_rate), sample_rate, share, draws(seed, track.name, source)) for source, inst_class in sources.items()
+            ]
+            length = min(len(s) for s in stems)
+            song = np.stack([s[:length] for s in stems])
+            level = float(np.sqrt(np.square(song.mean(0)).mean())) if length else 0.0
+            if level > 0:
+                levelled = np.clip(song * (MIXTURE_RMS / level), -LARGEST, LARGEST)
+                for part, stem in zip(parts, np.round(levelled * FULL_SCALE).astype(SAMPLE), strict=True):
+                    part.write(stem.tobytes())
+                names.append(track.name)
+                lengths.append(length)
+        if not names:
+            raise HybridsepError(f"every track of split '{split}' in {root} is empty")
+        _join(parts, sum(lengths), out / f"{split}.npy")
+    index = {"names": names, "lengths": lengths, "sample_rate": sample_rate, "sources": sources}
     (out / f"{split}.json").write_text(json.dumps(index))
+
+
+def _join(parts: list[BinaryIO], samples: int, path: Path) -> None:
+    """Write the rows in `parts` as one array [P, samples], as np.save would."""
+    temporary = path.with_name(f"{path.stem}.tmp.npy")
+    with temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": SAMPLE, "fortran_order": False, "shape": (len(parts), samples)})
+        for part in parts:
+            part.seek(0)
+            shutil.copyfileobj(part, file)
+    os.replace(temporary, path)
 
 
 def open_stems(folder: Path, split: str, pairing: str = "same-song") -> StemSet:

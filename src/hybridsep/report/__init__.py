@@ -27,3 +27,8 @@ def runs_root() -> Path:
     """Folder of trained models and results: environment variable HYBRIDSEP_RUNS, else `runs/` in the repository."""
     declared = os.environ.get("HYBRIDSEP_RUNS")
     return Path(declared) if declared else repository_root() / "runs"
+
+
+def trains_anew() -> bool:
+    """Whether chapters train the models that come with the project: environment variable HYBRIDSEP_TRAIN, set by the build."""
+    return bool(os.environ.get("HYBRIDSEP_TRAIN"))

@@ -45,13 +45,14 @@ class BookError(HybridsepError):
     """The book could not be built; the message names the chapter and what went wrong in it."""
 
 
-def build_book(profile: str, root: Path, runs: Path | None = None) -> Path:
+def build_book(profile: str, root: Path, runs: Path | None = None, anew: bool = False) -> Path:
     """Execute every chapter and typeset the site.
 
     Args:
         profile: name handed to each chapter as its parameter `profile`.
         root: repository root, with `_config.yml`, `_toc.yml` and `book/`.
         runs: folder of trained models and results, default `root/runs`.
+        anew: whether the models that come with the project are trained anew.
 
     Returns:
         Path of the site's `index.html`.
@@ -59,14 +60,14 @@ def build_book(profile: str, root: Path, runs: Path | None = None) -> Path:
     Raises:
         BookError: a chapter failed, or typesetting met a warning. What an earlier build left stays as it was.
     """
-    execute_book(profile, root, runs)
+    execute_book(profile, root, runs, anew)
     return build_html(root)
 
 
-def execute_book(profile: str, root: Path, runs: Path | None = None) -> Path:
+def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool = False) -> Path:
     """Execute the chapters of `_toc.yml` into a fresh `_build/executed`: in order, but the landing page last, since it sums them up.
 
-    Each chapter runs in `book/` of that copy, with HYBRIDSEP_ROOT and HYBRIDSEP_RUNS in its environment. While it
+    Each chapter runs in `book/` of that copy, with HYBRIDSEP_ROOT, HYBRIDSEP_RUNS and HYBRIDSEP_TRAIN in its environment. While it
     runs the copy is called `_build/executing`, and gets its final name only when every chapter succeeded.
     `status.json` beside the copy's `book/` lists the chapters so far: [{"chapter", "seconds", "status"}],
     status one of executed, failed, waiting.
@@ -82,13 +83,13 @@ def execute_book(profile: str, root: Path, runs: Path | None = None) -> Path:
     working = root / "_build" / "executing"
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
-    shutil.copytree(root / "book", working / "book", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copytree(root / "book", working / "book", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "record"))
     shutil.copy(root / "_toc.yml", working)
 
     landing, *others = _pages(working)
     chapters = [page for page in (*others, landing) if page.suffix == ".ipynb"]
     status = [{"chapter": page.stem, "seconds": None, "status": "waiting"} for page in chapters]
-    with _environment(HYBRIDSEP_ROOT=str(root), HYBRIDSEP_RUNS=str(runs)), _chapter_bar(chapters) as bar:
+    with _environment(HYBRIDSEP_ROOT=str(root), HYBRIDSEP_RUNS=str(runs), HYBRIDSEP_TRAIN="1" if anew else ""), _chapter_bar(chapters) as bar:
         _write_status(working, status)
         for chapter, entry in zip(chapters, status, strict=True):
             _execute_chapter(chapter, entry, {"profile": profile}, bar, lambda: _write_status(working, status))
@@ -180,6 +181,7 @@ def _pages(folder: Path) -> list[Path]:
     toc = yaml.safe_load((folder / "_toc.yml").read_text(encoding="utf-8"))
 
     def entries(node: Any) -> Iterator[str]:
+        """Names of pages at a node of the table of contents and below it."""
         if isinstance(node, list):
             for item in node:
                 yield from entries(item)

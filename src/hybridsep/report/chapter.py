@@ -20,10 +20,12 @@ from hybridsep.budget import prior_budget, vqvae_budget
 from hybridsep.evaluation import Evaluation, Run
 from hybridsep.pipeline import Pipeline, Step
 from hybridsep.profiles import METHODS, load_profile, method_spec
-from hybridsep.report import runs_root
+from hybridsep.record import RECORDS
+from hybridsep.report import runs_root, trains_anew
 from hybridsep.report.figures import PALETTE, WIDTH, number, use_style
 from hybridsep.report.players import stem_player
 from hybridsep.separation import wiener
+from hybridsep.studies.effects import song_values
 
 METHOD_LABELS = {"plain-sum": "plain-sum", "lass": "LASS", "lqvae": "LQ-VAE", "hybrid": "Hybrid"}
 METHOD_COLOURS = {
@@ -60,7 +62,7 @@ def open_book(profile: str) -> tuple[Pipeline, Evaluation]:
 
 @functools.lru_cache
 def _pipeline(profile: str) -> Pipeline:
-    return Pipeline(load_profile(profile), runs_root())
+    return Pipeline(load_profile(profile), runs_root(), record=None if trains_anew() else RECORDS)
 
 
 # --- numbers for the prose -------------------------------------------------------------------------------------------------
@@ -110,15 +112,8 @@ def minutes(seconds: float) -> str:
 
 
 def chunk_values(table: pd.DataFrame, **where: str) -> np.ndarray:
-    """Values of the rows that match, one per chunk in the order of the table, averaged over sources where both match.
-
-    Args:
-        table: rows in the columns of evaluation.csv.
-        where: column = value.
-    """
-    for column, value in where.items():
-        table = table[table[column] == value]
-    return table.groupby(["track", "start_s"], sort=False).value.mean().to_numpy()
+    """`song_values` as an array: one value per chunk, and there is one chunk of each song."""
+    return song_values(table, **where).to_numpy()
 
 
 def score_table(rows: pd.DataFrame, index: Mapping[str, str], columns: Mapping[str, Mapping[str, str]], key: str, title: str) -> pd.DataFrame:
@@ -181,9 +176,21 @@ def latest_steps(pipeline: Pipeline) -> list[Step]:
 
 
 def step_times(pipeline: Pipeline) -> pd.DataFrame:
-    """Every step with the seconds it took itself, those of the steps it had made first left out."""
-    rows = [{"step": s.label, **{key: s.record.get(key, "") for key in ("seconds", "finished", "hardware")}} for s in latest_steps(pipeline)]
+    """Every step with the seconds it took itself, those of the steps it had made first left out, and whether it was recorded elsewhere."""
+    kept = ("seconds", "finished", "hardware")
+    rows = [{"step": s.label, **{key: s.record.get(key, "") for key in kept}, "recorded": s.recorded} for s in latest_steps(pipeline)]
     return pd.DataFrame(rows)
+
+
+def recorded_note(steps: Iterable[Step]) -> str:
+    """What a reader of curves or times must know of those steps that were not made here, to stand behind a sentence; empty where all were."""
+    records = [step.record for step in steps if step.recorded]
+    if not records:
+        return ""
+    known = {key: ", ".join(dict.fromkeys(str(r.get(key, "unknown")) for r in records)) for key in ("hardware", "commit")}
+    models = f"{len(records)} {'model' if len(records) == 1 else 'models'}"
+    taken = minutes(sum(r["seconds"] for r in records))
+    return f" Recorded, not trained in this build: {models} on {known['hardware']}, {taken}, commit {known['commit']}; make book TRAIN=1 trains again."
 
 
 def budget(pipeline: Pipeline, method: str) -> pd.DataFrame:
@@ -200,7 +207,7 @@ def budget(pipeline: Pipeline, method: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "step": [what for _, what in found],
-            "wall time": [minutes(times[label]) for label, _ in found],
+            "wall time": [minutes(times[label]) + (", recorded" if records[label].get("recorded") else "") for label, _ in found],
             "parameters": [number(int(size)) if (size := records[label]["figures"].get("parameters")) else "–" for label, _ in found],
         }
     )

@@ -35,6 +35,7 @@ def explorer(evaluation: Evaluation, tracks: int = TRACKS) -> widgets.VBox:
     made = widgets.Output()
 
     def on_click(_: widgets.Button) -> None:
+        """Show the separation that the menus ask for; the button waits meanwhile."""
         button.disabled, button.description = True, "Separating …"
         try:
             found = separate_chunk(evaluation, offered[track.index], method.value, search.value, particles.value, seed.value)

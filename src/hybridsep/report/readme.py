@@ -16,11 +16,13 @@ from hybridsep.report.chapter import (
     chunk_label,
     chunk_values,
     estimates,
+    latest_steps,
     mean_std,
     minutes,
     number,
     open_book,
     provenance_line,
+    recorded_note,
     score_table,
     sdr_columns,
     step_times,
@@ -28,7 +30,7 @@ from hybridsep.report.chapter import (
 )
 from hybridsep.report.conclusion import answer, cell_scores
 from hybridsep.report.figures import plot_spectrograms
-from hybridsep.report.speed import BENCH, recorded_benchmarks
+from hybridsep.report.speed import BENCH, recorded_benchmarks, recording_line
 
 PICTURE = Path("book/assets/result.png")
 SCALING = Path("book/assets/scaling.png")
@@ -74,6 +76,7 @@ def write_speed(root: Path) -> None:
             "Search alone, N = 32, beside re-writings of the published code on the same models (LQ-VAE's with untrained ones, timed on its first steps and scaled up):", "",
             "| reference | precision | particle filter (s) | reference (s) | ratio |", "|---|---|---|---|---|", *ratios, "",
             f"Medians, {made['hardware']}, {made['threads']} threads, commit {made['commit']}. All rows, with extremes, are in {BENCH}.", "",
+            *([f"{recording_line(recorded['recording'])}.", ""] if "recording" in recorded else []),
             f"![Time against the number of particles and against the length of the audio]({SCALING})"]  # fmt: skip
     _fill(root, {"speed": "\n".join(text)})
 
@@ -98,12 +101,17 @@ def _times(evaluation: Evaluation) -> str:
         "four likelihoods": ("likelihood",),
         f"{times.step.str.startswith('separated').sum()} separations of {len(evaluation.chunks)} chunks, with scores": ("separated", "references"),
     }
-    rows = {what: times[times.step.str.startswith(starts)].seconds.sum() for what, starts in groups.items()}
-    lines = [f"| {what} | {minutes(seconds)} |" for what, seconds in rows.items()]
-    hardware = ", ".join(sorted(set(times.hardware)))
-    return "\n".join(
-        [f"What the steps of a run took on {hardware}:", "", "| step | wall time |", "|---|---|", *lines, f"| **together** | **{minutes(sum(rows.values()))}** |"]
-    )
+    lines, rows = [], {}
+    for what, starts in groups.items():
+        of_group = times[times.step.str.startswith(starts)]
+        own, recorded = (of_group[of_group.recorded == state].seconds.sum() for state in (False, True))
+        took = [minutes(own)] * bool(own or not recorded) + [f"recorded: {minutes(recorded)}"] * bool(recorded)
+        lines.append(f"| {what} | {' + '.join(took)} |")
+        rows[what] = own
+    hardware = ", ".join(sorted(set(times[~times.recorded].hardware)))
+    table = [f"What the steps of a run took on {hardware}:", "", "| step | wall time |", "|---|---|", *lines, f"| **together** | **{minutes(sum(rows.values()))}** |"]
+    note = recorded_note(step for step in latest_steps(pipeline) if step.recorded)
+    return "\n".join([*table, *(["", f"{note.strip()} Their time is not in the sum."] if note else [])])
 
 
 def _results(evaluation: Evaluation, root: Path) -> str:

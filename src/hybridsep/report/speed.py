@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 from IPython.display import HTML
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hybridsep.bench.gpu import gpu_tables
 from hybridsep.bench.report import read_json
-from hybridsep.report.figures import PALETTE, WIDTH, number, results_table
+from hybridsep.codec_training import codec_dtype
+from hybridsep.device import dtype_name
+from hybridsep.report.chapter import signed
+from hybridsep.report.figures import PALETTE, WIDTH, number, results_table, show
 
 BENCH = Path("book/results/bench")
 GPU = Path("book/results/gpu")
+TRAINED = {"codec": "VQ-VAE", "prior": "prior"}
 
 
 def recorded_benchmarks(root: Path) -> dict[str, dict]:
@@ -32,7 +39,7 @@ def measured_on(result: dict) -> str:
 def command_of(name: str, result: dict) -> str:
     """The command that measures a recorded result again."""
     options = result["provenance"]["options"]
-    chosen = {key: options[key] for key in ("only", "model", "codes", "particles") if options.get(key) is not None}
+    chosen = {key: options[key] for key in ("only", "model", "codes", "particles", "minutes") if options.get(key) is not None}
     parts = ["hybridsep bench", name.split("-")[0], *(f"--{key} {value}" for key, value in chosen.items())]
     return " ".join([*parts, f"--json {BENCH / name}.json"])
 
@@ -95,15 +102,27 @@ def posterior_figure(result: dict) -> Figure:
 
 def step_figure(result: dict) -> Figure:
     """Where the time of one search step goes, by part."""
-    rows = [row for row in result["rows"] if "share" in row]
     figure, axis = plt.subplots(figsize=(WIDTH, 2.8))
+    _part_bars(axis, [row for row in result["rows"] if "share" in row])
+    return figure
+
+
+def training_figure(result: dict) -> Figure:
+    """The same of a training step of each model."""
+    figure, axes = plt.subplots(len(TRAINED), 1, figsize=(WIDTH, 4.8), layout="constrained")
+    for axis, (model, label) in zip(axes, TRAINED.items(), strict=True):
+        _part_bars(axis, [row for row in result["rows"] if row["name"].startswith(f"{model}-profile/")])
+        axis.set(title=label)
+    return figure
+
+
+def _part_bars(axis: Axes, rows: list[dict]) -> None:
     names, times = [row["name"].split("/")[1] for row in rows], [1000 * row["ours_seconds"] for row in rows]
     bars = axis.barh(names, times, color=PALETTE["blue"])
     axis.bar_label(bars, [f"{100 * row['share']:.0f} %" for row in rows], padding=3)
     axis.set(xlabel="time in one step (ms)")
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    return figure
 
 
 def floors(result: dict) -> pd.DataFrame:
@@ -124,28 +143,73 @@ def training_steps(result: dict) -> pd.DataFrame:
     """Steps of training and their parts beside what they are compared with; of whole steps the share and the rate of their products."""
     lines = []
     for row in result["rows"]:
+        if "share" in row:
+            continue
         model, _, part = row["name"].partition("/")
         model, _, what = model.partition("-")
-        other = row.get("reference_dtype") or ("as published" if row["reference_seconds"] is not None else "–")
-        whole = "products_share" in row
+        compared, profiled = row["reference_seconds"] is not None, "alone_flop_per_second" in row
         lines.append({
-            "model": {"codec": "VQ-VAE"}.get(model, model), "timed": part or ("step" if what == "step" else f"step in {row['dtype']}"), "ours (ms)": 1000 * row["ours_seconds"],
-            "beside": other, "that (ms)": None if row["reference_seconds"] is None else 1000 * row["reference_seconds"], "ratio": row["ratio"],
-            "products (% of the step)": 100 * row["products_share"] if whole else None,
-            "their rate (% of a large product's)": 100 * row["products_flop_per_second"] / row["square_flop_per_second"] if whole else None,
-            "loss, ours / that": f"{number(row['ours_loss'], 3)} / {number(row['reference_loss'], 3)}" if "ours_loss" in row else None,
+            "model": TRAINED[model], "timed": part or ("whole step" if what == "step" else f"whole step, {row['dtype']}"),
+            "ours (ms)": 1000 * row["ours_seconds"], "reference": row.get("reference_dtype", "as published") if compared else None,
+            "reference (ms)": 1000 * row["reference_seconds"] if compared else None, "ratio": row["ratio"],
+            "products (% of the time)": 100 * row["products_share"] if profiled else None,
+            "their rate (%)": 100 * row["products_flop_per_second"] / row["alone_flop_per_second"] if profiled else None,
+            "loss, ours / reference": f"{number(row['ours_loss'], 3)} / {number(row['reference_loss'], 3)}" if "ours_loss" in row else None,
         })  # fmt: skip
     return pd.DataFrame(lines)
 
 
 def show_training(results: Mapping[str, dict]) -> HTML:
-    """`training_steps` where they were recorded."""
+    """`training_steps` where they were recorded, where the time of a step goes, and which precision follows."""
     if "training" not in results:
         return HTML("<p>Not recorded yet: hybridsep bench training would.</p>")
     result = results["training"]
     steps = max(row.get("steps", 0) for row in result["rows"])
-    caption = f"A step of training and its parts, beside the same done as published code does it, or in float32. Losses: mean of the last steps of up to {steps}, from the same start."
-    return results_table(training_steps(result).astype(object).where(lambda f: f.notna(), None), caption, measured_on(result))
+    caption = (
+        "A step of training and parts of it, in float32 where nothing else is said, beside the same done as published code does it, or beside float32. "
+        "Products are those of matrices and convolutions: their share of a step's time, and their rate in % of that of the very same products, each alone."
+    )
+    losses = f" Losses: mean over the last steps of up to {steps} from the same start." if steps else ""
+    shown = [results_table(training_steps(result), caption + losses, measured_on(result))]
+    if any("share" in row for row in result["rows"]):
+        shown.append(show(training_figure(result), "Where the time of a training step goes, by the operators of each part. Interpreter: what Python takes between them.",
+                          "Horizontal bars of milliseconds for the parts of a step of the VQ-VAE and of a prior, labelled with their share."))  # fmt: skip
+    shown += [HTML(f"<p>{escape(line)}</p>") for line in precision_lines(result)]
+    return HTML("".join(part.data for part in shown))
+
+
+def precision_lines(result: dict) -> list[str]:
+    """What the lower precision wins in a step and changes in the loss, and which one is the default; a sentence for each model."""
+    lines = []
+    for row in result["rows"]:
+        model, _, what = row["name"].partition("-")
+        if what != "precision":
+            continue
+        fast = getattr(torch, row["dtype"])
+        chosen = dtype_name(codec_dtype(fast) if model == "codec" else fast)
+        change = row["ours_loss"] - row["reference_loss"]
+        lines.append(
+            f"{TRAINED[model]}: a step in {row['dtype']} is {number(row['ratio'])} times as fast as in {row['reference_dtype']}; after {row['steps']} steps the loss is {number(row['ours_loss'], 4)} instead of "
+            f"{number(row['reference_loss'], 4)} ({signed(100 * change / row['reference_loss'], 3)} %). The default of its training on such a CPU is {chosen}."
+        )
+    return lines
+
+
+def recording_line(result: dict) -> str:
+    """Peak memory and time of separating a long recording."""
+    row = result["rows"][0]
+    length = "an hour" if row["minutes"] == 60 else f"{row['minutes']:g} minutes"
+    return (
+        f"Peak memory of {length} of stereo at {row['sample_rate'] / 1000:g} kHz, from file to files: {number(row['ours_peak_bytes'] / 1e9, 1)} GB, {number(row['start_bytes'] / 1e9, 1)} GB of them "
+        f"Python and torch before it began; it took {number(row['ours_seconds'] / 60, 1)} minutes with N = {row['particles']} (model: {row['model']})"
+    )
+
+
+def show_recording(results: Mapping[str, dict]) -> HTML:
+    """`recording_line` where it was recorded."""
+    if "recording" not in results:
+        return HTML("<p>Not recorded yet: hybridsep bench recording would.</p>")
+    return HTML(f"<p>{escape(recording_line(results['recording']))}; {escape(measured_on(results['recording']))}.</p>")
 
 
 def show_gpu(root: Path) -> HTML:

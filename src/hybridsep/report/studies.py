@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
+from inspect import signature
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,15 +15,20 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.axes import Axes
 
+from hybridsep.evaluation import read_rows
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import METHOD_COLOURS, METHOD_LABELS, SEARCH_LABELS, chunk_values, mean_std, minutes, number, score_table, signed
-from hybridsep.report.conclusion import SIGNIFICANT, study_answer
+from hybridsep.report.conclusion import SIGNIFICANT, answer, cell_scores, comparisons, effect_sentence, ingredient_effects, study_answer
 from hybridsep.report.figures import PALETTE, results_table, show
+from hybridsep.separation import Separator
 from hybridsep.statistics import Interval, bootstrap_interval
 from hybridsep.studies.effects import BLIND, SOURCES_MEAN, song_values
+from hybridsep.studies.linearity import SHARE
+from hybridsep.studies.out_of_domain import AS_RENDERED
 from hybridsep.studies.protocols import ALL_CELLS
 from hybridsep.studies.published import NOT_THE_SAME
 from hybridsep.studies.settings import setting_means
+from hybridsep.studies.windows import WAYS
 
 SEARCH_COLOURS = dict(zip(SEARCH_LABELS, (PALETTE[name] for name in ("purple", "green", "blue", "vermillion")), strict=True))
 EFFECT_LABELS = {
@@ -49,6 +54,7 @@ PRIOR_LABELS = {
     "random codes": "codes drawn at random", "uniform": "no prior (likelihood only)", "unigram": "unigram", "bigram": "bigram", "transformer": "transformer",
 }  # fmt: skip
 BASELINE_LABELS = {"hpss": "harmonic–percussive masks", "nmf": "learnt spectra (NMF)", "convtasnet": "Conv-TasNet"}
+CEILING_SPENT_DB = 0.1  # of the codec ceiling, what a weight of L_lin may cost
 KNEE_DB = 0.5  # how close to the best score a number of particles is called enough
 RAW_AND_REFINED = {"none": "", "wiener": ", refined"}
 
@@ -73,12 +79,8 @@ def recorded(name: str) -> Recorded | None:
     folder = repository_root() / "book" / "results" / name
     if not (folder / "provenance.json").is_file():
         return None
-    tables = {path.stem: _read(path) for path in sorted(folder.glob("*.csv"))}
+    tables = {path.stem: read_rows(path) for path in sorted(folder.glob("*.csv"))}
     return Recorded(name, tables, json.loads((folder / "provenance.json").read_text()))
-
-
-def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, keep_default_na=False, na_values=["nan"])
 
 
 SHOWN: dict[str, Callable[[], HTML]] = {}
@@ -89,6 +91,7 @@ def _shows(name: str) -> Callable:
     """A function that shows a recorded study, and the one line where there is none."""
 
     def decorate(make: Callable[[Recorded], Iterable[HTML]]) -> Callable[[], HTML]:
+        """`make` for a study that is recorded, kept in SHOWN."""
         @functools.wraps(make)
         def shown() -> HTML:
             study = recorded(name)
@@ -158,7 +161,27 @@ def show_two_by_two(study: Recorded) -> Iterable[HTML]:
                         study.line(songs, "95 % bootstrap interval over songs", f"paired permutation test, two-sided, corrected after Holm for {len(effects)} comparisons"))  # fmt: skip
     certain = effects[effects.p_holm < SIGNIFICANT]
     yield _paragraph(f"{len(certain)} of {len(effects)} comparisons, those of single sources and of raw waveforms included, are more than noise at p < {SIGNIFICANT} after the correction.")
-    yield _paragraph(study_answer(effects), strong=True)
+    yield _paragraph(study_answer(effects))
+    yield _paragraph("The main comparison by itself, as in the conclusion of this chapter (particle filter, refined, mean of both sources):")
+    for sentence in main_comparison(table):
+        yield _paragraph(sentence, strong=True)
+
+
+def main_comparison(table: pd.DataFrame) -> list[str]:
+    """Whether the Hybrid wins, and what each ingredient is worth, in one sentence each, corrected for the differences of this comparison alone.
+
+    Args:
+        table: rows in the columns of evaluation.csv.
+    """
+    scores = cell_scores(table)
+    compared = comparisons(scores)
+    return [answer(scores), *(effect_sentence(what, compared.loc[what]) for what in ingredient_effects(scores))]
+
+
+def recorded_comparison() -> list[str]:
+    """`main_comparison` of the recorded study of many songs; one line that says so where there is none."""
+    study = recorded("two-by-two")
+    return main_comparison(study.tables["evaluation"]) if study else ["The comparison on many songs has not been recorded yet (hybridsep study two-by-two)."]
 
 
 def _effects_figure(effects: pd.DataFrame, searches: list[str]) -> HTML:
@@ -408,7 +431,35 @@ def show_linearity(study: Recorded) -> Iterable[HTML]:
             f"Weight {weight:g}, {why}: hit rate {number(100 * found.hit_rate, 1)} % ({number(100 * without.hit_rate, 1)} % without the loss), relative distance {number(found.distance, 3)} "
             f"({number(without.distance, 3)}). Against no loss the codec ceiling changes by {codec} dB, LQ-VAE by {lqvae} dB, the Hybrid by {hybrid} dB."
         )
+    yield _paragraph(weight_reason(figures, scores, chosen), strong=True)
     yield _paragraph(study.line(_songs(scores.track.nunique()), "validation songs", "95 % intervals over songs", "one training each, whose luck they do not cover"))
+
+
+def weight_reason(figures: pd.DataFrame, scores: pd.DataFrame, chosen: float) -> str:
+    """By which rule the study picks a weight of L_lin, whether it is the one in use, and what speaks against making much of it.
+
+    Args:
+        figures: weight, hit_rate and distance of each weight tried, 0 among them.
+        scores: rows of evaluation.csv with a column weight, of the codec and of the methods on it.
+        chosen: the weight in use.
+    """
+    table = figures.set_index("weight").sort_index()
+    ceiling = pd.Series({w: song_values(scores[(scores.method == "codec-linear") & (scores.weight == w)], **BLIND, refine="none").mean() for w in table.index})
+    change = ceiling - ceiling[0.0]
+    kept = table[change > -CEILING_SPENT_DB]
+    found = kept.distance.idxmin()
+    methods = [m for m in dict.fromkeys(scores.method) if m != "codec-linear"]
+    helped = [w for w in table.index[table.index > 0] if all(_paired_gain(scores[scores.method == m], w).low > 0 for m in methods)]
+    spent = ", ".join(f"{signed(change[w])} dB at {w:g}" for w in table.index.difference(kept.index))
+    return (
+        f"The rule: of the weights that cost the codec ceiling less than {CEILING_SPENT_DB:g} dB, the one whose sums of codes lie nearest. That is weight {found:g}, with a relative distance of "
+        f"{number(table.distance[found], 3)} against {number(table.distance[0.0], 3)} without the loss and a ceiling of {number(ceiling[found])} against {number(ceiling[0.0])} dB; this book "
+        + ("uses it. " if found == chosen else f"uses {chosen:g} instead. ")
+        + (f"Other weights cost more ({spent}). " if spent else "")
+        + f"It buys little: the hit rate goes from {number(100 * table.hit_rate[0.0], 1)} to {number(100 * table.hit_rate[found], 1)} % ({number(100 * table.hit_rate.iloc[-1], 1)} % at weight {table.index[-1]:g}), and "
+        + (f"the SDR of all methods rises by more than its interval only at {', '.join(f'{w:g}' for w in helped)}. " if helped else "at no weight does the SDR of all methods rise by more than its interval. ")
+        + f"Each weight was trained once, from one seed, with {100 * SHARE:g} % of the steps. The evidence of different codebooks cannot be compared."
+    )
 
 
 def _paired_gain(rows: pd.DataFrame, weight: float) -> Interval:
@@ -443,6 +494,31 @@ def show_windows(study: Recorded) -> Iterable[HTML]:
     yield results_table(pd.DataFrame(lines), f"Songs of {row.song_seconds:g} s in {row.windows:.0f} windows that overlap. First line: mean ± standard deviation over songs; below it what changes, with 95 % intervals over songs. "
                         f"A jump says how much rougher a stem is within 1 ms of where a cross-fade begins or ends than around it; in the true sources it is {number(true)} dB.",
                         study.line(_songs(scores.track.nunique()), "validation songs"))  # fmt: skip
+    yield _paragraph(windows_verdict(changes, times), strong=True)
+
+
+def windows_verdict(changes: pd.DataFrame, times: pd.DataFrame) -> str:
+    """What carrying the past on changes, which way `Separator.separate` takes by default, and whether the figures speak for it.
+
+    Args:
+        changes: differences.csv, by way, metric and refinement.
+        times: times.csv, by way.
+    """
+    first, *_, carried = WAYS
+    sdr, evidence, jump = (changes.loc[(carried, *what)] for what in (("sdr", "wiener"), ("log_evidence", ""), ("jump_db", "wiener")))
+    slower = times.seconds_alone[carried] / times.seconds_alone[first]
+    if sdr.low > 0:
+        better, why = carried, "refined stems are better by more than chance"
+    elif sdr.high < 0:
+        better, why = first, "refined stems are better by more than chance"
+    else:
+        better, why = (first, "the difference in refined stems may be chance, and it is faster") if slower > 1 else (carried, "it is no slower, and stems may be alike")
+    default = carried if signature(Separator.separate).parameters["carry"].default else first
+    agrees = "the default" if better == default else f"the default is “{default}” none the less"
+    return (
+        f"Carried on, against all at once: refined SDR {_span(sdr)} dB, evidence {_span(evidence)} nats per code, jumps {_span(jump)} dB; "
+        f"one song alone takes {number(slower, 1)} times as long. So “{better}”, {agrees}: {why}."
+    )
 
 
 # --- others ----------------------------------------------------------------------------------------------------------------
@@ -516,3 +592,73 @@ def show_third_instrument(study: Recorded) -> Iterable[HTML]:
     nats = ", ".join(f"{row.source} {number(row.nats_per_code)}" for _, row in priors.iterrows())
     new = priors.iloc[-1]
     yield _paragraph(f"Nats per code of the priors on validation songs: {nats}. The new prior took {minutes(new.seconds)} of training.")
+
+
+@_shows("half-precision")
+def show_half_precision(study: Recorded) -> Iterable[HTML]:
+    """What rounded weights change, beside what another seed changes, and what needs no search."""
+    found, figures = study.tables["differences"], study.tables["figures"]
+    lines = []
+    for (method, refine, source, metric), part in found.groupby(["method", "refine", "source", "metric"], sort=False):
+        rows = part.set_index("compared")
+        what = " ".join(filter(None, [metric, source, "refined" if refine == "wiener" else ""]))
+        line = {"method": METHOD_LABELS[method], "score": what.replace("_", " ")}
+        lines.append(line | {f"{name}: mean difference": _span(rows.loc[name]) for name in ("rounding", "another seed")} | {"rounding: spread over seeds": rows.loc["rounding"].seed_std})
+    seeds, songs = int(found.seeds.max()), int(found.n.max())
+    yield results_table(pd.DataFrame(lines), "Weights in float16, as they come with the project, minus the trained ones: mean over seeds and songs with 95 % intervals over songs. Beside it what another seed of the search changes with the trained weights: the noise in which a difference is looked for.",
+                        study.line(_songs(songs), f"{seeds} seeds of the search", "blind, particle filter", "reference: the real sources", "dB, evidence in nats per code"))  # fmt: skip
+    shown = [{"method": METHOD_LABELS[r.method], "figure": f"{r.figure} {r.source}".strip(), "trained": r.trained, "in float16": r.rounded, "change": r.rounded - r.trained, "unit": r.unit} for r in figures.itertuples()]
+    yield results_table(pd.DataFrame(shown), "What needs no search, and so has no chance in it.", study.line("no spread: every figure follows from the weights alone"), decimals=4)
+    worst = found[(found.compared == "rounding") & (found.metric != "log_evidence")]
+    largest = worst.loc[worst["mean"].abs().idxmax()]
+    yield _paragraph(f"The largest mean difference of a score in dB is {signed(largest['mean'], 3)} dB ({largest.metric.replace('_', ' ')} of {largest.source}, {METHOD_LABELS[largest.method]}).")
+
+
+SIGNALS_OUTSIDE = {
+    ("hybrid", "wiener"): "Hybrid, refined", ("lass", "wiener"): "LASS, refined", ("codec-linear", "none"): "codec ceiling, linear",
+    ("codec-plain", "none"): "codec ceiling, plain", ("mixture", "none"): "mixture, not separated",
+}  # fmt: skip
+
+
+@_shows("out-of-domain")
+def show_out_of_domain(study: Recorded) -> Iterable[HTML]:
+    """Falls of the scores in other sounds, of methods and of ceilings, and what the models find likely."""
+    falls, nats = study.tables["falls"], study.tables["nats"]
+    facts = _songs(int(falls.n.max())), "blind, particle filter", "other SoundFont: " + study.provenance["notes"]["soundfont"]
+    yield _falls_figure(falls)
+    cells = falls.set_index(["method", "refine", "source", "condition"]).sort_index()
+    lines = []
+    for condition in dict.fromkeys(falls.condition):
+        line = {"condition": condition}
+        for source in _sources(falls):
+            ours, ceiling = cells.loc[("hybrid", "wiener", source, condition)], cells.loc[("codec-linear", "none", source, condition)]
+            changes = ("–", "–") if condition == AS_RENDERED else (_span(ours), _span(ceiling))
+            line |= dict(zip((f"{source} (dB)", f"{source}, change (95 % interval)", f"{source}, codec ceiling's change"), (ours.score, *changes), strict=True))
+        lines.append(line)
+    yield results_table(pd.DataFrame(lines), "The Hybrid's refined SDR on the test songs as rendered and in other sounds, with the paired change against the same songs as rendered, and that of the ceiling which the codec sets.",
+                        study.line(*facts, "95 % bootstrap interval over songs", "reference: the changed stems"))  # fmt: skip
+    lines = []
+    for (condition, method), rows in nats.groupby(["condition", "method"], sort=False):
+        means = rows.groupby(["part", "source"], sort=False).value.mean()
+        lines.append({"condition": condition, "method": METHOD_LABELS[method], **{f"{part} {source}".strip(): value for (part, source), value in means.items()}})
+    yield results_table(pd.DataFrame(lines), "Nats per code of the true codes: of each source under its prior, and of the mixture given both under the likelihood. What rises most has never met such a sound.",
+                        study.line(_songs(nats.track.nunique()), "mean over songs"))  # fmt: skip
+
+
+def _falls_figure(falls: pd.DataFrame) -> HTML:
+    sources, conditions = _sources(falls), [c for c in dict.fromkeys(falls.condition) if c != AS_RENDERED]
+    figure, axes = plt.subplots(1, len(sources), figsize=(9.2, 1.2 + 0.7 * len(conditions)), sharey=True, sharex=True, layout="constrained")
+    for axis, source in zip(axes, sources, strict=True):
+        rows = falls[falls.source == source].set_index(["method", "refine", "condition"]).sort_index()
+        for s, ((method, refine), label) in enumerate(SIGNALS_OUTSIDE.items()):
+            places = -np.arange(len(conditions)) - 0.14 * (s - (len(SIGNALS_OUTSIDE) - 1) / 2)
+            found, colour = rows.loc[(method, refine)].loc[conditions], list(PALETTE.values())[s]
+            axis.hlines(places, found.low, found.high, color=colour, linewidth=2)
+            axis.plot(found["mean"], places, "o", color=colour, markersize=4, label=label)
+        axis.axvline(0, color="black", linewidth=1)
+        axis.set(title=source, xlabel="change of SDR (dB)")
+        axis.set_yticks(-np.arange(len(conditions)), conditions)
+        axis.grid(axis="y", visible=False)
+    axes[-1].legend(fontsize="x-small")
+    return show(figure, "How far SDR lies from the same songs as rendered, in each condition: means and 95 % bootstrap intervals over songs. Where the ceiling falls, the codec is at fault; where only the methods fall, priors or likelihood are.",
+                "Intervals of paired changes of SDR in every condition, one panel for each source, with a line at no change.")  # fmt: skip

@@ -23,10 +23,14 @@ class Study:
         name: of the study.
         pipeline: makes or finds the models.
         results: folder of all studies' results.
+
+    Attributes:
+        notes: what else provenance.json says.
     """
 
     def __init__(self, name: str, pipeline: Pipeline, results: Path):
         self.name, self.pipeline, self.folder = name, pipeline, results / name
+        self.notes: dict[str, str] = {}
         self._started = time.time()
 
     def evaluation(self, split: str = "test", **changes: object) -> Evaluation:
@@ -37,7 +41,7 @@ class Study:
         """The same run with some settings of some blocks of its profile changed, block = {setting: value}."""
         profile = self.pipeline.profile
         blocks = {name: getattr(profile, name).model_copy(update=values) for name, values in changes.items()}
-        return Pipeline(profile.model_copy(update=blocks), self.pipeline.root.parent, self.pipeline.data)
+        return Pipeline(profile.model_copy(update=blocks), self.pipeline.root.parent, self.pipeline.data, record=self.pipeline.record)
 
     def write(self, name: str, table: pd.DataFrame) -> None:
         """Keep a table as `name`.csv."""
@@ -50,6 +54,7 @@ class Study:
             "study": self.name,
             "minutes_this_time": round((time.time() - self._started) / 60, 1),
             **provenance(self.pipeline.device),
+            **({"notes": self.notes} if self.notes else {}),
             "profile": self.pipeline.profile.model_dump(mode="json"),
         }
         write_atomically(self.folder / "provenance.json", json.dumps(content, indent=1).encode())
@@ -75,7 +80,9 @@ def _studies() -> dict[str, Callable[[Study], None]]:
     from hybridsep.studies import comparison as c
     from hybridsep.studies.baselines import baselines
     from hybridsep.studies.counting import counting
+    from hybridsep.studies.half_precision import half_precision
     from hybridsep.studies.linearity import linearity
+    from hybridsep.studies.out_of_domain import out_of_domain
     from hybridsep.studies.protocols import protocols
     from hybridsep.studies.refinement import refinement
     from hybridsep.studies.repeatability import repeatability
@@ -86,5 +93,5 @@ def _studies() -> dict[str, Callable[[Study], None]]:
     return {
         "two-by-two": c.two_by_two, "protocols": protocols, "settings": settings, "counting": counting, "particles": c.particles,
         "contributions": c.contributions, "precision": c.precision, "repeatability": repeatability, "baselines": baselines, "third-instrument": third_instrument, "windows": windows,
-        "refinement": refinement, "linearity": linearity,
+        "refinement": refinement, "linearity": linearity, "out-of-domain": out_of_domain, "half-precision": half_precision,
     }  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from hybridsep.evaluation import rows_where
 from hybridsep.profiles import METHODS
 from hybridsep.statistics import Interval, bootstrap_interval, holm, paired_permutation_test
 
@@ -24,9 +25,7 @@ def song_values(table: pd.DataFrame, **where: str) -> pd.Series:
         table: rows in the columns of evaluation.csv.
         where: column = value.
     """
-    for column, value in where.items():
-        table = table[table[column] == value]
-    return table.groupby(["track", "start_s"], sort=False).value.mean()
+    return rows_where(table, **where).groupby(["track", "start_s"], sort=False).value.mean()
 
 
 def cell_scores(table: pd.DataFrame, **where: str) -> pd.DataFrame:

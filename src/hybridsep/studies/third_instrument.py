@@ -37,9 +37,10 @@ class OtherPair(Pipeline):
     """
 
     def __init__(self, base: Pipeline, sources: dict[str, str], trained: Mapping[str, Pipeline]):
-        super().__init__(base.profile.model_copy(update={"sources": sources}), base.root.parent, base.data)
+        super().__init__(base.profile.model_copy(update={"sources": sources}), base.root.parent, base.data, record=base.record)
         self.base, self.trained = base, trained
         self.root = base.root / "-".join(sources)
+        self._recorded_inputs = base._recorded_inputs
 
     def songs(self) -> Path:
         """The songs of the other run, with the third instrument; stems of the first two are the same."""
@@ -70,6 +71,11 @@ class OtherPair(Pipeline):
     def prior_step(self, kind: VQVAEKind, source: str) -> Step:
         """Where it is kept."""
         return self.trained[source].prior_step(kind, source) if source in self.trained else super().prior_step(kind, source)
+
+    @property
+    def _record(self) -> Path:
+        """A folder of its own: what else is recorded is of the first pair, whose counts go by the same name."""
+        return super()._record / self.root.name
 
 
 def third_instrument(study: Study) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hybridsep.evaluation import Chunks, Evaluation
 from hybridsep.metrics import sdr, si_sdr
-from hybridsep.separation import Separator, wiener
+from hybridsep.separation import SearchOptions, Separator, wiener
 from hybridsep.statistics import bootstrap_interval, paired_permutation_test
 from hybridsep.studies import Study
 from hybridsep.training import load_weights, write_atomically
@@ -66,10 +66,11 @@ def _separated(study: Study, evaluation: Evaluation, separator: Separator, way: 
     mixture, seed = evaluation.chunks.mixture, evaluation.settings.seed
 
     def make() -> dict:
+        """Separate all songs together, then the first alone; what the step keeps are stems, evidence and times."""
         started = _clocks()
-        stems, nats = separator.estimate_windows(mixture, "particle", None, seed, *WAYS[way], label=way)
+        stems, nats = separator.estimate_windows(mixture, SearchOptions(seed=seed, label=way), *WAYS[way])
         all_done = _clocks()
-        separator.estimate_windows(mixture[:1], "particle", None, seed, *WAYS[way], label=f"{way}, one song")
+        separator.estimate_windows(mixture[:1], SearchOptions(seed=seed, label=f"{way}, one song"), *WAYS[way])
         together, alone = (all_done - started) / len(mixture), _clocks() - all_done
         tensors = {"stems": stems, "log_evidence": nats}
         write_atomically(step.folder / "separated.safetensors", save({name: value.contiguous() for name, value in tensors.items()}))

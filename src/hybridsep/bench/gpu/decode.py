@@ -16,7 +16,7 @@ from hybridsep.bench.report import Goal, Row
 from hybridsep.budget import cache_bytes
 from hybridsep.device import fast_dtype
 from hybridsep.profiles import load_profile
-from hybridsep.separation import Separator
+from hybridsep.separation import SearchOptions, Separator
 
 PROFILES, QUICK_PROFILES = ("cpu", "t4", "paper"), ("smoke",)
 WINDOWS, QUICK_WINDOWS = (1, 8, 80), (1, 3)
@@ -59,7 +59,7 @@ def _timed(name: str, windows: int, session: Session) -> list[dict]:
     shorter = max(1, length // SHORTER)
 
     def search(steps: int) -> object:
-        return separator.search_codes(codes[:, :steps], "particle", particles, 0)
+        return separator.search_codes(codes[:, :steps], SearchOptions("particle", particles))
 
     search(WARM_UP_CODES)
     calls = {"short": partial(search, shorter), "long": partial(search, length), "audio": lambda: separator.estimate(mixture, "particle", particles)}

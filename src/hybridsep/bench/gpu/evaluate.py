@@ -11,7 +11,7 @@ from hybridsep.bench.gpu.session import Part, Session, peak_gib
 from hybridsep.bench.gpu.train import trained_profile
 from hybridsep.bench.gpu.weights import export_weights, exported, model_steps
 from hybridsep.checkpoint import write_atomically
-from hybridsep.evaluation import Evaluation
+from hybridsep.evaluation import Evaluation, read_rows
 from hybridsep.pipeline import Pipeline, Step
 from hybridsep.profiles import METHODS, method_spec
 
@@ -21,7 +21,7 @@ SCORES = "evaluation.csv"
 
 def parts(session: Session) -> Iterator[Part]:
     """Every method by every search, the scores of what is no separation, and the weights of all models."""
-    pipeline = Pipeline(trained_profile(session), session.runs)
+    pipeline = Pipeline(trained_profile(session), session.runs, record=None)
     for method in METHODS:
         for search in pipeline.profile.evaluation.searches:
             yield Part(f"{method}/{search}", partial(_run, session, pipeline, method, search), 2.0)
@@ -64,7 +64,7 @@ def _keep_scores(session: Session, rows: pd.DataFrame) -> None:
     path = session.out / SCORES
     fresh = rows[rows.metric.isin(METRICS) & rows.reference.isin(("real", ""))]
     if path.is_file():
-        before, keys = pd.read_csv(path, keep_default_na=False, na_values=["nan"]), ["method", "search"]
+        before, keys = read_rows(path), ["method", "search"]
         again = pd.MultiIndex.from_frame(before[keys]).isin(pd.MultiIndex.from_frame(fresh[keys]))
         fresh = pd.concat([before[~again], fresh], ignore_index=True)
     session.out.mkdir(parents=True, exist_ok=True)

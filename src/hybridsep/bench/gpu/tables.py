@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from hybridsep.bench.report import read_json
+from hybridsep.evaluation import read_rows
 
 KERNELS = {
     "name": "kernel", "ours_seconds": "time (µs)", "device_seconds": "busy (µs)", "floor_seconds": "floor (µs)", "times_floor": "times the floor",
@@ -99,7 +100,7 @@ def _trained(rows: pd.DataFrame, folder: Path) -> list[tuple[str, pd.DataFrame]]
 def _evaluated(rows: pd.DataFrame, folder: Path) -> list[tuple[str, pd.DataFrame]]:
     if not (folder / "evaluation.csv").is_file():
         return []
-    scores = pd.read_csv(folder / "evaluation.csv", keep_default_na=False, na_values=["nan"])
+    scores = read_rows(folder / "evaluation.csv")
     shown = scores[(scores.metric == "sdr") & (scores.reference == "real") & scores.selection.isin(("blind", ""))]
     found = shown.groupby(["method", "search", "refine", "source"], sort=False).value.agg(["mean", "std", "count"]).reset_index()
     found = found.rename(columns={"mean": "mean (dB)", "std": "deviation (dB)", "count": "chunks"})

@@ -11,6 +11,7 @@ from torch import Tensor
 from hybridsep.checkpoint import load_weights, write_atomically
 from hybridsep.pipeline import Pipeline, Step
 from hybridsep.profiles import VQVAEKind
+from hybridsep.record import halved
 
 INDEX = "index.json"
 LARGEST_FILE = 16 * 2**20 - 2**16
@@ -34,7 +35,7 @@ def export_weights(step: Step, folder: Path, largest: int = LARGEST_FILE) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     tensors = load_weights(step.folder / "model.safetensors")
     if step.label.startswith("prior"):
-        tensors = {name: _halved(tensor) for name, tensor in tensors.items()}
+        tensors = {name: halved(tensor) for name, tensor in tensors.items()}
     paths = []
     for number, shard in enumerate(_shards(tensors, largest)):
         paths.append(folder / f"{step.label}-{number:02d}.safetensors")
@@ -67,12 +68,6 @@ def restore_weights(pipeline: Pipeline, folder: Path) -> list[str]:
 
 def _index(folder: Path) -> dict:
     return json.loads((folder / INDEX).read_text()) if (folder / INDEX).is_file() else {}
-
-
-def _halved(tensor: Tensor) -> Tensor:
-    """In float16 unless a number lies beyond its range."""
-    half = tensor.half() if tensor.is_floating_point() else tensor
-    return half.contiguous() if half.isfinite().all() else tensor
 
 
 def _shards(tensors: dict[str, Tensor], largest: int) -> list[dict[str, Tensor]]:

@@ -1,0 +1,83 @@
+"""Separating a long recording from file to files, in a process of its own: wall time and peak memory.
+
+Run as a module it is that process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from hybridsep.bench.measure import Timing, status_bytes
+from hybridsep.bench.models import PROFILE, SONG_SEED, open_separator
+from hybridsep.bench.report import Options, Row
+from hybridsep.data.composer import compose_song
+from hybridsep.data.minislakh import render_song
+from hybridsep.errors import HybridsepError
+from hybridsep.recording import separate_file
+from hybridsep.separation import WINDOWS_AT_ONCE
+
+MINUTES = 60.0
+SAMPLE_RATE = 44_100
+SONG_SECONDS = 30.0
+LEFT = {"bass": 0.4, "drums": 0.6}  # share of each source in the left channel
+SUFFIX = "flac"
+
+
+def bench_recording(options: Options) -> Iterator[Row]:
+    """A stereo recording at 44.1 kHz, one composed song again and again, with as few particles as fill the rows that any N can."""
+    if not Path("/proc/self/status").exists():
+        raise HybridsepError("peak memory is read from Linux's /proc, which is not here")
+    minutes = MINUTES if options.minutes is None else options.minutes
+    separator = open_separator(options.model, "counts")
+    particles = options.particles or max(1, separator.profile.search.max_rows // WINDOWS_AT_ONCE)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_recording(folder / f"recording.{SUFFIX}", minutes, 1.0 if options.quick else SONG_SECONDS)
+        separator.save(folder / "model")
+        del separator
+        command = [sys.executable, "-m", __name__, folder / f"recording.{SUFFIX}", folder / "stems", folder / "model", str(particles)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise HybridsepError(f"separating the recording ended with status {done.returncode}")
+        figures = json.loads(done.stdout)
+    timing = Timing((figures["seconds"],), (figures["processor_seconds"],), figures["peak_bytes"])
+    model = f"untrained, profile {PROFILE}" if options.model is None else str(options.model)
+    details = {"minutes": minutes, "channels": len(LEFT), "sample_rate": SAMPLE_RATE, "particles": particles, "model": model, "start_bytes": figures["start_bytes"]}
+    yield Row("recording", timing, None, details | {"note": "peak_bytes: all that the process held at most, Python and torch included; start_bytes of it before it began"})
+
+
+BENCHMARKS = {"recording": bench_recording}
+
+
+def write_recording(path: Path, minutes: float, song_seconds: float = SONG_SECONDS) -> None:
+    """Write a composed song in stereo at 44.1 kHz, repeated until the time is over."""
+    sources = render_song(compose_song(SONG_SEED, 0, song_seconds), SAMPLE_RATE)
+    left = sum(LEFT[name] * samples for name, samples in sources.items())
+    song = np.stack([left, sum(sources.values()) - left], axis=1)
+    song *= 0.5 / np.abs(song).max()
+    samples = round(60 * minutes * SAMPLE_RATE)
+    with soundfile.SoundFile(path, "w", SAMPLE_RATE, len(LEFT)) as file:
+        for begin in range(0, math.ceil(samples / len(song))):
+            file.write(song[: samples - begin * len(song)])
+
+
+def main(recording: str, folder: str, model: str, particles: str) -> None:
+    """Separate and print what it took."""
+    start, wall, processor = status_bytes("VmHWM"), time.perf_counter(), time.process_time()
+    separate_file(Path(recording), Path(folder), Path(model), particles=int(particles), suffix=SUFFIX)
+    seconds, computed = time.perf_counter() - wall, time.process_time() - processor
+    print(json.dumps({"seconds": seconds, "processor_seconds": computed, "start_bytes": start, "peak_bytes": status_bytes("VmHWM")}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,140 @@
+"""Sound effects: what a solo recording sounds like with another tuning, tone, room or amplifier than the songs were rendered with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import soxr
+from numpy.random import Generator
+from scipy.signal import butter, lfilter, oaconvolve, sosfilt
+
+from hybridsep.errors import HybridsepError
+
+#: Raised whenever the same draw would give another sound.
+EFFECTS_VERSION = 1
+
+TILT_POLE_HZ = 800.0  # where a tilt turns, as in MiniSlakh's own tone control
+DECAY_60_DB = np.log(1000.0)
+
+
+def detune(waveform: np.ndarray, sample_rate: int, cents: float) -> np.ndarray:
+    """Play float32 [T] faster or slower, as a tape does: the pitch moves by so many cents and the tempo with it.
+
+    The middle stays in its place, and T stays; what is missing at the ends is mirrored.
+    """
+    speed = 2 ** (cents / 1200)
+    edge = min(len(waveform) - 1, int(len(waveform) * max(0.0, speed - 1)) + 2)
+    played = soxr.resample(np.pad(waveform, edge, mode="reflect"), sample_rate * speed, sample_rate)
+    first = (len(played) - len(waveform)) // 2
+    return played[first : first + len(waveform)]
+
+
+def low_pass(waveform: np.ndarray, sample_rate: int, hertz: float) -> np.ndarray:
+    """[T] without what lies above `hertz`: 12 dB an octave."""
+    return sosfilt(butter(2, hertz, fs=sample_rate, output="sos"), waveform)
+
+
+def high_pass(waveform: np.ndarray, sample_rate: int, hertz: float) -> np.ndarray:
+    """[T] without what lies below `hertz`: 12 dB an octave."""
+    return sosfilt(butter(2, hertz, "highpass", fs=sample_rate, output="sos"), waveform)
+
+
+def tilt(waveform: np.ndarray, sample_rate: int, decibels: float) -> np.ndarray:
+    """[T] with so many dB between its lowest and its highest octaves; positive: brighter."""
+    pole = np.exp(-2 * np.pi * TILT_POLE_HZ / sample_rate)
+    low = lfilter([1 - pole], [1, -pole], waveform)
+    gain = 10 ** (decibels / 40)
+    return low / gain + (waveform - low) * gain
+
+
+def reverberate(waveform: np.ndarray, sample_rate: int, seconds: float, wet: float, noise: Generator) -> np.ndarray:
+    """[T] in a room of exponentially decaying noise.
+
+    Args:
+        seconds: until the room's sound has fallen by 60 dB.
+        wet: the room's share, 0 to 1; at 1 nothing is heard directly.
+        noise: draws the room.
+    """
+    times = np.arange(round(1.5 * seconds * sample_rate)) / sample_rate
+    room = noise.standard_normal(len(times)) * np.exp(-DECAY_60_DB * times / seconds)
+    echoes = oaconvolve(waveform, room / np.linalg.norm(room))[: len(waveform)]
+    return (1 - wet) * waveform + wet * echoes
+
+
+def saturate(waveform: np.ndarray, decibels: float) -> np.ndarray:
+    """[T] softly clipped, the peak so many dB above where clipping begins."""
+    return np.tanh(waveform / max(float(np.abs(waveform).max()), 1e-9) * 10 ** (decibels / 20))
+
+
+def _detuned(waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
+    return detune(waveform, sample_rate, draw.choice((-1, 1)) * draw.uniform(20, 50))
+
+
+def _filtered(waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
+    kind = draw.integers(3)
+    if kind == 0:
+        return low_pass(waveform, sample_rate, _between(1000, 4000, draw, 0.4 * sample_rate))
+    if kind == 1:
+        return high_pass(waveform, sample_rate, _between(80, 300, draw))
+    return tilt(waveform, sample_rate, draw.choice((-1, 1)) * draw.uniform(6, 15))
+
+
+def _reverberant(waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
+    return reverberate(waveform, sample_rate, draw.uniform(0.3, 0.8), draw.uniform(0.2, 0.5), draw)
+
+
+def _saturated(waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
+    return saturate(waveform, draw.uniform(10, 20))
+
+
+def _between(low: float, high: float, draw: Generator, highest: float = np.inf) -> float:
+    """A frequency in Hz, every octave as likely as any other."""
+    return min(float(np.exp(draw.uniform(np.log(low), np.log(high)))), highest)
+
+
+#: What changes a waveform [T] at a rate in Hz, with a strength that is drawn.
+EFFECTS: dict[str, Callable[[np.ndarray, int, Generator], np.ndarray]] = {
+    "detuned": _detuned, "filtered": _filtered, "reverberant": _reverberant, "saturated": _saturated,
+}  # fmt: skip
+
+
+def draws(*what: object) -> Generator:
+    """Random numbers that belong to a seed and names, whatever else is drawn."""
+    digest = hashlib.sha256("/".join(map(str, what)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+def apply_effect(name: str, waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
+    """A solo recording with one of the effects at a random strength, as loud as before.
+
+    Args:
+        waveform: float32 [T].
+        sample_rate: Hz.
+        draw: decides the strength.
+
+    Returns:
+        float32 [T].
+
+    Raises:
+        HybridsepError: unknown effect.
+    """
+    if name not in EFFECTS:
+        raise HybridsepError(f"unknown effect '{name}': choose one of {', '.join(EFFECTS)}")
+    if len(waveform) < 2 or not waveform.any():
+        return waveform
+    return as_loud_as(waveform, EFFECTS[name](waveform, sample_rate, draw))
+
+
+def as_loud_as(reference: np.ndarray, waveform: np.ndarray) -> np.ndarray:
+    """`waveform` at the RMS level of `reference`, float32; silence stays silent."""
+    wanted, level = (float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for x in (reference, waveform))
+    return (waveform * (wanted / max(level, 1e-12))).astype(np.float32)
+
+
+def vary(waveform: np.ndarray, sample_rate: int, share: float, draw: Generator) -> np.ndarray:
+    """A random effect on float32 [T] with probability `share`, and the very same samples otherwise."""
+    if draw.random() >= share:
+        return waveform
+    return apply_effect(list(EFFECTS)[draw.integers(len(EFFECTS))], waveform, sample_rate, draw)
