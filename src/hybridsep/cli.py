@@ -80,9 +80,9 @@ def train(
 
 @app.command()
 def separate(
-    recording: Annotated[Path, typer.Argument(metavar="IN")],
-    out: Annotated[Path, typer.Argument(metavar="OUT_DIR")],
-    model: Annotated[Optional[Path], typer.Option(help="folder of a trained method, such as runs/cpu/hybrid; the Hybrid that comes with the project without it")] = None,
+    recording: Annotated[Path, typer.Argument(metavar="IN", readable=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", readable=False)],
+    model: Annotated[Optional[Path], typer.Option(readable=False, help="folder of a trained method, such as runs/cpu/hybrid; the Hybrid that comes with the project without it")] = None,
     search: Annotated[str, typer.Option(help="particle, ancestral, topk or beam")] = "particle",
     particles: Annotated[Optional[int], typer.Option(min=1, help="N; the model's own setting when not given")] = None,
     seed: int = 0,
@@ -92,6 +92,7 @@ def separate(
     overwrite: bool = False,
 ) -> None:
     """Separate a recording into stems."""
+    # readable=False: what may not be read is refused by the library, in one line, and not by typer in a box with exit status 2.
     from hybridsep.recording import separate_file
     from hybridsep.release import shipped_model
 

@@ -285,8 +285,8 @@ def _profiled(bench: _Bench, task: Task) -> tuple[dict[str, float], dict[str, ob
     rate = products.operations * PROFILED_STEPS / seconds["products"]
     alone = products.operations / products.seconds_alone(bench.device)
     note = "rate of products and convolutions from the profiler's times of their operators; alone: each by itself in the same shape"
-    reached = {"flop": products.operations, "products_share": shares["products"], "products_flop_per_second": rate, "alone_flop_per_second": alone, "note": note}
-    return shares, reached | machine_rates(torch.float32, bench.device, bench.options.quick).as_columns()
+    reached = {"flop": products.operations, "products_share": shares["products"], "products_flop_per_second": rate, "alone_flop_per_second": alone}
+    return shares, reached | {"note": note} | machine_rates(torch.float32, bench.device, bench.options.quick).as_columns()
 
 
 def _part(chain: list[str]) -> str:

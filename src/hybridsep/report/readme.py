@@ -31,6 +31,7 @@ from hybridsep.report.chapter import (
 from hybridsep.report.conclusion import answer, cell_scores
 from hybridsep.report.figures import plot_spectrograms
 from hybridsep.report.speed import BENCH, recorded_benchmarks, recording_line
+from hybridsep.report.studies import recorded_comparison
 
 PICTURE = Path("book/assets/result.png")
 SCALING = Path("book/assets/scaling.png")
@@ -138,7 +139,9 @@ def _results(evaluation: Evaluation, root: Path) -> str:
     body = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False))
     return "\n".join(
         [
-            answer(cell_scores(table)),
+            " ".join(recorded_comparison()[:3]) + " (Recorded study, `hybridsep study two-by-two`.)",
+            "",
+            f"The {len(evaluation.chunks)} chunks of the table below: {answer(cell_scores(table))}",
             "",
             "Blind SDR (nothing chosen with the ground truth), particle filter:",
             "",

@@ -189,8 +189,8 @@ def precision_lines(result: dict) -> list[str]:
         chosen = dtype_name(codec_dtype(fast) if model == "codec" else fast)
         change = row["ours_loss"] - row["reference_loss"]
         lines.append(
-            f"{TRAINED[model]}: a step in {row['dtype']} is {number(row['ratio'])} times as fast as in {row['reference_dtype']}; after {row['steps']} steps the loss is {number(row['ours_loss'], 4)} instead of "
-            f"{number(row['reference_loss'], 4)} ({signed(100 * change / row['reference_loss'], 3)} %). The default of its training on such a CPU is {chosen}."
+            f"{TRAINED[model]}: a step in {row['dtype']} is {number(row['ratio'])} times as fast as in {row['reference_dtype']}; after {row['steps']} steps "
+            f"the loss is {number(row['ours_loss'], 4)} instead of {number(row['reference_loss'], 4)} ({signed(100 * change / row['reference_loss'], 3)} %). The default of its training on such a CPU is {chosen}."
         )
     return lines
 
