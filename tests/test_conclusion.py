@@ -22,7 +22,7 @@ def scores(gain_over_lass, gain_over_lqvae, songs=14, noise=0.2):
         (scores(1.0, 1.0), "Yes: the Hybrid"),
         (scores(0.0, 1.0), "In part: the Hybrid separates better than LQ-VAE; against LASS chance cannot be ruled out"),
         (scores(-1.0, 1.0), "No: the Hybrid separates worse than LASS"),
-        (scores(0.0, 0.0), "No difference"),
+        (scores(0.0, 0.0), "Not shown: no difference"),
         (scores(1.0, 1.0, songs=3), "too small to answer"),
     ],
 )

@@ -2,11 +2,13 @@
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
 from tiny import count_likelihood, random_counts, seeded, sum_likelihood
 
+from hybridsep import likelihood as likelihood_module
 from hybridsep.likelihood import CountLikelihood, SumLikelihood, TripleCounter, likelihood_from_tensors, sum_table
 
 K = 12
@@ -256,6 +258,21 @@ def test_top_pairs_are_exact_where_most_rows_are_never_scored():
     found = likelihood.top_pairs(torch.tensor([4]), log_p, 10)
     scores = (log_p[0, 0][:, :, None] + log_p[1, 0][:, None] + likelihood.matrix(4).log()).flatten(1)
     assert torch.allclose(found.scores[0], scores.topk(10).values, atol=1e-4)
+
+
+@pytest.mark.parametrize("allowed", [1, 16, 60])
+@pytest.mark.parametrize("together", [False, True])
+def test_top_pairs_score_no_more_rows_than_allowed(monkeypatch, allowed, together):
+    """Also where all rows are equal, and where there are more groups than rows allowed."""
+    monkeypatch.setattr(likelihood_module, "ROWS_SCORED", allowed)
+    likelihood, particles, k = TableLikelihood(torch.full((K, K, K), 1 / K)), 20, 3
+    scored = []
+    real = torch.Tensor.index_select
+    monkeypatch.setattr(torch.Tensor, "index_select", lambda self, dim, index: scored.append(len(index)) or real(self, dim, index))
+    found = likelihood.top_pairs(torch.tensor([1]), torch.full((2, 1, particles, K), -math.log(K)), k, torch.zeros(1, particles) if together else None)
+    groups = 1 if together else particles
+    assert max(scored) <= max(8 * groups, groups * max(1, allowed // groups))
+    assert torch.allclose(found.scores, torch.full_like(found.scores, -3 * math.log(K)), atol=1e-4)
 
 
 # --- what was never counted ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -22,6 +23,7 @@ from hybridsep.record import halved, pack_counts, packed, records_root, unpack_c
 from hybridsep.release import record_run, shipped_model
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import budget, recorded_note, step_times
+from hybridsep.report.conclusion import half_precision_verdict
 from hybridsep.report.readme import _times
 from hybridsep.separation import Separator
 
@@ -198,6 +200,17 @@ def test_model_card_says_data_scores_with_spread_limits_and_licence(records, tra
     rows.assign(condition="detuned", value=1.25).to_csv(folder / "scores.csv", index=False)
     record_run(trained, tmp_path / "out", tmp_path)
     card = (tmp_path / "out" / "micro" / "README.md").read_text()
+    assert "half-precision` would" in card
+    folder = tmp_path / "half-precision"
+    folder.mkdir()
+    figures = pd.DataFrame({"figure": ["codec ceiling", "likelihood"], "trained": [9.0, 3.0], "rounded": [9.004, 2.99], "unit": ["dB", "nats per code"]})
+    same = {"method": "hybrid", "refine": "none", "source": "bass", "metric": "sdr", "low": -0.31, "high": 0.04, "n": 12, "seeds": 4}
+    differences = pd.DataFrame([same | {"compared": compared} for compared in ("rounding", "another seed")])
+    figures.to_csv(folder / "figures.csv", index=False), differences.to_csv(folder / "differences.csv", index=False)
+    shutil.rmtree(tmp_path / "out")
+    record_run(trained, tmp_path / "out", tmp_path)
+    card = (tmp_path / "out" / "micro" / "README.md").read_text()
+    assert half_precision_verdict(differences, figures) in card
     assert re.search(r"\| detuned \|.*1\.25", card) and "not measured" not in card
 
 

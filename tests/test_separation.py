@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from tiny import count_likelihood, seeded, tiny_separator
 
 from hybridsep import separation
+from hybridsep.device import seeded_generator
 from hybridsep.errors import HybridsepError
-from hybridsep.search import SEARCHES, SearchResult
+from hybridsep.search import SEARCHES, SearchResult, particle_filter
 from hybridsep.separation import (
     SELECTIONS,
     Candidates,
@@ -194,6 +195,44 @@ def test_long_batches_are_searched_in_slices():
     first = small.candidates(mixture(5)[:2], particles=4)
     assert torch.equal(found.search.codes[:, :2], first.search.codes)
     assert torch.equal(small.candidates(mixture(1), particles=99).search.codes, small.candidates(mixture(1), particles=99).search.codes)
+
+
+def several_filters(size, **search):
+    return tiny_separator(search={"particles": 12, "max_rows": 24, "filter_particles": size, **search})
+
+
+@pytest.mark.parametrize("particles, filters", [(12, 3), (4, 1), (3, 1), (8, 2), (10, 2), (11, 1)])
+def test_more_particles_than_a_filter_holds_are_several_filters_of_equal_share(particles, filters):
+    """Each is a filter by itself: same draws, estimate the mean of theirs, evidence the mean of theirs."""
+    separator = several_filters(4)
+    codes = torch.randint(12, (2, 20), generator=seeded(1))
+    found = separator.search_codes(codes, SearchOptions(particles=particles, seed=5))
+    alone = particle_filter(separator.stack, separator.likelihood, codes.repeat_interleave(filters, 0), particles // filters, seeded_generator(5, 0))
+    assert torch.equal(found.codes.reshape(2, 2, filters, -1, 20), alone.codes.view(2, 2, filters, -1, 20))
+    expected = alone.log_weights.softmax(1).view(2, filters, -1) / filters
+    assert torch.allclose(found.log_weights.softmax(1).view_as(expected), expected, atol=1e-6)
+    assert torch.allclose(found.log_evidence, alone.log_evidence.exp().view(2, filters).mean(1).log(), atol=1e-4)
+    assert torch.equal(found.running_evidence[:, -1], found.log_evidence)
+    assert (found.ess <= particles + 1e-3).all() and (found.ess >= filters - 1e-3).all()
+    # Ancestors stay within their filter.
+    size = particles // filters
+    assert (found.ancestors // size == torch.arange(particles) // size).all()
+
+
+def test_filters_that_are_none_change_nothing():
+    codes = torch.randint(12, (2, 20), generator=seeded(1))
+    options = SearchOptions(particles=12, seed=5)
+    assert torch.equal(several_filters(0).search_codes(codes, options).codes, several_filters(12).search_codes(codes, options).codes)
+    for search in ("ancestral", "beam", "topk"):
+        options = SearchOptions(search, 12, 5)
+        assert torch.equal(several_filters(0).search_codes(codes, options).codes, several_filters(4).search_codes(codes, options).codes)
+
+
+def test_windows_are_carried_by_several_filters_too():
+    separator = several_filters(4)
+    waveform = mixture(1, int(separator.sample_rate * 5))[0]
+    carried, at_once = (separator.separate(waveform, separator.sample_rate, particles=8, carry=carry).stems for carry in (True, False))
+    assert carried.shape == at_once.shape and not torch.equal(carried, at_once) and carried.isfinite().all()
 
 
 def test_decoding_each_distinct_sequence_once_changes_nothing(separator):

@@ -25,7 +25,7 @@ from hybridsep.profiles import METHODS, load_profile
 from hybridsep.report import studies as report
 from hybridsep.report import windows as windows_page
 from hybridsep.report.chapter import number, signed
-from hybridsep.report.conclusion import study_answer
+from hybridsep.report.conclusion import half_precision_verdict, study_answer
 from hybridsep.studies import Study, baselines, comparison, counting, effects, half_precision, out_of_domain, protocols, repeatability, run_study, settings, third_instrument
 from hybridsep.studies.effects import BLIND, effects_table
 from hybridsep.studies.protocols import CHOICES
@@ -78,8 +78,8 @@ def test_effects_are_paired_differences_of_the_cells(pipeline, tmp_path):
     assert (worth.p_holm >= worth.p).all() and (worth.p_holm <= 1).all()
 
 
-def planted(gain, songs=30, noise=0.3):
-    """A table in which the linear codebook is worth `gain` dB with counts and nothing with sums, by one search."""
+def planted(gain, songs=30, noise=0.3, searches=("particle",), **only):
+    """A table in which the linear codebook is worth `gain` dB with counts and nothing with sums; `only` where its rows are `only`."""
     rng = np.random.default_rng(0)
     rows = []
     for song in range(songs):
@@ -87,9 +87,12 @@ def planted(gain, songs=30, noise=0.3):
             level = rng.normal(5, 3)
             for method in METHODS:
                 for refine in ("none", "wiener"):
-                    value = level + rng.normal(0, noise) + gain * (method == "hybrid")
-                    rows.append((f"song{song}", 0.0, method, "particle", "blind", refine, source, "real", "sdr", value))
-    return pd.DataFrame(rows, columns=evaluation.COLUMNS)
+                    for search in searches:
+                        value = level + rng.normal(0, noise)
+                        rows.append((f"song{song}", 0.0, method, search, "blind", refine, source, "real", "sdr", value))
+    table = pd.DataFrame(rows, columns=evaluation.COLUMNS)
+    table.loc[(table[["method", *only]] == pd.Series({"method": "hybrid", **only})).all(axis=1), "value"] += gain
+    return table
 
 
 def test_planted_effects_are_found_and_noise_is_not():
@@ -100,12 +103,63 @@ def test_planted_effects_are_found_and_noise_is_not():
     assert (nothing.p_holm > 0.05).all() and nothing.p.min() < nothing.p_holm.min()
 
 
-@pytest.mark.parametrize("gain, said", [(1.0, "Yes"), (0.0, "No: nowhere"), (-1.0, "No: nowhere")])
-def test_conclusion_of_the_2_x_2_follows_from_its_numbers(gain, said):
-    sentence = study_answer(effects_table(planted(gain)))
-    assert sentence.startswith(said) and "30 songs" in sentence and "36 comparisons" in sentence
-    assert ("against LASS" in sentence) and ("−1.0" in sentence or gain != -1.0)
-    assert "too few" in study_answer(effects_table(planted(gain, songs=3)))
+@pytest.mark.parametrize(
+    "planting, verdict, elsewhere",
+    [
+        ({"gain": 1.0}, "Yes: the Hybrid separates better than both methods it combines; elsewhere better than LASS and LQ-VAE", "as decoded, mean of both sources (+"),
+        ({"gain": 0.0}, "Not shown: no difference between the Hybrid and the methods it combines could be told from chance: ", "By no other search"),
+        ({"gain": -1.0}, "No: the Hybrid separates worse than LASS and LQ-VAE; elsewhere worse than LASS and LQ-VAE", "refined, bass (−"),
+        ({"gain": 1.0, "refine": "none"}, "Not shown: no difference between the Hybrid and the methods it combines could be told from chance; elsewhere better than LASS and LQ-VAE: ",
+         "Elsewhere the Hybrid is better than LASS by particle filter, as decoded, mean of both sources (+"),
+        ({"gain": 0.4, "source": "bass", "refine": "none"}, "Not shown: no difference between the Hybrid and the methods it combines could be told from chance; elsewhere better than LASS and LQ-VAE: ",
+         "LQ-VAE by particle filter, as decoded, bass (+"),
+        ({"gain": -1.0, "search": "beam"}, "Not shown: no difference between the Hybrid and the methods it combines could be told from chance; elsewhere worse than LASS and LQ-VAE: ",
+         "worse than LASS by beam, as decoded, mean of both sources (−"),
+    ],
+)  # fmt: skip
+def test_conclusion_of_the_2_x_2_follows_from_its_numbers(planting, verdict, elsewhere):
+    found = effects_table(planted(**planting, searches=("particle", "beam")))
+    sentence = study_answer(found)
+    assert sentence.startswith(verdict) and elsewhere in sentence and "30 songs" in sentence
+    assert "for the 6 differences" in sentence and "for the 66 further differences" in sentence
+    assert sentence.startswith("No:") == bool(((found.family == "main") & (found.p_holm < 0.05) & (found["mean"] < 0)).any())
+    certain = found[found.effect.isin(("over lass", "over lqvae")) & (found.p_holm < 0.05) & (found.family == "further")]
+    assert sentence.count("p = ") == 2 * ("p-values" not in verdict) + len(certain)
+    # Nothing is said of places where nothing was planted.
+    assert set(certain.search) <= {planting.get("search", s) for s in ("particle", "beam")}
+    assert "too small to answer" in study_answer(effects_table(planted(planting["gain"], songs=3)))
+
+
+def test_an_effect_has_one_corrected_p_on_the_page():
+    study = report.recorded("two-by-two")
+    effects_found = study.tables["effects"]
+    page = text_of(report.SHOWN["two-by-two"]())
+    main = effects_found[effects_found.family == "main"].set_index("effect")
+    assert len(main) == 6
+    # Each in the table, in a sentence, and in the conclusion of the chapter.
+    table, prose = page.rsplit("</table>", 1)
+    sentences = " ".join(report.recorded_comparison())
+    for effect, row in main.iterrows():
+        corrected = number(float(row.p_holm), 3)
+        assert f"{signed(row['mean'])} ({signed(row.low)} to {signed(row.high)})" in table and f">{corrected}<" in table
+        if effect != "over plain-sum":
+            said = f"95 % interval {signed(row.low)} to {signed(row.high)}"
+            assert {re.search(re.escape(said) + r"[^=]*?corrected p = ([\d.]+)", text)[1] for text in (prose, sentences)} == {corrected}
+
+
+def test_chunks_that_a_build_shares_with_the_study_are_counted(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDSEP_ROOT", str(tmp_path))
+    live = evaluation.Evaluation(pipeline)
+    assert "No study" in report.shared_chunks(live)
+    folder = run_study("two-by-two", pipeline, tmp_path / "book" / "results")
+    assert report.shared_chunks(live) == "The 2 chunks of this build are among the 2; where the two disagree, the 2 count."
+    table = evaluation.read_rows(folder / "evaluation.csv")
+    table[table.track == live.chunks.tracks[0]].to_csv(folder / "evaluation.csv", index=False, na_rep="nan")
+    assert report.shared_chunks(live).startswith("1 of the 2 chunks of this build are among the 1;")
+    known = json.loads((folder / "provenance.json").read_text())
+    known["profile"]["data"]["seed"] += 1
+    (folder / "provenance.json").write_text(json.dumps(known))
+    assert report.shared_chunks(live) == "None of the 2 chunks of this build is among the 1 of the recorded study."
 
 
 def test_protocol_choices_are_measured_on_the_same_separations(pipeline, tmp_path, monkeypatch):
@@ -234,6 +288,23 @@ def test_repeatability_varies_training_and_search_apart(pipeline, tmp_path, monk
     assert (pipeline.root.parent / "repeatability").is_dir()
 
 
+def test_effects_are_held_against_the_luck_of_search_and_of_training():
+    found = pd.DataFrame({"effect": ["linear", "counts", "interaction"], "family": "main", "mean": [0.1, -0.5, 2.0]})
+    spread = pd.DataFrame({"varied": "search", "what": found.effect, "std": 0.1, "seeds": 5})
+    spread = pd.concat([spread, spread.assign(varied="training", std=[0.1, 0.3, 0.9])]).set_index(["varied", "what"])
+    searched, trained = report.luck(spread, found).split("Smaller than")[1:]
+    assert searched == " twice the spread over seeds of search: linear codebook − plain. "
+    assert "toys" in trained and "linear codebook − plain, counts − sum." in trained and "interaction" not in trained
+    assert "from 5 seeds is itself uncertain" in trained and "between 0.6 and 2.9 times" in trained
+    assert "of search: no effect." in report.luck(spread.assign(std=0.01), found)
+
+
+def test_interval_of_a_spread_holds_the_true_one_as_often_as_it_says():
+    drawn = np.random.default_rng(0).normal(size=(20_000, 5)).std(axis=1, ddof=1)
+    low, high = report.spread_factors(5)
+    assert ((low * drawn < 1) & (high * drawn > 1)).mean() == pytest.approx(0.95, abs=0.01)
+
+
 def test_a_study_of_an_unknown_name_is_refused(pipeline, tmp_path):
     with pytest.raises(HybridsepError, match="unknown study 'all'.*two-by-two"):
         run_study("all", pipeline, tmp_path)
@@ -278,15 +349,44 @@ def test_rounded_weights_are_compared_seed_by_seed_beside_other_seeds(pipeline, 
     pairs = scores[(scores.method == "hybrid") & (scores.source == "bass")].pivot(index=["seed", "track"], columns="weights", values="value")
     changes = found["differences"].set_index(["method", "refine", "source", "metric", "compared"]).sort_index()
     shown = changes.loc["hybrid", "none", "bass", "sdr"]
-    assert len(pairs) == 3 * 2 and shown.loc["rounding"].seeds == 3 and shown.loc["another seed"].seeds == 2 and (shown.n == 2).all()
+    assert len(pairs) == 2 * 3 * 2 and (shown.seeds == 3).all() and (shown.n == 2).all()
     assert shown["mean"]["rounding"] == pytest.approx((pairs.float16 - pairs.float32).mean(), abs=1e-3)
     seeds = pairs.float32.groupby("seed").mean()
-    assert shown["mean"]["another seed"] == pytest.approx((seeds[2] - seeds[0]) / 2, abs=1e-3)
+    assert shown["mean"]["another seed"] == pytest.approx(seeds.loc[3:].mean() - seeds.loc[:2].mean(), abs=1e-3)
     # Weights change by a two-thousandth at most, and what follows from them by little.
     figures = found["figures"]
     assert set(figures.method) == {"hybrid", "lass"} and not np.array_equal(figures.trained, figures.rounded)
     nats = figures[figures.unit == "nats per code"]
     assert len(nats) == 2 * 3 and np.allclose(nats.trained, nats.rounded, atol=0.01)
+
+
+def test_noise_beside_rounding_spreads_as_far_as_the_noise_in_it():
+    """Scores that are nothing but chance: both kinds of difference vary alike, over songs and over seeds."""
+    rng = np.random.default_rng(0)
+    rows = [
+        ("hybrid", "none", "bass", "sdr", f"song{song}", weights, seed, rng.normal())
+        for song in range(2000)
+        for weights, seeds in (("float32", 8), ("float16", 4))
+        for seed in range(seeds)
+    ]
+    found = half_precision.differences(pd.DataFrame(rows, columns=[*half_precision.KEYS, "track", "weights", "seed", "value"])).set_index("compared")
+    assert (found.seeds == 4).all() and found["std"].to_numpy() == pytest.approx(np.sqrt(2 / 4), rel=0.06)
+
+
+def test_verdict_on_half_precision_claims_no_more_than_its_intervals():
+    figures = pd.DataFrame({"figure": ["codec ceiling", "likelihood, validation songs"], "trained": [9.0, 3.0], "rounded": [9.004, 2.99], "unit": ["dB", "nats per code"]})
+
+    def said(rounding, other=(-0.2, 0.2), figures=figures):
+        spans = {"rounding": rounding, "another seed": other}
+        rows = [("hybrid", "none", "bass", "sdr", name, low, high, 12, 4) for name, (low, high) in spans.items()]
+        return half_precision_verdict(pd.DataFrame(rows, columns=[*half_precision.KEYS, "compared", "low", "high", "n", "seeds"]), figures)
+
+    small, wide, sure = said((-0.02, 0.04)), said((-0.31, 0.04)), said((-0.9, -0.3))
+    assert "ceiling by 0.0040 dB at most, less than 0.05" in small and "by 0.0100 nats per code at most, less than 0.05" in small
+    assert "1 are shown to change by less than 0.05 dB" in small and "cannot be told" not in small
+    assert "none is shown" in wide and "1 cannot be told from another seed, and are bounded by 0.31 dB" in wide
+    assert "1 change otherwise than by another seed, by 0.90 dB at most" in sure and "cannot be told" not in sure
+    assert "not less than 0.05" in said((-0.02, 0.04), figures=figures.assign(rounded=figures.trained + 0.06))
 
 
 def test_half_precision_is_not_measured_on_weights_that_have_it_already(pipeline, tmp_path, monkeypatch):
@@ -375,7 +475,7 @@ def test_every_recorded_study_is_shown_with_its_provenance_and_figures_can_be_re
         assert "nan" not in page and ("undefined" not in page or name == "settings"), name
         assert page.count("<img") == page.count("alt=") and 'alt=""' not in page, name
     sentences = text_of(report.SHOWN["two-by-two"]())
-    assert "2 songs are too few" in sentences and "144 comparisons" in sentences
+    assert "too small to answer" in sentences and "Its 6 differences" in sentences and "The 138 others" in sentences
     ours = tables(tmp_path / "book" / "results" / "protocols")["published"].ours.iloc[0]
     assert number(ours) in text_of(report.SHOWN["protocols"]())
 

@@ -162,10 +162,11 @@ class Likelihood(ABC):
         best = scores.topk(min(k, scores.shape[1]), 1)
         row, column, found = rows.gather(1, best.indices // size), best.indices % size, best.values
         rest = bounds.scatter(1, rows, 0.0)
-        limit = min(bounds.shape[1], ROWS_SCORED // len(bounds))
+        limit = min(bounds.shape[1], max(1, ROWS_SCORED // len(bounds)))
         possible = rest > found[:, -1:]
         if int(possible.sum(1).amax()) > limit:
-            possible &= rest >= rest.topk(limit, 1).values[:, -1:]
+            # Many may be equal, so places are kept and not a threshold.
+            possible &= torch.zeros_like(possible).scatter_(1, rest.topk(limit, 1).indices, True)
         if possible.any():
             group, other = possible.nonzero(as_tuple=True)
             scores = row_scores(group, other)

@@ -32,11 +32,10 @@ def hardware(device: torch.device) -> str:
     return f"{_processor()}, {os.cpu_count()} cores, no GPU"
 
 
-def commit() -> str:
-    """Short hash of the checked-out commit, with '+' when files differ from it; 'unknown' outside a repository."""
+def commit(folder: Path = Path(__file__).parent) -> str:
+    """Short hash of the commit that is checked out around a folder, with '+' when files differ from it; 'unknown' outside a repository."""
     try:
-        here = str(Path(__file__).parent)
-        run = lambda *args: subprocess.run(["git", "-C", here, *args], capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
+        run = lambda *args: subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
         return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -29,7 +29,7 @@ from hybridsep.errors import HybridsepError
 from hybridsep.likelihood import Likelihood, likelihood_from_tensors
 from hybridsep.prior import Prior
 from hybridsep.profiles import Profile
-from hybridsep.search import SEARCHES, Priors, SearchResult
+from hybridsep.search import SEARCHES, Priors, SearchResult, joined_filters
 from hybridsep.training import load_weights, write_atomically
 from hybridsep.vqvae import VQVAE
 from hybridsep.windows import CarriedPast, Windows, past_before
@@ -264,6 +264,12 @@ class Separator:
             raise HybridsepError(f"{particles} particles: at least 1 is needed")
         return replace(options, particles=particles)
 
+    def _filters(self, options: SearchOptions) -> int:
+        """How many particle filters of equal size share the particles: as many as `filter_particles` asks for, and divide them evenly."""
+        most = self.profile.search.filter_particles
+        wanted = max(1, options.particles // most) if most and options.search == "particle" else 1
+        return next(count for count in range(wanted, 0, -1) if options.particles % count == 0)
+
     def _search(
         self, mixture: Tensor, options: SearchOptions, level: Tensor | None = None, on_step: Callable[[], object] | None = None
     ) -> tuple[Tensor, Tensor, SearchResult]:
@@ -281,11 +287,14 @@ class Separator:
         """Search mixture codes int64 [B, S], in slices of at most `max_rows` particles; `on_step` as in `estimate`."""
         settings, options = self.profile.search, self._checked(options)
         extra = {"particle": {"ess_threshold": settings.ess_threshold}, "topk": {"k": settings.top_k}}.get(options.search, {})
+        filters = self._filters(options)
         slices, parts = codes.split(max(1, settings.max_rows // options.particles)), []
         with tqdm(total=len(slices) * codes.shape[1], desc=options.label, unit="step", disable=options.label is None) as bar:
             for index, part in enumerate(slices):
                 generator = seeded_generator(options.seed, index)
-                parts.append(SEARCHES[options.search](self.stack, self.likelihood, part, options.particles, generator, on_step or bar.update, **extra))
+                each, size = part.repeat_interleave(filters, 0), options.particles // filters
+                found = SEARCHES[options.search](self.stack, self.likelihood, each, size, generator, on_step or bar.update, **extra)
+                parts.append(joined_filters(found, filters))
         joined = (torch.cat([getattr(p, name) for p in parts], axis) for name, axis in _BATCH_AXES.items())
         return SearchResult(*joined)
 

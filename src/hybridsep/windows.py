@@ -92,7 +92,8 @@ class CarriedPast:
         """State after the past."""
         state = self._priors.start(mixtures, particles, resampled)
         for codes in self._past.unbind(-1):
-            state.append(codes)
+            # Several filters of a mixture stand side by side in the batch, and its particles in that order.
+            state.append(codes.reshape(-1, mixtures, particles))
         return state
 
 

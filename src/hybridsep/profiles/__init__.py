@@ -138,9 +138,13 @@ class LikelihoodSettings(Settings):
 
 
 class SearchSettings(Settings):
-    """Settings of every search over codes."""
+    """Settings of every search over codes.
+
+    `filter_particles` came later than trained models and is left out of hashes at its default.
+    """
 
     particles: int = Field(32, ge=1)
+    filter_particles: int = Field(0, ge=0, exclude_if=lambda size: size == 0, description="more particles are several filters of so many; 0: one filter")
     temperature: float = Field(1.0, gt=0, description="the priors are raised to one over it: above 1 they are less sure of themselves")
     ess_threshold: float = Field(0.5, ge=0, le=1, description="resample when the effective sample size falls under this share of N")
     top_k: int = Field(8, ge=1, description="pairs kept at a step of top-k sampling")

@@ -6,15 +6,18 @@ import numpy as np
 import pandas as pd
 
 from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, SMALLEST_MEANINGFUL, number, signed
-from hybridsep.statistics import bootstrap_interval, holm, paired_permutation_test
+from hybridsep.statistics import holm
 from hybridsep.studies import effects
+from hybridsep.studies.half_precision import ANOTHER_SEED, CEILING, NATS, ROUNDING
 
 EFFECT_LABELS = {
     "linear": "The linear codebook, instead of the plain one,",
     "counts": "The counted likelihood, instead of the summed codebook,",
     "interaction": "Having both, beyond the sum of the two single effects,",
 }
+REFINEMENTS = {"none": "as decoded", "wiener": "refined"}
 SIGNIFICANT = 0.05
+SMALL_CHANGE = 0.05  # dB, or nats per code: what rounded weights may cost
 
 
 def cell_scores(table: pd.DataFrame, refine: str = "wiener", search: str = "particle") -> pd.DataFrame:
@@ -39,16 +42,24 @@ def comparisons(scores: pd.DataFrame) -> pd.DataFrame:
         scores: from `cell_scores`.
 
     Returns:
-        One row per difference, by its label: mean, low, high (95 % bootstrap interval over songs, dB), p (paired permutation test, two-sided),
-        p_holm (corrected for all rows), n (songs).
+        One row per difference, by its label: mean, low, high (95 % bootstrap interval over songs, dB), std, n (songs), p (paired permutation
+        test, two-sided), p_holm (corrected for all rows).
     """
-    rows = {}
-    for label, values in {**ingredient_effects(scores), **hybrid_gains(scores)}.items():
-        finite = values[np.isfinite(values)]
-        span = bootstrap_interval(finite)
-        rows[label] = {"mean": span.mean, "low": span.low, "high": span.high, "p": paired_permutation_test(finite, np.zeros(len(finite))), "n": len(finite)}
+    values = {**ingredient_effects(scores), **hybrid_gains(scores)}
+    rows = {label: effects.interval_columns(found) | {"p": effects.permutation_p(found)} for label, found in values.items()}
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.assign(p_holm=holm(table.p.to_numpy()))
+
+
+def recorded_comparisons(table: pd.DataFrame) -> pd.DataFrame:
+    """`comparisons` as a study of many songs has recorded them.
+
+    Args:
+        table: effects.csv of the study.
+    """
+    labels = {**EFFECT_LABELS, **{f"over {name}": label for name, label in METHOD_LABELS.items()}}
+    main = table[table.family == effects.MAIN]
+    return main.set_index(main.effect.map(labels))
 
 
 def effect_sentence(what: str, row: pd.Series) -> str:
@@ -68,7 +79,16 @@ def answer(scores: pd.DataFrame) -> str:
     Args:
         scores: from `cell_scores`.
     """
-    compared = comparisons(scores)
+    return answer_of(comparisons(scores))
+
+
+def answer_of(compared: pd.DataFrame, elsewhere: str = "") -> str:
+    """`answer` to what was compared.
+
+    Args:
+        compared: from `comparisons`.
+        elsewhere: what else belongs to the verdict.
+    """
     rows = compared.loc[[METHOD_LABELS["lass"], METHOD_LABELS["lqvae"]]]
     songs = int(rows.n.min())
     details = ", ".join(
@@ -87,32 +107,61 @@ def answer(scores: pd.DataFrame) -> str:
     elif better:
         verdict = f"In part: the Hybrid separates better than {' and '.join(better)}; against {rest} chance cannot be ruled out"
     else:
-        verdict = "No difference between the Hybrid and the methods it combines could be told from chance"
-    return f"{verdict}: {details}; {songs} songs, paired, one training of each model. The p-values are corrected for the {len(compared)} differences looked at, the intervals are not."
+        verdict = "Not shown: no difference between the Hybrid and the methods it combines could be told from chance"
+    return f"{verdict}{elsewhere}: {details}; {songs} songs, paired, one training of each model. The p-values are corrected for the {len(compared)} differences looked at, the intervals are not."
 
 
 def study_answer(table: pd.DataFrame) -> str:
-    """The conclusion of the 2 × 2 in one sentence: whether the Hybrid wins, where, by how much, and whether it is more than noise.
+    """The conclusion of the 2 × 2: whether the Hybrid wins, where, by how much, and whether it is more than noise.
+
+    The verdict on the main comparison, and every other search, refinement and source where the Hybrid is certainly better or worse than a
+    method it combines.
 
     Args:
         table: effects.csv of the study.
     """
     parents = {f"over {name}": METHOD_LABELS[name] for name in ("lass", "lqvae")}
-    gains = table[table.effect.isin(parents) & (table.refine == "wiener") & (table.source == effects.SOURCES_MEAN)]
-    songs = int(gains.n.min())
-    if songs < SMALLEST_MEANINGFUL:
-        return f"{songs} songs are too few to say anything."
-    certain = gains[gains.p_holm < SIGNIFICANT]
-    beaten = [set(rows.effect) for _, rows in certain[certain["mean"] > 0].groupby("search")]
-    if any(found == set(parents) for found in beaten):
-        verdict = "Yes, at least by some search: the Hybrid separates better than both methods it combines, by more than noise"
-    elif beaten:
-        verdict = "Only in part: the Hybrid separates better than one of the methods it combines, by more than noise"
-    else:
-        verdict = "No: nowhere does the Hybrid separate better than one of the methods it combines by more than noise"
-    shown = certain if len(certain) else gains[gains.search == "particle"]
-    details = ", ".join(
-        f"{signed(row['mean'])} dB against {parents[row.effect]} by {SEARCH_LABELS[row.search]} ({signed(row.low)} to {signed(row.high)}, p = {number(float(row.p_holm), 3)})"
-        for _, row in shown.iterrows()
-    )
-    return f"{verdict}: {details}; {songs} songs, refined SDR, 95 % intervals, p corrected for {len(table)} comparisons."
+    further = table[(table.family == effects.FURTHER) & table.effect.isin(parents)]
+    compared = recorded_comparisons(table)
+    if compared.n.min() < SMALLEST_MEANINGFUL:
+        return answer_of(compared)
+    certain = further[further.p_holm < SIGNIFICANT]
+    found = {"better": certain[certain["mean"] > 0], "worse": certain[certain["mean"] < 0]}
+    elsewhere = [f"{how} than {' and '.join(dict.fromkeys(rows.effect.map(parents)))}" for how, rows in found.items() if len(rows)]
+    main = answer_of(compared, f"; elsewhere {' and '.join(elsewhere)}" if elsewhere else "")
+    corrected = f"corrected for the {int((table.family == effects.FURTHER).sum())} further differences"
+    if certain.empty:
+        return f"{main} By no other search, as decoded or refined, of one source or both, could the Hybrid be told from a method it combines (p-values {corrected})."
+    details = "; ".join(f"{how} than {', '.join(_where(row, parents[row.effect]) for _, row in rows.iterrows())}" for how, rows in found.items() if len(rows))
+    return f"{main} Elsewhere the Hybrid is {details} (95 % intervals; p-values {corrected})."
+
+
+def _where(row: pd.Series, label: str) -> str:
+    """A gain, a row of effects.csv, with all that says of what it is one."""
+    stems = "mean of both sources" if row.source == effects.SOURCES_MEAN else row.source
+    where = f"{label} by {SEARCH_LABELS[row.search]}, {REFINEMENTS[row.refine]}, {stems}"
+    return f"{where} ({signed(row['mean'])} dB, {signed(row.low)} to {signed(row.high)}, p = {number(float(row.p_holm), 3)})"
+
+
+def half_precision_verdict(differences: pd.DataFrame, figures: pd.DataFrame) -> str:
+    """What is shown of the cost of half precision, and what is not.
+
+    Args:
+        differences, figures: tables of the study, as `studies.half_precision` writes them.
+    """
+    change = (figures.rounded - figures.trained).abs()
+    exact = {"the codec's ceiling": (change[figures.figure == CEILING].max(), "dB"), "the nats of priors and likelihoods": (change[figures.unit == NATS].max(), NATS)}
+    said = " and ".join(f"{what} by {number(float(size), 4)} {unit} at most, {'less' if size < SMALL_CHANGE else 'not less'} than {SMALL_CHANGE:g}" for what, (size, unit) in exact.items())
+    rows = differences[differences.metric != "log_evidence"].set_index(["method", "refine", "source", "metric"])
+    rounding, chance = (rows[rows.compared == what] for what in (ROUNDING, ANOTHER_SEED))
+    bound = pd.concat([rounding.low.abs(), rounding.high.abs()], axis=1).max(axis=1)
+    small = bound < SMALL_CHANGE
+    # Two intervals that do not meet.
+    apart = ~small & ((rounding.low > chance.high) | (rounding.high < chance.low))
+    kinds = [f"{int(small.sum())} are shown to change by less than {SMALL_CHANGE:g} dB"] if small.any() else [f"none is shown to change by less than {SMALL_CHANGE:g} dB"]
+    if apart.any():
+        kinds.append(f"{int(apart.sum())} change otherwise than by another seed, by {number(float(bound[apart].max()))} dB at most")
+    rest = ~small & ~apart
+    if rest.any():
+        kinds.append(f"{int(rest.sum())} cannot be told from another seed, and are bounded by {number(float(bound[rest].max()))} dB")
+    return f"Rounding changes {said}. Of {len(rounding)} scores of searches {', '.join(kinds)} (95 % intervals over {int(rounding.n.max())} songs, {int(rounding.seeds.max())} pairs of seeds)."

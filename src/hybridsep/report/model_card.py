@@ -12,11 +12,12 @@ from hybridsep.data.minislakh import own_soundfont
 from hybridsep.evaluation import read_rows, rows_where
 from hybridsep.pipeline import Pipeline
 from hybridsep.report.chapter import METHOD_LABELS, mean_std, minutes, number, score_table, sdr_columns
+from hybridsep.report.conclusion import REFINEMENTS, half_precision_verdict
 
 BLIND = {"search": "particle", "selection": "blind", "reference": "real"}
-REFINEMENTS = {"none": "as decoded", "wiener": "refined"}
 METRICS = {"sdr": "SDR (dB)", "si_sdr_improvement": "SI-SDR improvement (dB)", "sir": "SIR (dB)", "sar": "SAR (dB)"}
 OUTSIDE = Path("out-of-domain") / "scores.csv"
+HALF_PRECISION = Path("half-precision")
 LIMITS = """They know bass and drums, and nothing else: whatever else sounds ends up in one of the two stems. They were trained on synthesised songs
 of one composer program and one SoundFont. Expect less on recordings of real players and rooms, on other instruments under the same names, on other
 SoundFonts, on distorted, reverberant or detuned sound, and above half the sample rate there is nothing at all."""
@@ -47,6 +48,7 @@ def model_card(pipeline: Pipeline, provenance: Mapping, results: Path) -> str:
         "Data": _data(pipeline),
         "Budget": _budget(pipeline, provenance),
         "Scores": _scores(pipeline, table),
+        "What half precision costs": _half_precision(results),
         "What they are bad at": "\n\n".join([LIMITS, _outside(results)]),
         "Licence of the sounds they learnt from": _licence(pipeline),
     }
@@ -126,6 +128,14 @@ def _outside(results: Path) -> str:
     how = f"n = {table.track.nunique()} chunks, mean ± standard deviation"
     said = f"The Hybrid's SDR where every stem of the test chunks sounds otherwise (`hybridsep study out-of-domain`), {how}:"
     return "\n\n".join([said, _markdown(score_table(table, dict(zip(conditions, conditions, strict=True)), columns, "condition", "condition"))])
+
+
+def _half_precision(results: Path) -> str:
+    """What rounding changes, where that was studied."""
+    tables = [results / HALF_PRECISION / f"{name}.csv" for name in ("differences", "figures")]
+    if not all(path.is_file() for path in tables):
+        return "What rounding the weights changes was not studied: `hybridsep study half-precision` would."
+    return half_precision_verdict(*map(read_rows, tables))
 
 
 def _markdown(table: pd.DataFrame) -> str:

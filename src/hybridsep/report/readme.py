@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -30,14 +31,17 @@ from hybridsep.report.chapter import (
 )
 from hybridsep.report.conclusion import answer, cell_scores
 from hybridsep.report.figures import plot_spectrograms
+from hybridsep.report.rehearsal import RESULT
 from hybridsep.report.speed import BENCH, recorded_benchmarks, recording_line
-from hybridsep.report.studies import recorded_comparison
+from hybridsep.report.studies import recorded_comparison, shared_chunks
 
 PICTURE = Path("book/assets/result.png")
 SCALING = Path("book/assets/scaling.png")
 SCREENSHOT = Path("book/assets/chapter0.png")
 SCREEN = {"width": 1100, "height": 1080}  # CSS pixels
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+_REHEARSED = {"clone": "the clone", "install": "installation", "book": "`make book`", "test": "`make test`"}
+_NOT_REHEARSED = "The whole way from a clone to the page is timed with `python -m hybridsep.report.rehearsal FOLDER`; that was not done yet."
 
 
 def write_readme(profile: str, root: Path) -> None:
@@ -47,6 +51,7 @@ def write_readme(profile: str, root: Path) -> None:
     """
     _, evaluation = open_book(profile)
     _fill(root, {"times": _times(evaluation), "results": _results(evaluation, root)})
+    write_rehearsal(root)
     write_speed(root)
     write_screenshot(root / "_build" / "html", root / SCREENSHOT)
 
@@ -61,6 +66,11 @@ def write_screenshot(site: Path, picture: Path) -> None:
         page.goto((site / "book" / "index.html").as_uri(), wait_until="load")
         page.screenshot(path=str(picture))
         browser.close()
+
+
+def write_rehearsal(root: Path) -> None:
+    """Fill the part between `<!-- rehearsal -->` and its end mark from book/results/rehearsal.json."""
+    _fill(root, {"rehearsal": _rehearsal(json.loads((root / RESULT).read_text(encoding="utf-8"))) if (root / RESULT).is_file() else _NOT_REHEARSED})
 
 
 def write_speed(root: Path) -> None:
@@ -89,6 +99,19 @@ def _fill(root: Path, parts: dict[str, str]) -> None:
         _, after = rest.split(f"<!-- /{name} -->", 1)
         text = f"{before}<!-- {name} -->\n{content}\n<!-- /{name} -->{after}"
     (root / "README.md").write_text(text)
+
+
+def _rehearsal(made: dict) -> str:
+    """What a newcomer waits for, step by step."""
+    took = {what: made["seconds"][step] for step, what in _REHEARSED.items() if step in made["seconds"]}
+    size = {what: f"{number(count / 1e9, 1)} GB" if count >= 1e9 else f"{number(count / 1e6, 0)} MB" for what, count in made["bytes"].items()}
+    longest = max(made["chapters"], key=made["chapters"].get)
+    return (
+        f"A newcomer's way, from an empty folder to the page: {', '.join(f'{what} {minutes(seconds)}' for what, seconds in took.items())}, "
+        f"together {minutes(sum(took.values()))}. The longest of {len(made['chapters'])} chapters was `{longest}`, {minutes(made['chapters'][longest])}. "
+        f"The clone has {size['repository']}, its `.venv` {size['environment']}, the run's files {size['run']}.\n"
+        f"Rehearsed on {made['date']} with `python -m hybridsep.report.rehearsal FOLDER`: profile {made['profile']}, commit {made['commit']}, {made['hardware']}."
+    )
 
 
 def _times(evaluation: Evaluation) -> str:
@@ -141,7 +164,7 @@ def _results(evaluation: Evaluation, root: Path) -> str:
         [
             " ".join(recorded_comparison()[:3]) + " (Recorded study, `hybridsep study two-by-two`.)",
             "",
-            f"The {len(evaluation.chunks)} chunks of the table below: {answer(cell_scores(table))}",
+            f"The {len(evaluation.chunks)} chunks of the table below: {answer(cell_scores(table))} {shared_chunks(evaluation)}",
             "",
             "Blind SDR (nothing chosen with the ground truth), particle filter:",
             "",

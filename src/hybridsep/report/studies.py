@@ -14,15 +14,18 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from matplotlib.axes import Axes
+from scipy.stats import chi2
 
-from hybridsep.evaluation import read_rows
+from hybridsep.evaluation import Evaluation, read_rows
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import METHOD_COLOURS, METHOD_LABELS, SEARCH_LABELS, chunk_values, mean_std, minutes, number, score_table, signed
-from hybridsep.report.conclusion import SIGNIFICANT, answer, cell_scores, comparisons, effect_sentence, ingredient_effects, study_answer
+from hybridsep.report.conclusion import EFFECT_LABELS as INGREDIENTS
+from hybridsep.report.conclusion import REFINEMENTS, SIGNIFICANT, answer_of, effect_sentence, half_precision_verdict, recorded_comparisons, study_answer
 from hybridsep.report.figures import PALETTE, results_table, show
 from hybridsep.separation import Separator
 from hybridsep.statistics import Interval, bootstrap_interval
-from hybridsep.studies.effects import BLIND, SOURCES_MEAN, song_values
+from hybridsep.studies.effects import BLIND, MAIN, SOURCES_MEAN, song_values
+from hybridsep.studies.half_precision import ANOTHER_SEED, ROUNDING
 from hybridsep.studies.linearity import SHARE
 from hybridsep.studies.out_of_domain import AS_RENDERED
 from hybridsep.studies.protocols import ALL_CELLS
@@ -55,6 +58,8 @@ PRIOR_LABELS = {
 }  # fmt: skip
 BASELINE_LABELS = {"hpss": "harmonic–percussive masks", "nmf": "learnt spectra (NMF)", "convtasnet": "Conv-TasNet"}
 CEILING_SPENT_DB = 0.1  # of the codec ceiling, what a weight of L_lin may cost
+SONGS = ("tracks", "seconds", "seed", "sample_rate")  # settings that the test songs of a profile follow from
+START_SECONDS = 0.01  # how near to each other two starts are one: studies write down five digits
 KNEE_DB = 0.5  # how close to the best score a number of particles is called enough
 RAW_AND_REFINED = {"none": "", "wiener": ", refined"}
 
@@ -147,41 +152,58 @@ def show_two_by_two(study: Recorded) -> Iterable[HTML]:
     table, effects = study.tables["evaluation"], study.tables["effects"]
     searches = [s for s in SEARCH_LABELS if s in set(table.search)]
     songs = _songs(int(effects.n.max()))
-    for refine, label in (("wiener", "refined"), ("none", "as decoded")):
+    for refine, label in reversed(REFINEMENTS.items()):
         columns = {f"{SEARCH_LABELS[s]}, {p} (dB)": {**BLIND, "search": s, "source": p, "refine": refine} for s in searches for p in _sources(table)}
         yield results_table(score_table(table, METHOD_LABELS, columns, "method", "method"), f"Blind SDR of every cell by every search, {label}.",
                             study.line(songs, "mean ± standard deviation over songs", "reference: the real sources"))  # fmt: skip
+    families = effects.family.value_counts()
+    yield _paragraph(f"One comparison was fixed as the question: particle filter, refined, mean of both sources. Its {families.pop(MAIN)} differences are corrected together, after Holm. "
+                     f"The {families.sum()} others, by other searches, as decoded and of single sources, are for looking around, and are corrected among themselves.")  # fmt: skip
     yield _effects_figure(effects, searches)
-    main = effects[(effects.refine == "wiener") & (effects.source == SOURCES_MEAN)]
     lines = [
-        {"search": SEARCH_LABELS[row.search], "difference": EFFECT_LABELS[row.effect], "dB (95 % interval)": _span(row), "p": number(float(row.p), 4), "p, corrected": number(float(row.p_holm), 3)}
-        for _, row in main.iterrows()
+        {"search": SEARCH_LABELS[row.search], "difference": EFFECT_LABELS[row.effect], "dB (95 % interval)": _span(row), "p": number(float(row.p), 4), "p, corrected": number(float(row.p_holm), 3), "family": row.family}
+        for _, row in effects[(effects.refine == "wiener") & (effects.source == SOURCES_MEAN)].iterrows()
     ]
     yield results_table(pd.DataFrame(lines), "Paired differences of refined SDR, mean of both sources.",
-                        study.line(songs, "95 % bootstrap interval over songs", f"paired permutation test, two-sided, corrected after Holm for {len(effects)} comparisons"))  # fmt: skip
-    certain = effects[effects.p_holm < SIGNIFICANT]
-    yield _paragraph(f"{len(certain)} of {len(effects)} comparisons, those of single sources and of raw waveforms included, are more than noise at p < {SIGNIFICANT} after the correction.")
-    yield _paragraph(study_answer(effects))
-    yield _paragraph("The main comparison by itself, as in the conclusion of this chapter (particle filter, refined, mean of both sources):")
-    for sentence in main_comparison(table):
+                        study.line(songs, "95 % bootstrap interval over songs", "paired permutation test, two-sided, corrected after Holm for the differences of the family"))  # fmt: skip
+    certain = effects[effects.p_holm < SIGNIFICANT].family.value_counts()
+    yield _paragraph(f"{certain.get(MAIN, 0)} of the {len(effects) - families.sum()} main differences and {certain.drop(MAIN, errors='ignore').sum()} of the {families.sum()} others are more than noise at p < {SIGNIFICANT} after the correction.")
+    yield _paragraph(study_answer(effects), strong=True)
+    for sentence in main_comparison(effects)[1:]:
         yield _paragraph(sentence, strong=True)
 
 
-def main_comparison(table: pd.DataFrame) -> list[str]:
+def main_comparison(effects: pd.DataFrame) -> list[str]:
     """Whether the Hybrid wins, and what each ingredient is worth, in one sentence each, corrected for the differences of this comparison alone.
 
     Args:
-        table: rows in the columns of evaluation.csv.
+        effects: effects.csv of the study.
     """
-    scores = cell_scores(table)
-    compared = comparisons(scores)
-    return [answer(scores), *(effect_sentence(what, compared.loc[what]) for what in ingredient_effects(scores))]
+    compared = recorded_comparisons(effects)
+    return [answer_of(compared), *(effect_sentence(what, compared.loc[what]) for what in INGREDIENTS.values())]
 
 
 def recorded_comparison() -> list[str]:
     """`main_comparison` of the recorded study of many songs; one line that says so where there is none."""
     study = recorded("two-by-two")
-    return main_comparison(study.tables["evaluation"]) if study else ["The comparison on many songs has not been recorded yet (hybridsep study two-by-two)."]
+    return main_comparison(study.tables["effects"]) if study else ["The comparison on many songs has not been recorded yet (hybridsep study two-by-two)."]
+
+
+def shared_chunks(evaluation: Evaluation) -> str:
+    """How many of a build's chunks the recorded study of many songs has too, and which of the two counts."""
+    study, chunks = recorded("two-by-two"), evaluation.chunks
+    if study is None:
+        return "No study of more songs stands beside them."
+    settings, own = study.provenance["profile"]["data"], evaluation.pipeline.profile.data.model_dump(mode="json")
+    start_s = study.tables["evaluation"].groupby("track").start_s.first()
+    # Songs of another seed have the same names.
+    same = evaluation.pipeline.data is None and all(own[key] == settings[key] for key in SONGS)
+    places = zip(chunks.tracks, chunks.starts, strict=True)
+    shared = sum(same and track in start_s and abs(start_s[track] - start / chunks.sample_rate) < START_SECONDS for track, start in places)
+    if not shared:
+        return f"None of the {len(chunks)} chunks of this build is among the {len(start_s)} of the recorded study."
+    which = "The" if shared == len(chunks) else f"{shared} of the"
+    return f"{which} {len(chunks)} chunks of this build are among the {len(start_s)}; where the two disagree, the {len(start_s)} count."
 
 
 def _effects_figure(effects: pd.DataFrame, searches: list[str]) -> HTML:
@@ -199,7 +221,7 @@ def _effects_figure(effects: pd.DataFrame, searches: list[str]) -> HTML:
         axis.set_yticks([-e for e in range(len(EFFECT_LABELS))], list(EFFECT_LABELS.values()))
         axis.grid(axis="y", visible=False)
     axes[-1].legend(fontsize="small")
-    return show(figure, "What each ingredient is worth in refined SDR, by search: means and 95 % bootstrap intervals over songs. A filled dot is more than noise after the correction for all comparisons.",
+    return show(figure, "What each ingredient is worth in refined SDR, by search: means and 95 % bootstrap intervals over songs. A filled dot is more than noise after the correction for its family of comparisons.",
                 "Intervals of six paired differences for four searches, in three panels: both sources, and each of them, with a line at zero.")  # fmt: skip
 
 
@@ -562,16 +584,37 @@ def show_repeatability(study: Recorded) -> Iterable[HTML]:
             row = main.loc[(varied, what)]
             line |= {f"{varied}: mean (dB)": row["mean"], f"{varied}: spread (dB)": row["std"]}
         if effects is not None:
-            found = effects[(effects.effect == what) & (effects.search == "particle") & (effects.refine == "wiener") & (effects.source == SOURCES_MEAN)]
+            found = effects[(effects.effect == what) & (effects.family == MAIN)]
             line["effect in the 2 × 2 (dB, 95 % interval)"] = _span(found.iloc[0]) if len(found) else "–"
         lines.append(line)
     seeds = int(main.seeds.max())
     yield results_table(pd.DataFrame(lines), "How much is luck: standard deviation over seeds of the mean refined SDR, and of each effect, when only the training's seed or only the search's is another. The trainings are those of the profile smoke, whose models are toys: their spread is that of toys.",
                         study.line(f"{seeds} seeds each", "mean of both sources, particle filter, blind"))  # fmt: skip
     if effects is not None:
-        search = main.loc["search"]
-        small = [EFFECT_LABELS[e] for e in ("linear", "counts", "interaction") if abs(effects[(effects.effect == e) & (effects.search == "particle") & (effects.refine == "wiener") & (effects.source == SOURCES_MEAN)]["mean"].iloc[0]) < 2 * search["std"][e]]
-        yield _paragraph(f"Smaller than twice the spread over seeds of search: {', '.join(small)}." if small else "Every effect is larger than twice the spread over seeds of search.")
+        yield _paragraph(luck(main, effects))
+
+
+def luck(spread: pd.DataFrame, effects: pd.DataFrame) -> str:
+    """Which effects of the 2 × 2 are no larger than what other seeds make of them, and how well so few seeds know that.
+
+    Args:
+        spread: spread.csv of the study, refined, mean of both sources, by what was varied and what was scored.
+        effects: effects.csv of the 2 × 2.
+    """
+    found = effects[effects.family == MAIN].set_index("effect")["mean"].abs()
+    sentences = []
+    for varied, of in (("search", "search"), ("training", "training (of toys, so that of trained models may be smaller or larger)")):
+        deviation = spread.loc[varied]["std"]
+        small = [EFFECT_LABELS[e] for e in INGREDIENTS if found[e] < 2 * deviation[e]]
+        sentences.append(f"Smaller than twice the spread over seeds of {of}: {', '.join(small) or 'no effect'}.")
+    seeds = int(spread.seeds.min())
+    low, high = spread_factors(seeds)
+    return " ".join([*sentences, f"A standard deviation from {seeds} seeds is itself uncertain: the true one lies between {number(low, 1)} and {number(high, 1)} times it (95 %, for normal scores)."])
+
+
+def spread_factors(seeds: int) -> tuple[float, float]:
+    """What a standard deviation of so many normal values is to be multiplied by for the ends of its 95 % interval."""
+    return tuple(float(np.sqrt((seeds - 1) / chi2.ppf(q, seeds - 1))) for q in (0.975, 0.025))
 
 
 @_shows("third-instrument")
@@ -603,15 +646,13 @@ def show_half_precision(study: Recorded) -> Iterable[HTML]:
         rows = part.set_index("compared")
         what = " ".join(filter(None, [metric, source, "refined" if refine == "wiener" else ""]))
         line = {"method": METHOD_LABELS[method], "score": what.replace("_", " ")}
-        lines.append(line | {f"{name}: mean difference": _span(rows.loc[name]) for name in ("rounding", "another seed")} | {"rounding: spread over seeds": rows.loc["rounding"].seed_std})
+        lines.append(line | {f"{name}: mean difference": _span(rows.loc[name]) for name in (ROUNDING, ANOTHER_SEED)} | {"rounding: spread over seeds": rows.loc[ROUNDING].seed_std})
     seeds, songs = int(found.seeds.max()), int(found.n.max())
     yield results_table(pd.DataFrame(lines), "Weights in float16, as they come with the project, minus the trained ones: mean over seeds and songs with 95 % intervals over songs. Beside it what another seed of the search changes with the trained weights: the noise in which a difference is looked for.",
                         study.line(_songs(songs), f"{seeds} seeds of the search", "blind, particle filter", "reference: the real sources", "dB, evidence in nats per code"))  # fmt: skip
     shown = [{"method": METHOD_LABELS[r.method], "figure": f"{r.figure} {r.source}".strip(), "trained": r.trained, "in float16": r.rounded, "change": r.rounded - r.trained, "unit": r.unit} for r in figures.itertuples()]
     yield results_table(pd.DataFrame(shown), "What needs no search, and so has no chance in it.", study.line("no spread: every figure follows from the weights alone"), decimals=4)
-    worst = found[(found.compared == "rounding") & (found.metric != "log_evidence")]
-    largest = worst.loc[worst["mean"].abs().idxmax()]
-    yield _paragraph(f"The largest mean difference of a score in dB is {signed(largest['mean'], 3)} dB ({largest.metric.replace('_', ' ')} of {largest.source}, {METHOD_LABELS[largest.method]}).")
+    yield _paragraph(half_precision_verdict(found, figures), strong=True)
 
 
 SIGNALS_OUTSIDE = {

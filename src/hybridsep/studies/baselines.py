@@ -25,10 +25,10 @@ from hybridsep.pipeline import Pipeline
 from hybridsep.profiles import method_spec
 from hybridsep.separation import STFT_SIZE
 from hybridsep.studies import Study
+from hybridsep.studies.comparison import CHUNKS
 from hybridsep.training import load_weights, write_atomically
 from hybridsep.vqvae import normalised_error
 
-CHUNKS = 30
 NMF_COMPONENTS = 48
 NMF_SECONDS = 240.0
 NMF_ITERATIONS = 200

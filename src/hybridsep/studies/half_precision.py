@@ -2,7 +2,7 @@
 
 A search is random, and its particles are drawn anew where a probability changes in the last place. So one pair of runs says little: the
 scores of a rounded model differ from those of the trained one as two seeds of one model do. The difference is therefore averaged over
-seeds, the same draws on both sides, and stands beside the difference between seeds of the trained model alone. What needs no search,
+seeds, the same draws on both sides, and stands beside as many differences between the trained model and itself by other seeds. What needs no search,
 nats per code of priors and likelihood and the codec's ceiling, has no such chance in it and is compared directly.
 """
 
@@ -29,11 +29,13 @@ from hybridsep.studies.effects import BLIND, interval_columns
 from hybridsep.vqvae import VQVAE
 
 CHUNKS = 12
-SEEDS = 8
+SEEDS = 4
 COMPARED = ("hybrid", "lass")
 METRICS = ("sdr", "si_sdr_improvement", "sir", "sar", "isr", "log_evidence")
 KEYS = ["method", "refine", "source", "metric"]
 TRAINED, ROUNDED = "float32", "float16"
+ROUNDING, ANOTHER_SEED = "rounding", "another seed"
+CEILING, NATS = "codec ceiling", "nats per code"
 
 
 def half_precision(study: Study) -> None:
@@ -45,10 +47,10 @@ def half_precision(study: Study) -> None:
             if step.recorded:
                 again = f"hybridsep train {method} --train trains one to compare"
                 raise HybridsepError(f"{step.folder.name} came with the project, in half precision already: {again}")
+        rows += [evaluation.blind_run(method, seed=seed).rows.assign(weights=TRAINED, seed=seed) for seed in range(2 * SEEDS)]
         for seed in range(SEEDS):
-            trained = evaluation.blind_run(method, seed=seed).rows
             rounded = evaluation.blind_run(method, variant="weights-in-float16", change=as_recorded, seed=seed).rows
-            rows += [trained.assign(weights=TRAINED, seed=seed), rounded.assign(weights=ROUNDED, seed=seed)]
+            rows.append(rounded.assign(weights=ROUNDED, seed=seed))
         figures.append(_figures(evaluation, method))
     table = pd.concat(rows, ignore_index=True)
     table = table[table.metric.isin(METRICS) & table.selection.isin((BLIND["selection"], ""))]
@@ -67,10 +69,10 @@ def as_recorded(separator: Separator) -> Separator:
 
 
 def differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Rounded minus trained, paired by chunk and seed, beside one seed minus another of the trained models.
+    """Rounded minus trained, paired by chunk and seed, beside one seed minus another of the trained models, each seed in one pair only.
 
     Args:
-        table: rows in the columns of evaluation.csv with `weights` and `seed`.
+        table: rows in the columns of evaluation.csv with `weights` and `seed`, of the trained models twice as many seeds as of the rounded.
 
     Returns:
         method, refine, source, metric, compared ("rounding" or "another seed"), mean, low, high (95 % bootstrap interval over songs, each
@@ -79,9 +81,9 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for keys, part in table.groupby(KEYS, sort=False):
         scores = part.pivot_table(index=["weights", "seed"], columns="track", values="value")
-        trained, rounded = scores.loc[TRAINED], scores.loc[ROUNDED]
-        other = trained.shift(-1).iloc[:-1] - trained.iloc[:-1]
-        for compared, found in (("rounding", rounded - trained), ("another seed", other)):
+        rounded = scores.loc[ROUNDED]
+        trained, other = scores.loc[TRAINED].iloc[: len(rounded)], scores.loc[TRAINED].iloc[len(rounded) :].set_axis(rounded.index)
+        for compared, found in ((ROUNDING, rounded - trained), (ANOTHER_SEED, other - trained)):
             spread = {"seed_std": found.mean(axis=1).std(), "seeds": len(found)}
             rows.append({**dict(zip(KEYS, keys, strict=True)), "compared": compared, **interval_columns(found.mean().to_numpy()), **spread})
     return pd.DataFrame(rows)
@@ -96,12 +98,12 @@ def _figures(evaluation: Evaluation, method: str) -> pd.DataFrame:
     held_out = pipeline.codes(spec.vqvae, "validation")
     for p, source in enumerate(evaluation.chunks.names):
         crops = held_out.random_crops(p, 32, pipeline.profile.prior.crop_codes, seeded_generator(pipeline.profile.seed, 4)).to(pipeline.device)
-        rows.append(("prior, validation songs", source, *(nats_per_code(s.priors[p], crops) for s in (trained, rounded)), "nats per code"))
+        rows.append(("prior, validation songs", source, *(nats_per_code(s.priors[p], crops) for s in (trained, rounded)), NATS))
     triples = pipeline.triples(spec.vqvae, "validation").to(pipeline.device)
     nats = [-float(s.likelihood.log_likelihood(triples[2], triples[0], triples[1]).mean()) for s in (trained, rounded)]
-    rows.append(("likelihood, validation songs", "", *nats, "nats per code"))
+    rows.append(("likelihood, validation songs", "", *nats, NATS))
     ceilings, codes = zip(*(_decoded(evaluation, s.vqvae) for s in (trained, rounded)), strict=True)
-    rows += [("codec ceiling", source, *(float(np.nanmean(c[p])) for c in ceilings), "dB") for p, source in enumerate(evaluation.chunks.names)]
+    rows += [(CEILING, source, *(float(np.nanmean(c[p])) for c in ceilings), "dB") for p, source in enumerate(evaluation.chunks.names)]
     rows.append(("codes of the sources that stay the same", "", 1.0, float((codes[0] == codes[1]).float().mean()), "share"))
     return pd.DataFrame(rows, columns=["figure", "source", "trained", "rounded", "unit"]).assign(method=method)
 
