@@ -1,9 +1,11 @@
 """The run of record: little room, nothing lost that must be exact, and models that a run takes as if it had made them itself."""
 
+import errno
 import functools
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -165,6 +167,20 @@ def test_record_that_cannot_be_written_leaves_the_former(trained, copied, monkey
 
     monkeypatch.setattr(record, "write_atomically", full)
     with pytest.raises(HybridsepError, match="No space left"):
+        record_run(trained, copied, copied / "no results")
+    assert contents(copied) == before
+
+
+def test_record_that_cannot_get_its_name_leaves_the_former(trained, copied, monkeypatch):
+    before, real = contents(copied), Path.rename
+
+    def refuse(path, target):
+        if path.name.endswith(".new"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(HybridsepError, match="Input/output error"):
         record_run(trained, copied, copied / "no results")
     assert contents(copied) == before
 

@@ -107,7 +107,7 @@ def test_planted_effects_are_found_and_noise_is_not():
     "planting, verdict, elsewhere",
     [
         ({"gain": 1.0}, "Yes: the Hybrid separates better than both methods it combines; elsewhere better than LASS and LQ-VAE", "as decoded, mean of both sources (+"),
-        ({"gain": 0.0}, "Not shown: no difference between the Hybrid and the methods it combines could be told from chance: ", "By no other search"),
+        ({"gain": 0.0}, "Not shown: no difference between the Hybrid and the methods it combines could be told from chance: ", "Nowhere else, by other searches"),
         ({"gain": -1.0}, "No: the Hybrid separates worse than LASS and LQ-VAE; elsewhere worse than LASS and LQ-VAE", "refined, bass (−"),
         ({"gain": 1.0, "refine": "none"}, "Not shown: no difference between the Hybrid and the methods it combines could be told from chance; elsewhere better than LASS and LQ-VAE: ",
          "Elsewhere the Hybrid is better than LASS by particle filter, as decoded, mean of both sources (+"),
@@ -155,7 +155,7 @@ def test_chunks_that_a_build_shares_with_the_study_are_counted(pipeline, tmp_pat
     assert report.shared_chunks(live) == "The 2 chunks of this build are among the 2; where the two disagree, the 2 count."
     table = evaluation.read_rows(folder / "evaluation.csv")
     table[table.track == live.chunks.tracks[0]].to_csv(folder / "evaluation.csv", index=False, na_rep="nan")
-    assert report.shared_chunks(live).startswith("1 of the 2 chunks of this build are among the 1;")
+    assert report.shared_chunks(live).startswith("1 of the 2 chunks of this build is among the 1;")
     known = json.loads((folder / "provenance.json").read_text())
     known["profile"]["data"]["seed"] += 1
     (folder / "provenance.json").write_text(json.dumps(known))
@@ -383,9 +383,9 @@ def test_verdict_on_half_precision_claims_no_more_than_its_intervals():
 
     small, wide, sure = said((-0.02, 0.04)), said((-0.31, 0.04)), said((-0.9, -0.3))
     assert "ceiling by 0.0040 dB at most, less than 0.05" in small and "by 0.0100 nats per code at most, less than 0.05" in small
-    assert "1 are shown to change by less than 0.05 dB" in small and "cannot be told" not in small
-    assert "none is shown" in wide and "1 cannot be told from another seed, and are bounded by 0.31 dB" in wide
-    assert "1 change otherwise than by another seed, by 0.90 dB at most" in sure and "cannot be told" not in sure
+    assert "1 shown to change by less than 0.05 dB" in small and "cannot be told" not in small
+    assert "none shown to change" in wide and "1 that cannot be told from another seed, bounded by 0.31 dB" in wide
+    assert "1 changed otherwise than by another seed, by 0.90 dB at most" in sure and "cannot be told" not in sure
     assert "not less than 0.05" in said((-0.02, 0.04), figures=figures.assign(rounded=figures.trained + 0.06))
 
 
@@ -579,3 +579,13 @@ def test_learnt_spectra_separate_what_they_were_learnt_from(tones, monkeypatch):
     estimates = baselines.SpectralBases.fit(Solo(), 0).separate(tones.mean(0))
     assert torch.allclose(estimates.mean(0)[:, 2048:-2048], tones.mean(0)[:, 2048:-2048], atol=1e-3)
     assert (sdr(estimates.numpy(), tones.numpy(), 8000) > 5).all()
+
+
+def test_a_study_says_which_settings_have_changed_since():
+    profile = load_profile("cpu").model_dump(mode="json")
+    kept = report.Recorded("precision", {}, {"profile": profile, "commit": "abc", "hardware": "a machine"})
+    assert not kept.changed and "changed since" not in kept.line()
+    other = {**profile, "search": {**profile["search"], "temperature": 9.0}, "evaluation": {}}
+    older = report.Recorded("precision", {}, {**kept.provenance, "profile": other})
+    assert older.changed == ["search.temperature"] and "settings changed since: search.temperature" in older.line()
+    assert not report.Recorded("precision", {}, {**kept.provenance, "profile": {**other, "name": "a file of somebody"}}).changed

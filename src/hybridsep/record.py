@@ -67,6 +67,8 @@ def write_record(steps: Sequence[Path], out: Path, files: Mapping[str, bytes]) -
             out.rename(former)
         fresh.rename(out)
     except OSError as error:
+        if former.is_dir() and not out.is_dir():
+            former.rename(out)
         raise HybridsepError(f"cannot write {out}: {error.strerror}") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -131,9 +131,10 @@ def study_answer(table: pd.DataFrame) -> str:
     main = answer_of(compared, f"; elsewhere {' and '.join(elsewhere)}" if elsewhere else "")
     corrected = f"corrected for the {int((table.family == effects.FURTHER).sum())} further differences"
     if certain.empty:
-        return f"{main} By no other search, as decoded or refined, of one source or both, could the Hybrid be told from a method it combines (p-values {corrected})."
-    details = "; ".join(f"{how} than {', '.join(_where(row, parents[row.effect]) for _, row in rows.iterrows())}" for how, rows in found.items() if len(rows))
-    return f"{main} Elsewhere the Hybrid is {details} (95 % intervals; p-values {corrected})."
+        nowhere = "Nowhere else, by other searches, as decoded or of single sources, could the Hybrid be told from a method it combines"
+        return f"{main} {nowhere} (p-values {corrected})."
+    details = [f"{how} than {', '.join(_where(row, parents[row.effect]) for _, row in rows.iterrows())}" for how, rows in found.items() if len(rows)]
+    return f"{main} Elsewhere the Hybrid is {'; '.join(details)} (95 % intervals; p-values {corrected})."
 
 
 def _where(row: pd.Series, label: str) -> str:
@@ -150,18 +151,24 @@ def half_precision_verdict(differences: pd.DataFrame, figures: pd.DataFrame) -> 
         differences, figures: tables of the study, as `studies.half_precision` writes them.
     """
     change = (figures.rounded - figures.trained).abs()
-    exact = {"the codec's ceiling": (change[figures.figure == CEILING].max(), "dB"), "the nats of priors and likelihoods": (change[figures.unit == NATS].max(), NATS)}
-    said = " and ".join(f"{what} by {number(float(size), 4)} {unit} at most, {'less' if size < SMALL_CHANGE else 'not less'} than {SMALL_CHANGE:g}" for what, (size, unit) in exact.items())
+    exact = [
+        f"{what} by {number(float(size), 4)} {unit} at most, {'less' if size < SMALL_CHANGE else 'not less'} than {SMALL_CHANGE:g}"
+        for what, unit, size in (
+            ("the codec's ceiling", "dB", change[figures.figure == CEILING].max()),
+            ("the nats of priors and likelihoods", NATS, change[figures.unit == NATS].max()),
+        )
+    ]
     rows = differences[differences.metric != "log_evidence"].set_index(["method", "refine", "source", "metric"])
     rounding, chance = (rows[rows.compared == what] for what in (ROUNDING, ANOTHER_SEED))
     bound = pd.concat([rounding.low.abs(), rounding.high.abs()], axis=1).max(axis=1)
     small = bound < SMALL_CHANGE
     # Two intervals that do not meet.
     apart = ~small & ((rounding.low > chance.high) | (rounding.high < chance.low))
-    kinds = [f"{int(small.sum())} are shown to change by less than {SMALL_CHANGE:g} dB"] if small.any() else [f"none is shown to change by less than {SMALL_CHANGE:g} dB"]
+    kinds = [f"{int(small.sum()) or 'none'} shown to change by less than {SMALL_CHANGE:g} dB"]
     if apart.any():
-        kinds.append(f"{int(apart.sum())} change otherwise than by another seed, by {number(float(bound[apart].max()))} dB at most")
+        kinds.append(f"{int(apart.sum())} changed otherwise than by another seed, by {number(float(bound[apart].max()))} dB at most")
     rest = ~small & ~apart
     if rest.any():
-        kinds.append(f"{int(rest.sum())} cannot be told from another seed, and are bounded by {number(float(bound[rest].max()))} dB")
-    return f"Rounding changes {said}. Of {len(rounding)} scores of searches {', '.join(kinds)} (95 % intervals over {int(rounding.n.max())} songs, {int(rounding.seeds.max())} pairs of seeds)."
+        kinds.append(f"{int(rest.sum())} that cannot be told from another seed, bounded by {number(float(bound[rest].max()))} dB")
+    facts = f"95 % intervals over {int(rounding.n.max())} songs, {int(rounding.seeds.max())} pairs of seeds"
+    return f"Rounding changes {' and '.join(exact)}. Of {len(rounding)} scores of searches: {', '.join(kinds)} ({facts})."

@@ -41,7 +41,7 @@ def rehearse(repository: Path, folder: Path, profile: str = "cpu", tests: bool =
     date = datetime.now(timezone.utc).date().isoformat()
     # Without --no-local git would only link the objects of a repository on the same disk.
     seconds = {"clone": _time("git", "clone", "--quiet", "--no-local", str(repository.resolve()), str(folder))}
-    cloned = {"commit": commit(folder), "size": folder_size(folder)}
+    cloned, size = commit(folder), folder_size(folder)
     seconds["install"] = _time("make", "-C", str(folder), INSTALLED)
     seconds["book"] = _time("make", "-C", str(folder), "book", f"PROFILE={profile}")
     if tests:
@@ -50,12 +50,13 @@ def rehearse(repository: Path, folder: Path, profile: str = "cpu", tests: bool =
     result = {
         "hardware": hardware(default_device()),
         "date": date,
-        "commit": cloned["commit"],
+        "commit": cloned,
         "profile": profile,
         "seconds": seconds,
-        "bytes": {"repository": cloned["size"], "environment": folder_size(folder / ".venv"), "run": folder_size(folder / "runs")},
+        "bytes": {"repository": size, "environment": folder_size(folder / ".venv"), "run": folder_size(folder / "runs")},
         "chapters": {entry["chapter"]: entry["seconds"] for entry in status},
     }
+    (repository / RESULT).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(repository / RESULT, (json.dumps(result, indent=1) + "\n").encode())
     return result
 

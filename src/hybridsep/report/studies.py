@@ -16,7 +16,9 @@ from IPython.display import HTML
 from matplotlib.axes import Axes
 from scipy.stats import chi2
 
+from hybridsep.errors import HybridsepError
 from hybridsep.evaluation import Evaluation, read_rows
+from hybridsep.profiles import load_profile
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import METHOD_COLOURS, METHOD_LABELS, SEARCH_LABELS, chunk_values, mean_std, minutes, number, score_table, signed
 from hybridsep.report.conclusion import EFFECT_LABELS as INGREDIENTS
@@ -60,6 +62,7 @@ BASELINE_LABELS = {"hpss": "harmonic–percussive masks", "nmf": "learnt spectra
 CEILING_SPENT_DB = 0.1  # of the codec ceiling, what a weight of L_lin may cost
 SONGS = ("tracks", "seconds", "seed", "sample_rate")  # settings that the test songs of a profile follow from
 START_SECONDS = 0.01  # how near to each other two starts are one: studies write down five digits
+MODEL_SETTINGS = ("data", "vqvae", "prior", "likelihood", "search")
 KNEE_DB = 0.5  # how close to the best score a number of particles is called enough
 RAW_AND_REFINED = {"none": "", "wiener": ", refined"}
 
@@ -76,7 +79,20 @@ class Recorded:
         """What a reader needs to judge the study's numbers."""
         known = self.provenance
         made = f"study {self.name}, profile {known['profile']['name']}, commit {known['commit']}, {known['hardware']}"
-        return "; ".join([*facts, made]) + f". Again: hybridsep study {self.name} --profile {known['profile']['name']}"
+        changed = [f"settings changed since: {', '.join(self.changed)}"] if self.changed else []
+        return "; ".join([*facts, made, *changed]) + f". Again: hybridsep study {self.name} --profile {known['profile']['name']}"
+
+
+    @property
+    def changed(self) -> list[str]:
+        """Settings of its profile on which models or searches depend, such as "data.effects", and that the profile of that name has otherwise now."""
+        then = self.provenance["profile"]
+        try:
+            now = load_profile(then["name"]).model_dump(mode="json")
+        except HybridsepError:
+            return []
+        pairs = [(block, {**then[block], **now[block]}) for block in MODEL_SETTINGS if block in then]
+        return [f"{block}.{key}" for block, keys in pairs for key in keys if then[block].get(key) != now[block].get(key)]
 
 
 def recorded(name: str) -> Recorded | None:
@@ -186,6 +202,9 @@ def main_comparison(effects: pd.DataFrame) -> list[str]:
 def recorded_comparison() -> list[str]:
     """`main_comparison` of the recorded study of many songs; one line that says so where there is none."""
     study = recorded("two-by-two")
+    if study and study.changed:
+        first, *others = main_comparison(study.tables["effects"])
+        return [f"{first} (Recorded before {', '.join(study.changed)} of the profile changed.)", *others]
     return main_comparison(study.tables["effects"]) if study else ["The comparison on many songs has not been recorded yet (hybridsep study two-by-two)."]
 
 
@@ -202,8 +221,8 @@ def shared_chunks(evaluation: Evaluation) -> str:
     shared = sum(same and track in start_s and abs(start_s[track] - start / chunks.sample_rate) < START_SECONDS for track, start in places)
     if not shared:
         return f"None of the {len(chunks)} chunks of this build is among the {len(start_s)} of the recorded study."
-    which = "The" if shared == len(chunks) else f"{shared} of the"
-    return f"{which} {len(chunks)} chunks of this build are among the {len(start_s)}; where the two disagree, the {len(start_s)} count."
+    which, verb = "The" if shared == len(chunks) else f"{shared} of the", "is" if shared == 1 else "are"
+    return f"{which} {len(chunks)} chunks of this build {verb} among the {len(start_s)}; where the two disagree, the {len(start_s)} count."
 
 
 def _effects_figure(effects: pd.DataFrame, searches: list[str]) -> HTML:
