@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
+
+from hybridsep import evaluation
 
 MICRO = {
     "base": "smoke",
@@ -25,3 +28,11 @@ def micro_profile(folder: Path, changes: dict | None = None, name: str = "micro"
     path = folder / f"{name}.yml"
     path.write_text(yaml.safe_dump(merged(MICRO, changes or {})))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_bss_eval():
+    """museval takes most of an evaluation's time and is held to account in test_metrics."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "bss_eval", lambda estimates, *_: {name: estimates.std(-1) for name in ("isr", "sir", "sar")})
+        yield

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from command import lines_of, run
-from micro import micro_profile
+from micro import micro_profile, quick_bss_eval  # noqa: F401, a fixture of every test here
 from safetensors.torch import load_file
 from tiny import random_counts, seeded
 
@@ -31,14 +31,6 @@ from hybridsep.separation import Separator
 
 CHANGES = {"evaluation": {"searches": ["particle"]}}
 SMALL_FILE = 2_000_000  # bytes; pictures and tables of the book have less
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_bss_eval():
-    """museval takes most of an evaluation's time and is held to account in test_metrics."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "bss_eval", lambda estimates, *_: {name: estimates.std(-1) for name in ("isr", "sir", "sar")})
-        yield
 
 
 @pytest.fixture(scope="module")
