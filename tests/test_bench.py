@@ -221,14 +221,17 @@ def test_a_long_recording_is_separated_in_a_process_of_its_own_whose_peak_is_rec
         written.append(soundfile.info(path))
 
     monkeypatch.setattr(recording, "write_recording", write)
-    result = run_benchmarks(recording.BENCHMARKS, Options(model=tmp_path / "model", particles=1, quick=True, minutes=0.06))
+    result = run_benchmarks(recording.BENCHMARKS, Options(model=tmp_path / "model", particles=1, quick=True, minutes=0.06, only="hour"))
     row, = result["rows"]
+    assert row["name"] == "recording/hour" and set(recording.BENCHMARKS) == {"song", "hour"}
     assert COLUMNS <= row.keys() and (row["minutes"], row["particles"], row["model"]) == (0.06, 1, str(tmp_path / "model"))
     assert [(info.samplerate, info.channels, info.frames) for info in written] == [(44_100, 2, round(0.06 * 60 * 44_100))]
     # Python and torch alone take more than 50 MB; the two stems of four seconds less than 500.
     assert 50e6 < row["start_bytes"] < row["ours_peak_bytes"] < row["start_bytes"] + 500e6 and 0 < row["ours_seconds"] < result["provenance"]["wall_seconds"]
     said = recording_line(result)
-    assert "0.06 minutes of stereo at 44.1 kHz" in said and f"{number(row['ours_peak_bytes'] / 1e9, 1)} GB, {number(row['start_bytes'] / 1e9, 1)} GB of them" in said
+    assert "Stereo at 44.1 kHz" in said and "0.06 minutes took" in said
+    assert f"{number(row['ours_peak_bytes'] / 1e9, 1)} GB of memory at most, {number(row['start_bytes'] / 1e9, 1)} GB of them" in said
     assert escape(said) in show_recording({"recording": result}).data and "hybridsep bench recording" in show_recording({}).data
-    assert "an hour of stereo" in recording_line({"rows": [{**row, "minutes": 60.0}]})
-    assert command_of("recording", result).startswith(f"hybridsep bench recording --model {tmp_path / 'model'} --particles 1 --minutes 0.06 ")
+    both = recording_line({"rows": [row, {**row, "minutes": 60.0, "particles": 3}]})
+    assert "0.06 minutes took" in both and "; an hour took" in both and "with N = 3" in both
+    assert command_of("recording", result).startswith(f"hybridsep bench recording --only hour --model {tmp_path / 'model'} --particles 1 --minutes 0.06 ")

@@ -140,7 +140,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="rounds at most")] = 5,
     budget: Annotated[float, typer.Option(help="seconds after which a timed call is repeated no more")] = 12.0,
     quick: Annotated[bool, typer.Option("--quick", help="tiny sizes, to see that it runs")] = False,
-    minutes: Annotated[Optional[float], typer.Option(min=0.01, help="length of a long recording; an hour when not given")] = None,
+    minutes: Annotated[Optional[float], typer.Option(min=0.01, help="length of a long recording; a song's and an hour when not given")] = None,
     out: Annotated[Optional[Path], typer.Option("--json", help="file for the rows and where they were measured")] = None,
 ) -> None:
     """Measure time and memory beside re-writings of the published code."""

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +25,24 @@ from hybridsep.data.composer import compose_song
 from hybridsep.data.minislakh import render_song
 from hybridsep.errors import HybridsepError
 from hybridsep.recording import separate_file
-from hybridsep.separation import WINDOWS_AT_ONCE
 
-MINUTES = 60.0
+# Minutes and particles, by name: a song with half of the profile's particles, and an hour with one.
+LENGTHS = {"song": (4.0, 16), "hour": (60.0, 1)}
 SAMPLE_RATE = 44_100
 SONG_SECONDS = 30.0
 LEFT = {"bass": 0.4, "drums": 0.6}  # share of each source in the left channel
 SUFFIX = "flac"
 
 
-def bench_recording(options: Options) -> Iterator[Row]:
-    """A stereo recording at 44.1 kHz, one composed song again and again, with as few particles as fill the rows that any N can."""
+def bench_recording(options: Options, name: str) -> Iterator[Row]:
+    """A stereo recording at 44.1 kHz of one of LENGTHS, one composed song again and again."""
     if not Path("/proc/self/status").exists():
         raise HybridsepError("peak memory is read from Linux's /proc, which is not here")
-    minutes = MINUTES if options.minutes is None else options.minutes
+    usual_minutes, usual_particles = LENGTHS[name]
+    minutes, particles = options.minutes or usual_minutes, options.particles or usual_particles
     separator = open_separator(options.model, "counts")
-    particles = options.particles or max(1, separator.profile.search.max_rows // WINDOWS_AT_ONCE)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
         write_recording(folder / f"recording.{SUFFIX}", minutes, 1.0 if options.quick else SONG_SECONDS)
         separator.save(folder / "model")
         del separator
@@ -53,10 +54,10 @@ def bench_recording(options: Options) -> Iterator[Row]:
     timing = Timing((figures["seconds"],), (figures["processor_seconds"],), figures["peak_bytes"])
     model = f"untrained, profile {PROFILE}" if options.model is None else str(options.model)
     details = {"minutes": minutes, "channels": len(LEFT), "sample_rate": SAMPLE_RATE, "particles": particles, "model": model, "start_bytes": figures["start_bytes"]}
-    yield Row("recording", timing, None, details | {"note": "peak_bytes: all that the process held at most, Python and torch included; start_bytes of it before it began"})
+    yield Row(f"recording/{name}", timing, None, details | {"note": "peak_bytes: all that the process held at most, Python and torch included; start_bytes of it before it began"})
 
 
-BENCHMARKS = {"recording": bench_recording}
+BENCHMARKS = {name: partial(bench_recording, name=name) for name in LENGTHS}
 
 
 def write_recording(path: Path, minutes: float, song_seconds: float = SONG_SECONDS) -> None:

@@ -37,7 +37,7 @@ class Options:
         repeats: rounds at most.
         budget_seconds: of one timed call; it is repeated no more after so long.
         quick: sizes that say nothing about speed, for tests.
-        minutes: of a long recording; an hour without it.
+        minutes: of a long recording; a song's and an hour without it.
     """
 
     codes: int | None = None

@@ -196,13 +196,16 @@ def precision_lines(result: dict) -> list[str]:
 
 
 def recording_line(result: dict) -> str:
-    """Peak memory and time of separating a long recording."""
-    row = result["rows"][0]
-    length = "an hour" if row["minutes"] == 60 else f"{row['minutes']:g} minutes"
-    return (
-        f"Peak memory of {length} of stereo at {row['sample_rate'] / 1000:g} kHz, from file to files: {number(row['ours_peak_bytes'] / 1e9, 1)} GB, {number(row['start_bytes'] / 1e9, 1)} GB of them "
-        f"Python and torch before it began; it took {number(row['ours_seconds'] / 60, 1)} minutes with N = {row['particles']} (model: {row['model']})"
-    )
+    """Time and peak memory of separating long recordings."""
+    cases = []
+    for row in result["rows"]:
+        length = "an hour" if row["minutes"] == 60 else f"{row['minutes']:g} minutes"
+        cases.append(
+            f"{length} took {number(row['ours_seconds'] / 60, 1)} minutes with N = {row['particles']} and {number(row['ours_peak_bytes'] / 1e9, 1)} GB of memory at most, "
+            f"{number(row['start_bytes'] / 1e9, 1)} GB of them Python and torch before it began"
+        )
+    first = result["rows"][0]
+    return f"Stereo at {first['sample_rate'] / 1000:g} kHz, from file to files (model: {first['model']}): {'; '.join(cases)}"
 
 
 def show_recording(results: Mapping[str, dict]) -> HTML:
