@@ -4,8 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hybridsep import evaluation
 from hybridsep.profiles import METHODS
-from hybridsep.report.conclusion import answer, comparisons, effect_sentence, ingredient_effects
+from hybridsep.report.conclusion import (
+    answer, comparisons, effect_sentence, ingredient_effects, knees, particles_verdict, protocols_verdict, settings_verdict, tuning_verdict,
+)  # fmt: skip
+from hybridsep.statistics import holm
+from hybridsep.studies.comparison import averaging_gains
+from hybridsep.studies.settings import correlation_table, differences_table
 
 
 def scores(gain_over_lass, gain_over_lqvae, songs=14, noise=0.2):
@@ -52,3 +58,138 @@ def test_effects_are_told_with_their_chance():
     assert "raises the SDR" in linear and "no difference" in counts
     small = comparisons(table.head(3))
     assert "too few" in effect_sentence("It", small.iloc[0])
+
+
+def rows_of(values, source="bass", refine="wiener", metric="sdr", **more):
+    """Rows of one run on songs with these values."""
+    blind = ("blind", refine, source, "real") if metric == "sdr" else ("", "", "", "")
+    rows = [(f"song{song}", 0.0, "hybrid", "particle", *blind, metric, value) for song, value in enumerate(values)]
+    return pd.DataFrame(rows, columns=evaluation.COLUMNS).assign(**more)
+
+
+def settings_changes(gains, songs=16):
+    """Differences of powers that are worth so many dB, tried = gain, beside the profile's own at 1."""
+    rng = np.random.default_rng(0)
+    level = rng.normal(6, 3, songs)
+    runs = [rows_of(level, setting="power", tried=1.0, own=True)]
+    noise = rng.normal(0, 0.3, (len(gains), songs))
+    noise -= noise.mean(1, keepdims=True)
+    runs += [rows_of(level + gain + noise[index], setting="power", tried=2.0 + index, own=False) for index, gain in enumerate(gains)]
+    return differences_table(pd.concat(runs, ignore_index=True))
+
+
+@pytest.mark.parametrize(
+    ("gains", "said", "not_said"),
+    [
+        ((0.0, 0.0), "No setting changes the refined SDR beyond chance: no value tried can be told", "instead of"),
+        ((1.0, 0.0), "Better than the profile's own beyond chance: power of the counts, λ 2 instead of 1, Hybrid (+", "worse"),
+        ((1.0, -1.0), "; worse: power of the counts, λ 3 instead of 1, Hybrid (−", "cannot be told"),
+        ((-1.0, 0.0), "No value tried is better than the profile's own beyond chance; worse: power of the counts, λ 2", "Better"),
+        ((-1.0, 0.0), "; 1 cannot be told from it (paired on the same 16 validation songs", "Better"),
+    ],
+)
+def test_settings_that_matter_are_those_beyond_chance(gains, said, not_said):
+    sentence = settings_verdict(settings_changes(gains))
+    assert said in sentence and not_said not in sentence and "corrected for all 2 values tried" in sentence
+    assert settings_verdict(settings_changes(gains, songs=5)) == "2 changes of one setting were tried, but 5 songs are too few to say anything."
+
+
+def correlations(*slopes, songs=16):
+    """Correlations where SDR follows evidence by `slopes`, one for each of the first methods, over temperatures; more particles always raise both.
+
+    At slope 0 it rises in every other song and falls in the rest.
+    """
+    rng = np.random.default_rng(0)
+    runs = []
+    for method, slope in zip(METHODS, slopes, strict=False):
+        for setting, count, own in (("temperature", 5, slope), ("particles", 20, 100.0)):
+            for tried in range(count):
+                kind = {"setting": setting, "tried": float(tried), "comparable": True}
+                evidence = tried + rng.normal(0, 0.1, songs)
+                for refine in ("none", "wiener"):
+                    runs.append(rows_of((own or 3.0 * (-1) ** np.arange(songs)) * tried + rng.normal(0, 1, songs), refine=refine, **kind).assign(method=method))
+                runs.append(rows_of(evidence, metric="log_evidence", **kind).assign(method=method))
+    return correlation_table(pd.concat(runs, ignore_index=True))
+
+
+@pytest.mark.parametrize(
+    ("slopes", "said"),
+    [
+        ((3.0, 3.0), "Yes: settings of higher evidence also score higher, with every method. "),
+        ((3.0, 0.0), "In part: settings of higher evidence also score higher with {0}; with {1} chance cannot be ruled out. "),
+        ((0.0, 0.0), "Not shown: that settings of higher evidence also score higher cannot be told from chance. "),
+        ((3.0, -3.0), "No: with {1} settings of higher evidence score lower. "),
+    ],
+)
+def test_evidence_predicts_the_score_where_the_songs_say_so_and_not_because_of_the_particles(slopes, said):
+    table = correlations(*slopes)
+    sentence = tuning_verdict(table)
+    labels = [{"plain-sum": "plain-sum", "lass": "LASS", "lqvae": "LQ-VAE", "hybrid": "Hybrid"}[m] for m in list(METHODS)[:2]]
+    assert sentence.startswith(said.format(*labels)) and "16 songs" in sentence and "5 settings" in sentence
+    # Particles alone would make any table say yes.
+    assert (table[table.settings == "comparable"].low > 0).all()
+    assert "5 songs are too few" in tuning_verdict(correlations(*slopes, songs=5))
+
+
+def choices(total=(0.5, 0.9), with_codec=(0.3, 0.9), songs=30, **single):
+    """Choices with these 95 % intervals, alike by both searches."""
+    spans = {"oracle": (-0.1, 0.1), "each source by itself": (-0.1, 0.1), "default window, seed": (-0.1, 0.1), "codec reference": (-0.1, 0.1)}
+    spans |= {name.replace("_", " "): span for name, span in single.items()} | {"seed protocol": total, "seed protocol, codec reference": with_codec}
+    rows = [
+        {"choice": choice, "search": search, "method": "all", "source": "mean", "mean": sum(span) / 2, "low": span[0], "high": span[1], "n": songs}
+        for choice, span in spans.items()
+        for search in ("ancestral", "particle")
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (choices(oracle=(0.5, 0.7)), "by ancestral together +0.70 dB, +0.50 to +0.90, with the codec's reconstruction as reference +0.60 dB, +0.30 to +0.90; the largest by itself is the best sample by the truth (+0.60 dB"),
+        (choices(total=(-0.2, 0.2)), "by particle filter together nothing beyond chance (0.00 dB, −0.20 to +0.20)"),
+        (choices(codec_reference=(-0.9, -0.7)), "the largest by itself is the codec's reconstruction as reference (−0.80 dB, −0.90 to −0.70)"),
+        (choices(oracle=(0.5, 0.7), codec_reference=(-0.6, -0.3)), "the largest by itself, the best sample by the truth (+0.60 dB, +0.50 to +0.70), cannot be told in size from the codec's reconstruction as reference (−0.45 dB)"),
+        (choices(oracle=(-0.2, 0.4)), "no choice by itself can be told from none, the largest being the best sample by the truth (+0.10 dB"),
+        (choices(songs=5), "cannot be said: 5 songs are too few"),
+    ],
+)  # fmt: skip
+def test_worth_of_a_protocol_follows_from_the_intervals_of_its_choices(table, said):
+    assert said in protocols_verdict(table)
+
+
+def particle_scores(one, averaged, songs=12):
+    """Refined scores of one filter and of filters of 32 averaged, N = so many dB."""
+    rng = np.random.default_rng(0)
+    level = rng.normal(0, 3, songs)
+    kinds = [(0, one), (32, averaged)]
+    runs = [rows_of(level - level.mean() + dB + noise - noise.mean(), filter_particles=size, particles=n) for size, kind in kinds for n, dB in kind.items() for noise in (rng.normal(0, 0.1, songs),)]
+    return pd.concat(runs, ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    ("averaged", "said"),
+    [
+        ({32: 8.0, 64: 9.3, 128: 9.6}, "one filter: N = 64 (8.70 dB, best 9.00 dB); the mean of filters of 32: N = 64 (9.30 dB, best 9.60 dB)."),
+        ({32: 8.0, 64: 9.3, 128: 9.6}, "instead of one filter is better beyond chance at N = 64, 128: +0.60 dB, "),
+        ({32: 8.0, 64: 8.7, 128: 9.6}, "is better beyond chance at N = 128: "),
+        ({32: 8.0, 64: 8.0, 128: 9.6}, "is better beyond chance at N = 128 and worse beyond chance at N = 64: −0.70 dB, "),
+        ({32: 8.0, 64: 8.0, 128: 9.6}, "the mean of filters of 32: no knee up to N = 128, the best score lies there (9.60 dB, best 9.60 dB)"),
+        ({32: 8.0, 64: 8.7, 128: 9.0}, "instead of one filter makes no difference beyond chance at any N: "),
+    ],
+)
+def test_knee_and_gain_of_averaged_filters_follow_from_the_scores(averaged, said):
+    one = {16: 7.0, 32: 8.0, 64: 8.7, 128: 9.0}
+    table = particle_scores(one, averaged)
+    gains = averaging_gains(table)
+    assert gains.particles.tolist() == [64, 128] and gains.p_holm.tolist() == pytest.approx(holm(gains.p))
+    sentence = particles_verdict(table, gains)
+    assert said in sentence and "12 songs" in sentence
+    few = particle_scores(one, averaged, songs=5)
+    assert "5 songs are too few" in particles_verdict(few, averaging_gains(few))
+
+
+def test_the_knee_is_the_first_number_within_half_a_decibel_of_the_best():
+    found = knees(particle_scores({1: 2.0, 8: 8.6, 32: 8.4, 128: 9.0}, {32: 8.4, 64: 8.6}))
+    assert found.particles.to_dict() == {0: 8, 32: 32} and found.most.to_dict() == {0: 128, 32: 64}
+    assert found.loc[0, ["sdr", "best"]].tolist() == pytest.approx([8.6, 9.0])

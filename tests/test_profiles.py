@@ -70,9 +70,9 @@ def test_base_is_found_beside_the_file_that_names_it(tmp_path, monkeypatch):
 
 
 def test_lists_and_sources_are_replaced_whole(tmp_path):
-    path = written(tmp_path, {"base": "smoke", "sources": {"keys": "Piano", "strings": "Strings"}, "evaluation": {"searches": ["beam"]}})
+    path = written(tmp_path, {"base": "smoke", "sources": {"keys": "Piano", "strings": "Strings"}, "evaluation": {"searches": ["beam", "particle"]}})
     profile = load_profile(path)
-    assert profile.source_names == ("keys", "strings") and profile.evaluation.searches == ("beam",)
+    assert profile.source_names == ("keys", "strings") and profile.evaluation.searches == ("beam", "particle")
 
 
 def test_default_pairing_leaves_the_hashes_of_trained_models_alone(tmp_path):
@@ -116,7 +116,7 @@ SHAPES = [
     ({"vqvae": {"strides": [8, 4]}}, "strides"), ({"vqvae": {"crop_samples": 8193}}, "8193"), ({"prior": {"width": 65}}, "65"),
     ({"prior": {"heads": 2, "kv_heads": 3}}, "kv_heads"), ({"prior": {"crop_codes": 200}}, "200"), ({"vqvae": {"strides": [0, 4, 2]}}, "strides"),
     ({"vqvae": {"strides": [-8, -4, 2]}}, "strides"), ({"vqvae": {"strides": [], "widths": []}}, "strides"), ({"vqvae": {"widths": [8, 0, 8]}}, "widths"),
-    ({"vqvae": {"codes": 40000}}, "40000"), ({"evaluation": {"searches": ["beem"]}}, "beem"),
+    ({"vqvae": {"codes": 40000}}, "40000"), ({"evaluation": {"searches": ["beem"]}}, "beem"), ({"evaluation": {"searches": ["beam"]}}, "must contain .particle."),
 ]  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def profile(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(profile, tmp_path_factory):
     """A finished run that no record had a part in."""
-    made = Pipeline(profile, tmp_path_factory.mktemp("trained"), record=None)
+    made = Pipeline(profile, tmp_path_factory.mktemp("trained"), records=None)
     Evaluation(made).table()
     return made
 
@@ -57,7 +57,7 @@ def records(trained, tmp_path_factory):
 @pytest.fixture
 def fresh(profile, records, tmp_path, trained):
     """A run that has songs and stems, but no model."""
-    made = Pipeline(profile, tmp_path / "runs", record=records)
+    made = Pipeline(profile, tmp_path / "runs", records=records)
     for step in trained.steps():
         if step.label in ("songs", "stems"):
             shutil.copytree(step.folder, made.root / step.folder.name)
@@ -77,11 +77,11 @@ def no_training(monkeypatch):
 
 def anew(run):
     """The same run for somebody who wants every model trained there."""
-    return Pipeline(run.profile, run.root.parent, record=None)
+    return Pipeline(run.profile, run.root.parent, records=None)
 
 
 def again(run):
-    return Pipeline(run.profile, run.root.parent, record=run.record)
+    return Pipeline(run.profile, run.root.parent, records=run.records)
 
 
 def contents(folder):
@@ -214,11 +214,13 @@ def test_model_card_says_data_scores_with_spread_limits_and_licence(records, tra
     figures = pd.DataFrame({"figure": ["codec ceiling", "likelihood"], "trained": [9.0, 3.0], "rounded": [9.004, 2.99], "unit": ["dB", "nats per code"]})
     same = {"method": "hybrid", "refine": "none", "source": "bass", "metric": "sdr", "low": -0.31, "high": 0.04, "n": 12, "seeds": 4}
     differences = pd.DataFrame([same | {"compared": compared} for compared in ("rounding", "another seed")])
-    figures.to_csv(folder / "figures.csv", index=False), differences.to_csv(folder / "differences.csv", index=False)
+    particles = pd.DataFrame([{"method": "hybrid", "largest": 0.0125}])
+    for name, table in {"figures": figures, "differences": differences, "same_particles": particles}.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
     shutil.rmtree(tmp_path / "out")
     record_run(trained, tmp_path / "out", tmp_path)
     card = (tmp_path / "out" / "micro" / "README.md").read_text()
-    assert half_precision_verdict(differences, figures) in card
+    assert half_precision_verdict(differences, figures, particles) in card
     assert re.search(r"\| detuned \|.*1\.25", card) and "not measured" not in card
 
 
@@ -243,7 +245,7 @@ def test_run_takes_recorded_models_as_its_own(fresh, trained, no_training):
 
 
 def test_what_is_made_with_recorded_models_is_the_same_each_time(fresh, profile, records, tmp_path, no_training):
-    other = Pipeline(profile, tmp_path / "other", record=records)
+    other = Pipeline(profile, tmp_path / "other", records=records)
     shutil.copytree(fresh.root, other.root)
     runs = [Evaluation(each).blind_run("hybrid").rows for each in (fresh, other)]
     assert runs[0][runs[0].metric != "seconds"].equals(runs[1][runs[1].metric != "seconds"])
@@ -292,7 +294,7 @@ def test_training_anew_gives_the_weights_of_a_run_without_a_record(fresh, traine
 
 
 def test_run_with_other_settings_trains_though_there_is_a_record(fresh, records, tmp_path):
-    other = Pipeline(load_profile(micro_profile(tmp_path, {**CHANGES, "seed": 1})), fresh.root.parent, record=records)
+    other = Pipeline(load_profile(micro_profile(tmp_path, {**CHANGES, "seed": 1})), fresh.root.parent, records=records)
     other.vqvae("plain")
     assert not other.vqvae_step("plain").recorded
 
@@ -310,7 +312,7 @@ def test_damaged_record_is_said_in_one_line_and_nothing_is_restored(fresh, copie
     step = fresh.vqvae_step("plain")
     DAMAGES[how](copied / "micro" / step.folder.name / name)
     with pytest.raises(HybridsepError, match=f"{step.folder.name}/{name}.*TRAIN=1") as caught:
-        Pipeline(fresh.profile, fresh.root.parent, record=copied).vqvae("plain")
+        Pipeline(fresh.profile, fresh.root.parent, records=copied).vqvae("plain")
     assert "\n" not in str(caught.value) and not step.done
 
 
@@ -318,7 +320,7 @@ def test_damaged_record_is_said_in_one_line_and_nothing_is_restored(fresh, copie
 def test_damaged_checksums_of_a_record_are_said_in_one_line(fresh, copied, how):
     DAMAGES[how](copied / "micro" / "SHA256SUMS")
     with pytest.raises(HybridsepError, match="record.*TRAIN=1") as caught:
-        Pipeline(fresh.profile, fresh.root.parent, record=copied).vqvae("plain")
+        Pipeline(fresh.profile, fresh.root.parent, records=copied).vqvae("plain")
     assert "\n" not in str(caught.value)
 
 

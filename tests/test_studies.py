@@ -35,7 +35,8 @@ from hybridsep.studies.protocols import CHOICES
 def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "bss_eval", lambda estimates, *_: {name: estimates.std(-1) for name in ("isr", "sir", "sar")})
-        for name, value in {"CHUNKS": 2, "PARTICLE_COUNTS": (1, 3), "PARTICLE_CHUNKS": 2, "CONTRIBUTION_CHUNKS": 2, "PRECISION_SEEDS": 1}.items():
+        sizes = {"PARTICLE_COUNTS": (1, 3, 6), "AVERAGED_COUNTS": (3, 6), "FILTER_PARTICLES": 3, "PARTICLE_CHUNKS": 2}
+        for name, value in {"CHUNKS": 2, "CONTRIBUTION_CHUNKS": 2, "PRECISION_SEEDS": 2, **sizes}.items():
             patch.setattr(comparison, name, value)
         for study, chunks in ((protocols, 2), (settings, 1), (counting, 1), (repeatability, 2), (half_precision, 2)):
             patch.setattr(study, "CHUNKS", chunks)
@@ -182,10 +183,18 @@ def test_protocol_choices_are_measured_on_the_same_separations(pipeline, tmp_pat
 
 def test_particle_counts_share_their_songs_and_are_run_once(pipeline, tmp_path, monkeypatch):
     found = tables(run_study("particles", pipeline, tmp_path))
-    assert list(found["search"].particles) == [1, 3]
-    assert found["course"].groupby("particles").size().tolist() == [4, 4] and (found["course"].ess <= found["course"].particles + 1e-4).all()
-    assert set(found["scores"].particles) == {1, 3}
-    assert found["scores"].groupby("particles").track.agg(lambda t: tuple(sorted(set(t)))).nunique() == 1
+    kind = ["filter_particles", "particles"]
+    runs = [(0, 1), (0, 3), (0, 6), (3, 3), (3, 6)]
+    assert list(found["search"][kind].itertuples(index=False, name=None)) == runs
+    assert found["course"].groupby(kind).size().tolist() == [4] * 5 and (found["course"].ess <= found["course"].particles + 1e-4).all()
+    assert found["scores"].groupby(kind).track.agg(lambda t: tuple(sorted(set(t)))).nunique() == 1
+    refined = found["scores"][(found["scores"].metric == "sdr") & (found["scores"].refine == "wiener")]
+    means = refined.groupby([*kind, "track"], sort=False).value.mean()
+    # A filter of as many particles as one is to have is that one filter.
+    assert means[3, 3].equals(means[0, 3]) and not means[3, 6].equals(means[0, 6])
+    gain = found["differences"]
+    assert gain.particles.tolist() == [6] and gain.n.tolist() == [2]
+    assert gain["mean"].item() == pytest.approx((means[3, 6] - means[0, 6]).mean(), abs=1e-3)
     provenance = json.loads((tmp_path / "particles" / "provenance.json").read_text())
     assert provenance["study"] == "particles" and provenance["profile"]["name"] == "micro"
 
@@ -206,10 +215,31 @@ def test_contributions_compare_priors_on_the_same_chunks(pipeline, tmp_path):
 
 
 def test_precisions_are_compared_on_the_same_chunks(pipeline, tmp_path):
-    scores = tables(run_study("precision", pipeline, tmp_path))["scores"]
+    found = tables(run_study("precision", pipeline, tmp_path))
+    scores = found["scores"]
     assert scores.groupby("precision").size().to_dict() == dict.fromkeys(("float32", "bfloat16"), len(scores) // 2)
     pair = [group.value.to_numpy() for _, group in scores[scores.metric == "log_evidence"].groupby("precision")]
     assert abs(pair[0] - pair[1]).max() < 0.1 and (pair[0] != pair[1]).any()
+    changes = found["differences"].set_index(["metric", "source"])
+    assert changes.loc[("log_evidence", ""), "mean"] == pytest.approx((pair[0] - pair[1]).mean(), abs=1e-5)
+    assert (changes.n == 2).all() and changes.low.isna().sum() == 1
+
+
+def test_precisions_differ_by_what_was_planted():
+    """bfloat16 costs the drums 1 dB in each of two seeds, and takes 0.5 and 0.7 times as long."""
+    rows = []
+    for seed in range(2):
+        for precision, cost, seconds in (("float32", 0.0, 2.0), ("bfloat16", 1.0, 1.0 + 0.4 * seed)):
+            for song in range(5):
+                common = (f"song{song}", 0.0, "hybrid", "particle")
+                scores = {"bass": float(song), "drums": song + seed - cost}
+                rows += [(*common, "blind", "wiener", s, "real", "sdr", value, precision, seed) for s, value in scores.items()]
+                rows += [(*common, "", "", "", "", metric, value, precision, seed) for metric, value in {"log_evidence": -3.0, "seconds": seconds}.items()]
+    table = pd.DataFrame(rows, columns=[*evaluation.COLUMNS, "precision", "seed"])
+    found = comparison.precision_differences(table).set_index(["metric", "source"])
+    assert found["mean"].loc["sdr"].to_dict() == pytest.approx({"mean": -0.5, "bass": 0.0, "drums": -1.0})
+    assert found["mean"]["log_evidence", ""] == 0 and found.loc[("sdr", "drums"), ["low", "high", "n"]].tolist() == pytest.approx([-1, -1, 5])
+    assert found.loc[("seconds_ratio", ""), ["mean", "n"]].tolist() == pytest.approx([0.6, 2])
 
 
 def test_settings_are_tried_on_validation_songs_only(pipeline, tmp_path):
@@ -223,7 +253,38 @@ def test_settings_are_tried_on_validation_songs_only(pipeline, tmp_path):
         # Models this small leave all particles alike, and none is ever resampled.
         assert tried.nunique() > 1 or sweep.setting == "ess_threshold", sweep.setting
     assert scores[~scores.comparable].setting.unique().tolist() == ["power"]
-    assert set(found["correlation"].method) == {sweep.method for sweep in settings.SWEEPS} and found["correlation"].n.min() > 3
+    own = scores[scores.own].groupby(["method", "setting"]).tried.unique()
+    assert own["hybrid", "particles"].tolist() == [3] and own["hybrid", "filters"].tolist() == [1] and own["lass", "temperature"].tolist() == [1.4]
+    changes = found["differences"]
+    assert len(changes) == len(runs) - len(own) and (changes.tried != changes.own).all() and (changes.n == 1).all()
+    correlation = found["correlation"].set_index(["method", "refine", "settings"]).sort_index()
+    assert set(found["correlation"].method) == {sweep.method for sweep in settings.SWEEPS} and correlation.n.min() == 3
+    counts = correlation.loc["hybrid", "wiener"].n
+    assert counts["without N"] == counts["comparable"] - 6 == counts["all"] - 4 - 6
+
+
+def test_what_a_setting_changes_is_paired_with_the_profiles_own_value():
+    rng = np.random.default_rng(0)
+    level = rng.normal(5, 3, 12)
+    rows = []
+    for tried, gain in ((0.5, -2.0), (1.0, 0.0), (2.0, 0.0)):
+        for song in range(12):
+            where = (f"song{song}", 0.0, "hybrid", "particle", "blind", "wiener", "bass", "real", "sdr")
+            rows.append((*where, level[song] + gain + rng.normal(0, 0.3), "power", tried, tried == 1.0))
+    found = settings.differences_table(pd.DataFrame(rows, columns=[*evaluation.COLUMNS, "setting", "tried", "own"])).set_index("tried")
+    assert found.index.tolist() == [0.5, 2.0] and (found.own == 1.0).all() and (found.n == 12).all()
+    assert found["mean"][0.5] == pytest.approx(-2, abs=0.3) and found.p_holm[0.5] < 0.01 < 0.05 < found.p_holm[2.0]
+    assert (found.p_holm >= found.p).all() and found.low[0.5] < found["mean"][0.5] < found.high[0.5] < 0
+
+
+def test_numbers_of_particles_and_of_filters_are_changed_apart(pipeline):
+    own = pipeline.separator("hybrid")
+    several = settings.with_search(own, particles=12, filter_particles=4)
+    assert settings.filters_and_particles(own) == (1, 3) and settings.filters_and_particles(several) == (3, 4)
+    assert settings.filters_and_particles(settings.with_particles(own, 64)) == (1, 64)
+    assert settings.filters_and_particles(settings.with_filters(own, 4)) == (4, 3)
+    assert settings.filters_and_particles(settings.with_particles(several, 2)) == (3, 2)
+    assert settings.filters_and_particles(settings.with_filters(several, 2)) == (2, 4)
 
 
 def test_evidence_that_follows_the_score_has_rank_correlation_one():
@@ -358,6 +419,11 @@ def test_rounded_weights_are_compared_seed_by_seed_beside_other_seeds(pipeline, 
     assert set(figures.method) == {"hybrid", "lass"} and not np.array_equal(figures.trained, figures.rounded)
     nats = figures[figures.unit == "nats per code"]
     assert len(nats) == 2 * 3 and np.allclose(nats.trained, nats.rounded, atol=0.01)
+    same = found["same_particles"].set_index(["method", "refine", "source", "metric"])
+    assert (same.n == 2).all() and (same.largest > 0).any() and same.largest.max() < 0.1
+    # What the trained models make of their particles is what the run of the same seed scores.
+    own = scores[(scores.method == "hybrid") & (scores.source == "bass") & (scores.weights == "float32") & (scores.seed == pipeline.profile.evaluation.seed)]
+    assert len(own) == 2 and same.trained["hybrid", "none", "bass", "sdr"] == pytest.approx(own.value.mean(), abs=1e-3)
 
 
 def test_noise_beside_rounding_spreads_as_far_as_the_noise_in_it():
@@ -376,16 +442,18 @@ def test_noise_beside_rounding_spreads_as_far_as_the_noise_in_it():
 def test_verdict_on_half_precision_claims_no_more_than_its_intervals():
     figures = pd.DataFrame({"figure": ["codec ceiling", "likelihood, validation songs"], "trained": [9.0, 3.0], "rounded": [9.004, 2.99], "unit": ["dB", "nats per code"]})
 
-    def said(rounding, other=(-0.2, 0.2), figures=figures):
+    def said(rounding, other=(-0.2, 0.2), figures=figures, largest=0.002):
         spans = {"rounding": rounding, "another seed": other}
         rows = [("hybrid", "none", "bass", "sdr", name, low, high, 12, 4) for name, (low, high) in spans.items()]
-        return half_precision_verdict(pd.DataFrame(rows, columns=[*half_precision.KEYS, "compared", "low", "high", "n", "seeds"]), figures)
+        table = pd.DataFrame(rows, columns=[*half_precision.KEYS, "compared", "low", "high", "n", "seeds"])
+        return half_precision_verdict(table, figures, pd.DataFrame({"largest": [0.001, largest]}))
 
     small, wide, sure = said((-0.02, 0.04)), said((-0.31, 0.04)), said((-0.9, -0.3))
     assert "ceiling by 0.0040 dB at most, less than 0.05" in small and "by 0.0100 nats per code at most, less than 0.05" in small
     assert "1 shown to change by less than 0.05 dB" in small and "cannot be told" not in small
     assert "none shown to change" in wide and "1 that cannot be told from another seed, bounded by 0.31 dB" in wide
     assert "1 changed otherwise than by another seed, by 0.90 dB at most" in sure and "cannot be told" not in sure
+    assert "every chunk by 0.0020 dB at most, less than 0.05" in small and "every chunk by 0.0700 dB at most, not less than 0.05" in said((-0.02, 0.04), largest=0.07)
     assert "not less than 0.05" in said((-0.02, 0.04), figures=figures.assign(rounded=figures.trained + 0.06))
 
 
@@ -398,9 +466,43 @@ def test_half_precision_is_not_measured_on_weights_that_have_it_already(pipeline
 def test_baselines_are_scored_like_everything_else(pipeline, tmp_path, monkeypatch, small_tasnet):
     monkeypatch.setattr(baselines, "NMF_SECONDS", 12.0)
     found = tables(run_study("baselines", pipeline, tmp_path))
-    scores = found["scores"][(found["scores"].metric == "sdr") & (found["scores"].refine == "none")]
-    assert scores.groupby("method").size().to_dict() == {"hpss": 4, "nmf": 4, "convtasnet": 4}
-    assert np.isfinite(scores.value).all() and (found["times"].seconds_per_chunk > 0).all()
+    scores, references = found["scores"][(found["scores"].metric == "sdr") & (found["scores"].refine == "none")], ("mixture", "irm", "codec-plain", "codec-linear")
+    assert scores.groupby("method").size().to_dict() == dict.fromkeys(("hpss", "nmf", "convtasnet", "hybrid", *references), 4)
+    assert np.isfinite(scores.value).all()
+    times = found["times"].set_index("method")
+    assert (times.seconds_per_chunk > 0).all() and times.index[times.training_seconds.isna()].tolist() == ["hpss"]
+    assert (times.training_seconds.drop("hpss") > 0).all() and times.training_seconds.hybrid == 2 and 2 <= times.training_seconds.convtasnet < 60
+    assert times.index[times.steps.notna()].tolist() == ["convtasnet"] and times.steps.convtasnet > 0
+    assert times.weights.convtasnet == sum(p.numel() for p in baselines.make_tasnet().parameters())
+    parts = [pipeline.vqvae("linear"), *(pipeline.prior("linear", source) for source in pipeline.profile.source_names)]
+    assert times.weights.hybrid == sum(p.numel() for part in parts for p in part.parameters())
+
+
+def test_baselines_are_trained_once_and_keep_the_times_of_then(pipeline, tmp_path, monkeypatch, small_tasnet):
+    monkeypatch.setattr(baselines, "NMF_SECONDS", 12.0)
+    first = tables(run_study("baselines", pipeline, tmp_path))
+    for owner, name in ((baselines, "train_tasnet"), (baselines.SpectralBases, "fit")):
+        monkeypatch.setattr(owner, name, lambda *_: pytest.fail("trained again"))
+    second = tables(run_study("baselines", pipeline, tmp_path / "again"))
+    assert second["times"].drop(columns="seconds_per_chunk").equals(first["times"].drop(columns="seconds_per_chunk"))
+    assert second["scores"].equals(first["scores"]) and second["differences"].equals(first["differences"])
+
+
+def test_the_hybrid_refined_is_paired_with_each_baseline_as_it_is():
+    gains = np.linspace(-1, 3, 8)
+    levels = {"hybrid": 4.0, "hpss": 1.0, "nmf": 2.0, "convtasnet": 9.0, "codec-linear": 7.0, "mixture": 0.0}
+    # What the wrong refinement or metric would give is far off.
+    rows = [
+        {"method": m, "track": f"song {t}", "start_s": 0.0, "source": source, "refine": refine, "reference": "real", "metric": metric,
+         "value": level + (t % 3) + (source == "drums") + (gains[t] if m == "hybrid" else 0) + 50 * ((refine == "wiener") != (m == "hybrid")) + 90 * (metric != "sdr")}
+        for m, level in levels.items() for t in range(8) for source in ("bass", "drums") for refine in ("none", "wiener") for metric in ("sdr", "sir")
+        if refine == "none" or m not in ("codec-linear", "mixture")
+    ]  # fmt: skip
+    found = baselines.baseline_differences(pd.DataFrame(rows)).set_index(["method", "other", "source"])
+    assert len(found) == 6 * 3 and (found.n == 8).all() and (found.low <= found["mean"]).all() and (found["mean"] <= found.high).all()
+    for (method, other, _), row in found.iterrows():
+        paired = gains if method == "hybrid" else np.zeros(8)
+        assert row["mean"] == pytest.approx(levels[method] - levels[other] + paired.mean()) and row["std"] == pytest.approx(paired.std(ddof=1))
 
 
 def test_other_sounds_are_scored_on_the_same_songs_and_places(pipeline, tmp_path, monkeypatch):
@@ -478,6 +580,25 @@ def test_every_recorded_study_is_shown_with_its_provenance_and_figures_can_be_re
     assert "too small to answer" in sentences and "Its 6 differences" in sentences and "The 138 others" in sentences
     ours = tables(tmp_path / "book" / "results" / "protocols")["published"].ours.iloc[0]
     assert number(ours) in text_of(report.SHOWN["protocols"]())
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("settings", ("changes of one setting were tried, but 1 songs are too few", "Whether evidence predicts the score cannot be said")),
+        ("particles", ("How many particles are enough cannot be said: 2 songs are too few", "the mean of filters of 3")),
+        ("precision", ("refined SDR, mean of both (dB)", " times</td>")),
+    ],
+)
+def test_paired_differences_are_shown_and_a_record_without_them_asks_for_another_run(name, shown, pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDSEP_ROOT", str(tmp_path))
+    folder = run_study(name, pipeline, tmp_path / "book" / "results")
+    page = text_of(report.SHOWN[name]())
+    assert all(text in page for text in shown) and "older form" not in page and "nan" not in page
+    (folder / "differences.csv").unlink()
+    page = text_of(report.SHOWN[name]())
+    assert f"Recorded in an older form, without the paired differences: run it again (hybridsep study {name})" in page
+    assert not any(text in page for text in shown)
 
 
 @pytest.mark.parametrize("name", ["refinement", "linearity", "windows"])

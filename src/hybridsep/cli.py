@@ -185,7 +185,7 @@ def _pipeline(profile: str, runs: Path, data: Path | None, deadline: Deadline = 
     from hybridsep.profiles import load_profile
     from hybridsep.record import RECORDS
 
-    return Pipeline(load_profile(profile), runs, data, deadline, record=None if anew else RECORDS)
+    return Pipeline(load_profile(profile), runs, data, deadline, records=None if anew else RECORDS)
 
 
 def main() -> None:

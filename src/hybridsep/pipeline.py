@@ -81,7 +81,7 @@ class Pipeline:
         data: a data set in Slakh's layout; MiniSlakh is synthesised without it.
         deadline: when to stop, in a state to go on from.
         ranks: the processes that work together; those that `torchrun` or `accelerate launch` started when not given.
-        record: folder of the records that models are taken from; None to train all of them here.
+        records: folder of the records that models are taken from; None to train all of them here.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class Pipeline:
         data: Path | str | None = None,
         deadline: Deadline = NEVER,
         ranks: Ranks | None = None,
-        record: Path | None = RECORDS,
+        records: Path | None = RECORDS,
     ):
         self.profile = profile
         self.root = Path(runs) / profile.name
         self.data = Path(data) if data else None
-        self.record = record
+        self.records = records
         self.deadline = deadline
         self.ranks = ranks or ranks_here()
         self.device = default_device()
@@ -108,7 +108,7 @@ class Pipeline:
 
     def alone(self) -> Pipeline:
         """The same run for this process by itself, where the others do something else."""
-        return Pipeline(self.profile, self.root.parent, self.data, ranks=ALONE, record=self.record)
+        return Pipeline(self.profile, self.root.parent, self.data, ranks=ALONE, records=self.records)
 
     # --- songs -------------------------------------------------------------------------------------------------------------
 
@@ -338,13 +338,13 @@ class Pipeline:
         """Whether a step is done, and neither of a record that shall not be used nor of recorded models that were trained here since."""
         if not step.done:
             return False
-        if self.record is None:
+        if self.records is None:
             return not _recorded_folders(step)
         return all(Step(folder, "").recorded for folder in _recorded_folders(step))
 
     def _restorable(self, step: Step) -> bool:
         """Whether the record has a step, and the models that fit it are recorded too."""
-        return self.record is not None and (self._record / step.folder.name).is_dir() and all(self._comes_recorded(other) for other in step.inputs)
+        return self.records is not None and (self._record / step.folder.name).is_dir() and all(self._comes_recorded(other) for other in step.inputs)
 
     def _comes_recorded(self, step: Step) -> bool:
         """Whether a step is of the record, or will be once it is asked for."""
@@ -362,7 +362,7 @@ class Pipeline:
 
     @property
     def _record(self) -> Path:
-        return self.record / self.profile.name
+        return self.records / self.profile.name
 
     def _precision(self) -> tuple[str, ...]:
         """What a hash says of it: the setting, not what the machine makes of it, so that one machine finds what another trained."""

@@ -64,7 +64,7 @@ def shipped_model(records: Path | None = RECORDS, profile: str = PROFILE, method
         settings = Profile.model_validate_json((record / "profile.json").read_text())
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            Pipeline(settings, scratch, record=records).separator(method)
+            Pipeline(settings, scratch, records=records).separator(method)
             try:
                 os.replace(Path(scratch) / profile / method, folder)
             except OSError:

@@ -192,7 +192,7 @@ class Separator:
         options, windows = self._checked(options), Windows.over(mixture.shape[1], self.sample_rate, self.hop)
         codes, count = windows.size // self.hop, len(windows)
         room = max(1, min(WINDOWS_AT_ONCE, self.profile.search.max_rows // options.particles))
-        level = _level(mixture) if common_level else None
+        level = level_factor(mixture) if common_level else None
         stems, log_evidence = torch.zeros(len(self.profile.sources), *mixture.shape), torch.zeros(len(mixture))
         parts, past = _parts(len(mixture), count, room, carry), None
         with tqdm(total=len(parts) * codes, desc=options.label, unit="step", disable=options.label is None) as bar:
@@ -264,7 +264,7 @@ class Separator:
             raise HybridsepError(f"{particles} particles: at least 1 is needed")
         return replace(options, particles=particles)
 
-    def _filters(self, options: SearchOptions) -> int:
+    def filters(self, options: SearchOptions) -> int:
         """How many particle filters of equal size share the particles: as many as `filter_particles` asks for, and divide them evenly."""
         most = self.profile.search.filter_particles
         wanted = max(1, options.particles // most) if most and options.search == "particle" else 1
@@ -279,7 +279,7 @@ class Separator:
         if not length:
             raise HybridsepError(f"{mixture.shape[-1]} samples are less than one code of {self.vqvae.hop}")
         mixture = mixture[:, :length].to(self.device)
-        level = _level(mixture) if level is None else level.to(self.device)
+        level = level_factor(mixture) if level is None else level.to(self.device)
         codes = torch.cat([self.vqvae.encode(part) for part in (mixture * level).split(ENCODED_ROWS)])
         return mixture, level, self.search_codes(codes, options, on_step)
 
@@ -287,7 +287,7 @@ class Separator:
         """Search mixture codes int64 [B, S], in slices of at most `max_rows` particles; `on_step` as in `estimate`."""
         settings, options = self.profile.search, self._checked(options)
         extra = {"particle": {"ess_threshold": settings.ess_threshold}, "topk": {"k": settings.top_k}}.get(options.search, {})
-        filters = self._filters(options)
+        filters = self.filters(options)
         slices, parts = codes.split(max(1, settings.max_rows // options.particles)), []
         with tqdm(total=len(slices) * codes.shape[1], desc=options.label, unit="step", disable=options.label is None) as bar:
             for index, part in enumerate(slices):
@@ -494,7 +494,7 @@ def _wiener(stems: Tensor, mixture: Tensor, size: int, trust: float) -> Tensor:
     return waveforms[:, :length].view(len(stems), *mixture.shape)
 
 
-def _level(mixture: Tensor) -> Tensor:
+def level_factor(mixture: Tensor) -> Tensor:
     """Factors [B, 1] that bring mixtures [B, T] to the level of those that the models were trained on."""
     return MIXTURE_RMS / mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
 

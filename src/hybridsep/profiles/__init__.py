@@ -161,6 +161,12 @@ class EvaluationSettings(Settings):
     many_particles: int = Field(64, ge=1, description="N of the extra particle-filter run with more particles")
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _every_cell_has_a_filter(self) -> EvaluationSettings:
+        if "particle" not in self.searches:
+            raise ValueError("evaluation.searches must contain 'particle': cells are compared by it")
+        return self
+
 
 class Profile(Settings):
     """All settings of one run."""

@@ -313,11 +313,15 @@ def _complete_redirect(site: Path) -> None:
     """Make a page of the bare tag by which jupyter-book sends readers of `index.html` on to the book's first page.
 
     Without an icon of its own a browser would ask for one that is not there.
+
+    Raises:
+        BookError: the page is no such tag.
     """
     page = site / "index.html"
     target = _REDIRECT.fullmatch(page.read_text(encoding="utf-8").strip())
-    if target:
-        page.write_text(_FRONT_PAGE.format(target=target["address"]), encoding="utf-8")
+    if target is None:
+        raise BookError(f"{page.name} of the built book does not lead to the first page in the way that was expected")
+    page.write_text(_FRONT_PAGE.format(target=target["address"]), encoding="utf-8")
 
 
 def _add_mathjax(site: Path) -> None:

@@ -62,7 +62,7 @@ def open_book(profile: str) -> tuple[Pipeline, Evaluation]:
 
 @functools.lru_cache
 def _pipeline(profile: str) -> Pipeline:
-    return Pipeline(load_profile(profile), runs_root(), record=None if trains_anew() else RECORDS)
+    return Pipeline(load_profile(profile), runs_root(), records=None if trains_anew() else RECORDS)
 
 
 # --- numbers for the prose -------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, SMALLEST_MEAN
 from hybridsep.statistics import holm
 from hybridsep.studies import effects
 from hybridsep.studies.half_precision import ANOTHER_SEED, CEILING, NATS, ROUNDING
+from hybridsep.studies.protocols import ALL_CELLS
+from hybridsep.studies.settings import WITHOUT_N
 
 EFFECT_LABELS = {
     "linear": "The linear codebook, instead of the plain one,",
@@ -18,6 +20,16 @@ EFFECT_LABELS = {
 REFINEMENTS = {"none": "as decoded", "wiener": "refined"}
 SIGNIFICANT = 0.05
 SMALL_CHANGE = 0.05  # dB, or nats per code: what rounded weights may cost
+KNEE_DB = 0.5  # how close to the best score a number of particles is called enough
+SETTING_LABELS = {
+    "power": "power of the counts, λ", "smoothing": "pseudo-counts, α", "sigma": "σ, as a factor of the fitted one",
+    "temperature": "temperature of the priors", "ess_threshold": "resampling threshold (share of N)", "particles": "particles in a filter, N",
+    "filters": "filters averaged",
+}  # fmt: skip
+SINGLE_CHOICES = {
+    "oracle": "the best sample by the truth", "each source by itself": "each source's best sample by itself",
+    "default window, seed": "museval's default window", "codec reference": "the codec's reconstruction as reference",
+}  # fmt: skip
 
 
 def cell_scores(table: pd.DataFrame, refine: str = "wiener", search: str = "particle") -> pd.DataFrame:
@@ -144,11 +156,11 @@ def _where(row: pd.Series, label: str) -> str:
     return f"{where} ({signed(row['mean'])} dB, {signed(row.low)} to {signed(row.high)}, p = {number(float(row.p_holm), 3)})"
 
 
-def half_precision_verdict(differences: pd.DataFrame, figures: pd.DataFrame) -> str:
+def half_precision_verdict(differences: pd.DataFrame, figures: pd.DataFrame, same_particles: pd.DataFrame) -> str:
     """What is shown of the cost of half precision, and what is not.
 
     Args:
-        differences, figures: tables of the study, as `studies.half_precision` writes them.
+        differences, figures, same_particles: tables of the study, as `studies.half_precision` writes them.
     """
     change = (figures.rounded - figures.trained).abs()
     exact = [
@@ -156,6 +168,7 @@ def half_precision_verdict(differences: pd.DataFrame, figures: pd.DataFrame) -> 
         for what, unit, size in (
             ("the codec's ceiling", "dB", change[figures.figure == CEILING].max()),
             ("the nats of priors and likelihoods", NATS, change[figures.unit == NATS].max()),
+            ("every blind score of the same particles in every chunk", "dB", same_particles.largest.max()),
         )
     ]
     rows = differences[differences.metric != "log_evidence"].set_index(["method", "refine", "source", "metric"])
@@ -171,4 +184,145 @@ def half_precision_verdict(differences: pd.DataFrame, figures: pd.DataFrame) -> 
     if rest.any():
         kinds.append(f"{int(rest.sum())} that cannot be told from another seed, bounded by {number(float(bound[rest].max()))} dB")
     facts = f"95 % intervals over {int(rounding.n.max())} songs, {int(rounding.seeds.max())} pairs of seeds"
-    return f"Rounding changes {' and '.join(exact)}. Of {len(rounding)} scores of searches: {', '.join(kinds)} ({facts})."
+    return f"Rounding changes {', '.join(exact)}. Of {len(rounding)} scores of searches made anew: {', '.join(kinds)} ({facts})."
+
+
+def settings_verdict(differences: pd.DataFrame) -> str:
+    """Which settings change the refined SDR beyond chance against the profile's own, and which way.
+
+    Args:
+        differences: table of the study, as `settings.differences_table` makes it.
+    """
+    tried, songs = len(differences), int(differences.n.max())
+    if songs < SMALLEST_MEANINGFUL:
+        return f"{tried} changes of one setting were tried, but {songs} songs are too few to say anything."
+    facts = f"paired on the same {songs} validation songs, p-values corrected for all {tried} values tried"
+    certain = differences[differences.p_holm < SIGNIFICANT]
+    if certain.empty:
+        return f"No setting changes the refined SDR beyond chance: no value tried can be told from the profile's own ({facts})."
+    better, worse = certain[certain["mean"] > 0], certain[certain["mean"] < 0]
+    best = f"Better than the profile's own beyond chance: {_values(better)}" if len(better) else "No value tried is better than the profile's own beyond chance"
+    rest = tried - len(certain)
+    others = [f"worse: {_values(worse)}"] * bool(len(worse)) + [f"{rest} cannot be told from it"] * bool(rest)
+    return f"{'; '.join([best, *others])} ({facts})."
+
+
+def _values(rows: pd.DataFrame) -> str:
+    """Settings with what they change, rows of `settings.differences_table`."""
+    return ", ".join(
+        f"{SETTING_LABELS[row.setting]} {row.tried:g} instead of {row.own:g}, {METHOD_LABELS[row.method]} ({_interval(row)})" for _, row in rows.iterrows()
+    )
+
+
+def _interval(row: pd.Series) -> str:
+    return f"{signed(row['mean'])} dB, {signed(row.low)} to {signed(row.high)}"
+
+
+def tuning_verdict(correlation: pd.DataFrame) -> str:
+    """Whether settings of higher evidence also score higher, so that one can tune without ground truth.
+
+    Numbers of particles and of filters are left out: more of them raise both.
+
+    Args:
+        correlation: table of the study, as `settings.correlation_table` makes it.
+    """
+    rows = correlation[(correlation.refine == "wiener") & (correlation.settings == WITHOUT_N)].set_index("method")
+    songs = int(rows.songs.min())
+    if songs < SMALLEST_MEANINGFUL:
+        return f"Whether evidence predicts the score cannot be said: {songs} songs are too few."
+    kinds = {"higher": rows.low > 0, "lower": rows.high < 0, "unclear": (rows.low <= 0) & (rows.high >= 0)}
+    found = {kind: " and ".join(METHOD_LABELS[m] for m in rows.index[chosen]) for kind, chosen in kinds.items() if chosen.any()}
+    if "lower" in found:
+        verdict = f"No: with {found['lower']} settings of higher evidence score lower"
+    elif "unclear" not in found:
+        verdict = "Yes: settings of higher evidence also score higher, with every method"
+    elif "higher" in found:
+        verdict = f"In part: settings of higher evidence also score higher with {found['higher']}; with {found['unclear']} chance cannot be ruled out"
+    else:
+        verdict = "Not shown: that settings of higher evidence also score higher cannot be told from chance"
+    details = ", ".join(f"{METHOD_LABELS[m]} ρ = {number(row.rho_song)} ({number(row.low)} to {number(row.high)}, {int(row.n)} settings)" for m, row in rows.iterrows())
+    return f"{verdict}. Rank correlation within a song, refined, without numbers of particles, {songs} songs, 95 % intervals, each by itself: {details}."
+
+
+def protocols_verdict(choices: pd.DataFrame) -> str:
+    """How many dB the published protocol's choices are worth together, and which of them is the largest, by ancestral sampling and particle filter.
+
+    Args:
+        choices: table of the study, as `protocols.choices_table` makes it.
+    """
+    pooled = choices[(choices.method == ALL_CELLS) & (choices.source == effects.SOURCES_MEAN)].set_index(["search", "choice"]).sort_index()
+    songs = int(pooled.n.max())
+    if songs < SMALLEST_MEANINGFUL:
+        return f"What a protocol is worth cannot be said: {songs} songs are too few."
+    said = "; ".join(f"by {SEARCH_LABELS[search]} {_protocol_worth(pooled.loc[search])}" for search in ("ancestral", "particle"))
+    return f"What the seed's choices of a protocol add to the very same separations: {said} (as decoded, mean of both sources and of all cells, 95 % intervals over {songs} songs)."
+
+
+def _protocol_worth(rows: pd.DataFrame) -> str:
+    """Choices of one search, by name: all together, and the largest by itself."""
+    total, with_codec = rows.loc["seed protocol"], rows.loc["seed protocol, codec reference"]
+    together = f"together {_interval(total)}" if total.low > 0 or total.high < 0 else f"together nothing beyond chance ({_interval(total)})"
+    single = rows.loc[list(SINGLE_CHOICES)]
+    single = single.assign(least=np.where(single.low * single.high > 0, single[["low", "high"]].abs().min(axis=1), 0.0), most=single[["low", "high"]].abs().max(axis=1))
+    order = single["mean"].abs().sort_values(ascending=False).index
+    first, rest = single.loc[order[0]], single.loc[order[1:]]
+    name = f"{SINGLE_CHOICES[order[0]]} ({_interval(first)})"
+    if first.least == 0:
+        largest = f"no choice by itself can be told from none, the largest being {name}"
+    elif first.least > rest.most.max():
+        largest = f"the largest by itself is {name}"
+    else:
+        equals = " and ".join(f"{SINGLE_CHOICES[c]} ({signed(row['mean'])} dB)" for c, row in rest.iterrows() if row.most >= first.least)
+        largest = f"the largest by itself, {name}, cannot be told in size from {equals}"
+    return f"{together}, with the codec's reconstruction as reference {_interval(with_codec)}; {largest}"
+
+
+def knees(scores: pd.DataFrame) -> pd.DataFrame:
+    """From which N on the refined SDR is within KNEE_DB of the best N of its kind.
+
+    Args:
+        scores: rows in the columns of evaluation.csv with `filter_particles` (0: one filter) and `particles`.
+
+    Returns:
+        By filter_particles: particles, sdr, best (dB, mean over songs and sources), most (the largest N tried).
+    """
+    rows = {}
+    for size, kind in scores.groupby("filter_particles"):
+        means = pd.Series({n: effects.song_values(each, **effects.BLIND, refine="wiener").mean() for n, each in kind.groupby("particles")})
+        enough = means.index[means >= means.max() - KNEE_DB][0]
+        rows[size] = {"particles": enough, "sdr": means[enough], "best": means.max(), "most": means.index.max()}
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"particles": int, "most": int})
+
+
+def kind_of_filters(size: int) -> str:
+    """What searches with this `filter_particles` are called."""
+    return f"the mean of filters of {size}" if size else "one filter"
+
+
+def particles_verdict(scores: pd.DataFrame, differences: pd.DataFrame) -> str:
+    """Where more particles stop to pay, in one filter and in several, and what averaging filters gains at equal N.
+
+    Args:
+        scores, differences: tables of the study, as `comparison.particles` writes them.
+    """
+    songs = int(differences.n.max())
+    if songs < SMALLEST_MEANINGFUL:
+        return f"How many particles are enough cannot be said: {songs} songs are too few."
+    found = []
+    for size, knee in knees(scores).iterrows():
+        figures = f"{number(knee.sdr)} dB, best {number(knee.best)} dB"
+        still = f"no knee up to N = {int(knee.most)}, the best score lies there ({figures})"
+        found.append(f"{kind_of_filters(size)}: {still if knee.particles == knee.most else f'N = {int(knee.particles)} ({figures})'}")
+    size = int(scores.filter_particles.max())
+    certain = differences[differences.p_holm < SIGNIFICANT]
+    listed = ", ".join(f"{_interval(row)} at N = {int(row.particles)}" for _, row in differences.iterrows())
+    if certain.empty:
+        gain = f"makes no difference beyond chance at any N: {listed}"
+    else:
+        ways = {"better": certain[certain["mean"] > 0], "worse": certain[certain["mean"] < 0]}
+        where = [f"{how} beyond chance at N = {', '.join(str(int(n)) for n in rows.particles)}" for how, rows in ways.items() if len(rows)]
+        gain = f"is {' and '.join(where)}: {listed}"
+    return (
+        f"The first N within {KNEE_DB:g} dB of the best refined SDR: {'; '.join(found)}. At equal N, the mean of filters of {size} instead of one filter {gain} "
+        f"({songs} songs, paired, 95 % intervals; p-values corrected for the {len(differences)} numbers compared)."
+    )

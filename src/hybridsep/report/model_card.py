@@ -132,7 +132,7 @@ def _outside(results: Path) -> str:
 
 def _half_precision(results: Path) -> str:
     """What rounding changes, where that was studied."""
-    tables = [results / HALF_PRECISION / f"{name}.csv" for name in ("differences", "figures")]
+    tables = [results / HALF_PRECISION / f"{name}.csv" for name in ("differences", "figures", "same_particles")]
     if not all(path.is_file() for path in tables):
         return "What rounding the weights changes was not studied: `hybridsep study half-precision` would."
     return half_precision_verdict(*map(read_rows, tables))

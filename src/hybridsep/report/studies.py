@@ -22,10 +22,12 @@ from hybridsep.profiles import load_profile
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import METHOD_COLOURS, METHOD_LABELS, SEARCH_LABELS, chunk_values, mean_std, minutes, number, score_table, signed
 from hybridsep.report.conclusion import EFFECT_LABELS as INGREDIENTS
-from hybridsep.report.conclusion import REFINEMENTS, SIGNIFICANT, answer_of, effect_sentence, half_precision_verdict, recorded_comparisons, study_answer
+from hybridsep.report.conclusion import KNEE_DB, REFINEMENTS, SETTING_LABELS, SIGNIFICANT, answer_of, effect_sentence, half_precision_verdict, kind_of_filters, knees
+from hybridsep.report.conclusion import particles_verdict, protocols_verdict, recorded_comparisons, settings_verdict, study_answer, tuning_verdict
 from hybridsep.report.figures import PALETTE, results_table, show
 from hybridsep.separation import Separator
 from hybridsep.statistics import Interval, bootstrap_interval
+from hybridsep.studies.comparison import ONE_FILTER
 from hybridsep.studies.effects import BLIND, MAIN, SOURCES_MEAN, song_values
 from hybridsep.studies.half_precision import ANOTHER_SEED, ROUNDING
 from hybridsep.studies.linearity import SHARE
@@ -50,11 +52,7 @@ CHOICE_LABELS = {
     "seed protocol": "all of the seed's choices together, against blind and real",
     "seed protocol, codec reference": "the same, with the codec's reconstruction as reference",
 }
-SETTING_LABELS = {
-    "power": "power of the counts, λ", "smoothing": "pseudo-counts, α", "sigma": "σ, as a factor of the fitted one",
-    "temperature": "temperature of the priors", "ess_threshold": "resampling threshold (share of N)", "particles": "particles, N",
-}  # fmt: skip
-LOGARITHMIC = ("smoothing", "sigma", "particles")
+LOGARITHMIC = ("smoothing", "sigma", "particles", "filters")
 PRIOR_LABELS = {
     "random codes": "codes drawn at random", "uniform": "no prior (likelihood only)", "unigram": "unigram", "bigram": "bigram", "transformer": "transformer",
 }  # fmt: skip
@@ -63,7 +61,6 @@ CEILING_SPENT_DB = 0.1  # of the codec ceiling, what a weight of L_lin may cost
 SONGS = ("tracks", "seconds", "seed", "sample_rate")  # settings that the test songs of a profile follow from
 START_SECONDS = 0.01  # how near to each other two starts are one: studies write down five digits
 MODEL_SETTINGS = ("data", "vqvae", "prior", "likelihood", "search")
-KNEE_DB = 0.5  # how close to the best score a number of particles is called enough
 RAW_AND_REFINED = {"none": "", "wiener": ", refined"}
 
 
@@ -131,13 +128,18 @@ def _paragraph(text: str, strong: bool = False) -> HTML:
     return HTML(f"<p><strong>{said}</strong></p>" if strong else f"<p>{said}</p>")
 
 
+def _older(study: Recorded) -> HTML:
+    return _paragraph(f"Recorded in an older form, without the paired differences: run it again (hybridsep study {study.name}).")
+
+
 def _songs(count: int) -> str:
     return f"n = {count} songs"
 
 
-def _span(row: pd.Series) -> str:
+def _span(row: pd.Series, decimals: int = 2) -> str:
     """Mean and 95 % interval, with signs."""
-    return f"{signed(row['mean'])} ({signed(row.low)} to {signed(row.high)})"
+    mean, low, high = (signed(row[name], decimals) for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
 
 
 def _sources(table: pd.DataFrame) -> list[str]:
@@ -270,6 +272,7 @@ def show_protocols(study: Recorded) -> Iterable[HTML]:
     ]  # fmt: skip
     yield results_table(pd.DataFrame(lines), "Published scores beside ours under the seed's protocol. " + NOT_THE_SAME,
                         study.line(_songs(int(published.n.max())), "ours: mean ± standard deviation over songs, as decoded; where a search is not said, ours is ancestral", "seconds: one chunk of 3 s"))  # fmt: skip
+    yield _paragraph(protocols_verdict(choices), strong=True)
 
 
 # --- settings and counting -------------------------------------------------------------------------------------------------
@@ -277,20 +280,37 @@ def show_protocols(study: Recorded) -> Iterable[HTML]:
 
 @_shows("settings")
 def show_settings(study: Recorded) -> Iterable[HTML]:
-    """Sweeps, and evidence against SDR."""
+    """Sweeps, what each setting changes, and evidence against SDR."""
     table, correlation = study.tables["scores"], study.tables["correlation"]
     songs = _songs(table.track.nunique())
     yield _sweeps_figure(table)
+    if "differences" in study.tables:
+        yield from _changes_of_settings(study)
     yield _evidence_figure(table, correlation)
     lines = [
         {
             "method": METHOD_LABELS[row.method], "SDR": "refined" if row.refine == "wiener" else "as decoded", "settings": row.settings, "n": int(row.n),
-            "ρ of the means": row.rho, "p": row.p, "ρ within a song (95 % interval)": f"{number(row.rho_song)} ({number(row.low)} to {number(row.high)})",
+            "ρ of the means": row.rho, "ρ within a song (95 % interval)": f"{number(row.rho_song)} ({number(row.low)} to {number(row.high)})",
         }
         for _, row in correlation.iterrows()
     ]  # fmt: skip
-    yield results_table(pd.DataFrame(lines), "Spearman's rank correlation of evidence and blind SDR over settings. At λ ≠ 1 the likelihood is no distribution over mixture codes, so its evidence means something else: “comparable” leaves those settings out.",
+    yield results_table(pd.DataFrame(lines), "Spearman's rank correlation of evidence and blind SDR over settings. At λ ≠ 1 the likelihood is no distribution over mixture codes, so its evidence means something else: “comparable” leaves those settings out. More particles raise evidence and SDR alike: “without N” leaves them out too.",
                         study.line(songs, "validation songs; no test song served to choose a setting", "each setting changed alone"))  # fmt: skip
+    yield _paragraph(tuning_verdict(correlation), strong=True) if "differences" in study.tables else _older(study)
+
+
+def _changes_of_settings(study: Recorded) -> Iterable[HTML]:
+    changes = study.tables["differences"]
+    lines = [
+        {
+            "method": METHOD_LABELS[row.method], "setting": SETTING_LABELS[row.setting], "tried": f"{row.tried:g}", "profile's own": f"{row.own:g}",
+            "change (dB, 95 % interval)": _span(row), "p, corrected": number(float(row.p_holm), 3),
+        }
+        for _, row in changes.iterrows()
+    ]  # fmt: skip
+    yield results_table(pd.DataFrame(lines), "What each value changes in the refined SDR, mean of both sources, against the profile's own on the same songs.",
+                        study.line(_songs(int(changes.n.max())), "validation songs", "95 % bootstrap interval over songs", "paired permutation test, two-sided, corrected after Holm for all values tried"))  # fmt: skip
+    yield _paragraph(settings_verdict(changes), strong=True)
 
 
 def _sweeps_figure(table: pd.DataFrame) -> HTML:
@@ -368,32 +388,47 @@ def show_counting(study: Recorded) -> Iterable[HTML]:
 def show_particles(study: Recorded) -> Iterable[HTML]:
     """Score, evidence and time against N; effective sample size and resampling."""
     table, search, course = (study.tables[name] for name in ("scores", "search", "course"))
-    counts = search.particles.to_numpy()
-    refined = [_interval_of(table[table.particles == n], **BLIND, refine="wiener") for n in counts]
+    if "differences" not in study.tables:
+        yield _older(study)
+        return
     figure, axes = plt.subplots(2, 3, figsize=(9.8, 5.4))
-    _interval_band(axes[0, 0], counts, refined, "refined", PALETTE["blue"])
-    _interval_band(axes[0, 0], counts, [_interval_of(table[table.particles == n], **BLIND, refine="none") for n in counts], "as decoded", PALETTE["sky"], ":")
-    _interval_band(axes[0, 1], counts, [_interval_of(table[table.particles == n], metric="log_evidence") for n in counts], "evidence", PALETTE["vermillion"])
-    axes[0, 2].plot(counts, search.seconds_per_chunk, marker=".", color=PALETTE["black"])
-    axes[1, 0].plot(counts, search.resamplings_per_chunk, marker=".", color=PALETTE["green"])
-    axes[1, 1].plot(counts, 100 * search.ess / counts, marker=".", color=PALETTE["purple"])
-    shown = [n for n in counts if n > 1]
+    for (size, figures), colour, pale in zip(search.groupby("filter_particles"), ("blue", "vermillion"), ("sky", "orange"), strict=True):
+        counts, rows, label = figures.particles.to_numpy(), table[table.filter_particles == size], kind_of_filters(size)
+        for refine, shade, style in (("wiener", colour, "-"), ("none", pale, ":")):
+            spans = [_interval_of(rows[rows.particles == n], **BLIND, refine=refine) for n in counts]
+            _interval_band(axes[0, 0], counts, spans, f"{label}{RAW_AND_REFINED[refine]}", PALETTE[shade], style)
+        _interval_band(axes[0, 1], counts, [_interval_of(rows[rows.particles == n], metric="log_evidence") for n in counts], label, PALETTE[colour])
+        drawn = (figures.seconds_per_chunk, figures.resamplings_per_chunk, 100 * figures.ess / figures.particles)
+        for axis, values in zip((axes[0, 2], axes[1, 0], axes[1, 1]), drawn, strict=True):
+            axis.plot(counts, values, marker=".", color=PALETTE[colour], label=label)
+    shown = [n for n in course.particles[course.filter_particles == ONE_FILTER].unique() if n > 1]
     for i, count in enumerate(shown[:: max(1, len(shown) // 4)]):
-        rows = course[course.particles == count]
+        rows = course[(course.filter_particles == ONE_FILTER) & (course.particles == count)]
         axes[1, 2].plot(rows.seconds, 100 * rows.ess / count, color=list(PALETTE.values())[i % len(PALETTE)], linewidth=1, label=f"N = {count}")
     labels = ("blind SDR (dB)", "evidence (nats per code)", "seconds per chunk", "resamplings per chunk", "effective sample size (% of N)", "effective sample size (% of N)")
     for axis, what in zip(axes.flat, labels, strict=True):
         axis.set(ylabel=what, xlabel="particles, N", xscale="log")
     axes[0, 2].set_yscale("log")
     axes[1, 2].set(xscale="linear", xlabel="time in the chunk (s)")
-    axes[0, 0].legend(fontsize="small"), axes[1, 2].legend(fontsize="x-small")
-    yield show(figure, "More particles: blind SDR, evidence and wall time of the Hybrid against N, with 95 % intervals over songs; how often the filter resamples, and its effective sample size, on average and over time.",
+    for axis in (axes[0, 0], axes[0, 1], axes[1, 2]):
+        axis.legend(fontsize="x-small")
+    yield show(figure, "More particles, in one filter and in several whose means are averaged: blind SDR, evidence and wall time of the Hybrid against N, with 95 % intervals over songs; how often a filter resamples (of several: any of them), and the effective sample size, on average and, of one filter, over time.",
                "Six line charts: SDR, evidence, seconds, resamplings and effective sample size against the number of particles, and effective sample size over time.")  # fmt: skip
-    best = max(span.mean for span in refined)
-    knee = next(i for i, span in enumerate(refined) if span.mean >= best - KNEE_DB)
-    row = search.iloc[knee]
-    yield _paragraph(f"The knee: with N = {int(row.particles)} the refined SDR, {number(refined[knee].mean)} dB, is for the first time within {KNEE_DB} dB of the best, {number(best)} dB; "
-                     f"a chunk then takes {number(row.seconds_per_chunk, 1)} s and is resampled {number(row.resamplings_per_chunk, 0)} times. {study.line(_songs(table.track.nunique()))}.")  # fmt: skip
+    cells = search.set_index(["filter_particles", "particles"])
+    lines = []
+    for size, knee in knees(table).iterrows():
+        row = cells.loc[(size, int(knee.particles))]
+        lines.append({
+            "kind": kind_of_filters(size), f"first N within {KNEE_DB:g} dB of the best": int(knee.particles), "refined SDR there (dB)": knee.sdr, "best (dB)": knee.best,
+            "largest N tried": int(knee.most), "seconds per chunk": row.seconds_per_chunk, "resamplings per chunk": number(row.resamplings_per_chunk, 0),
+        })  # fmt: skip
+    songs = _songs(table.track.nunique())
+    yield results_table(pd.DataFrame(lines), "Where more particles stop to pay.", study.line(songs, "mean over songs and both sources, their intervals in the figure"))
+    gains = study.tables["differences"]
+    lines = [{"particles, N": int(row.particles), "gain (dB, 95 % interval)": _span(row), "p, corrected": number(float(row.p_holm), 3)} for _, row in gains.iterrows()]
+    yield results_table(pd.DataFrame(lines), "What averaging several filters gains over one filter of as many particles: refined SDR, mean of both sources.",
+                        study.line(songs, "95 % bootstrap interval over songs", "paired permutation test, two-sided, corrected after Holm"))  # fmt: skip
+    yield _paragraph(particles_verdict(table, gains), strong=True)
 
 
 @_shows("contributions")
@@ -414,7 +449,7 @@ def show_contributions(study: Recorded) -> Iterable[HTML]:
 
 @_shows("precision")
 def show_precision(study: Recorded) -> Iterable[HTML]:
-    """float32 against bfloat16."""
+    """float32 against bfloat16, and their paired differences."""
     table = study.tables["scores"]
     lines = []
     for precision in dict.fromkeys(table.precision):
@@ -422,7 +457,16 @@ def show_precision(study: Recorded) -> Iterable[HTML]:
         scores = {heading: mean_std(chunk_values(rows, **where)) for heading, where in _blind_columns(_sources(table)).items()}
         figures = {"evidence (nats per code)": mean_std(chunk_values(rows, metric="log_evidence"), 3), "seconds per chunk": number(rows[rows.metric == "seconds"].value.mean(), 1)}
         lines.append({"search in": precision, **scores, **figures})
-    yield results_table(pd.DataFrame(lines), "The Hybrid's search in both precisions.", study.line(_songs(table.track.nunique()), f"mean of {table.seed.nunique()} seeds ± standard deviation over songs"))
+    facts = _songs(table.track.nunique()), f"mean of {table.seed.nunique()} seeds"
+    yield results_table(pd.DataFrame(lines), "The Hybrid's search in both precisions.", study.line(*facts, "± standard deviation over songs"))
+    if "differences" not in study.tables:
+        yield _older(study)
+        return
+    changes = study.tables["differences"].set_index("metric")
+    lines = [{"score": f"refined SDR, {'mean of both' if row.source == SOURCES_MEAN else row.source} (dB)", "bfloat16 against float32": _span(row)} for _, row in changes.loc[["sdr"]].iterrows()]
+    lines.append({"score": "evidence (nats per code)", "bfloat16 against float32": _span(changes.loc["log_evidence"], 4)})
+    lines.append({"score": "seconds", "bfloat16 against float32": f"{number(changes.loc['seconds_ratio', 'mean'])} times"})
+    yield results_table(pd.DataFrame(lines), "What bfloat16 changes, on the same songs with the same seeds.", study.line(*facts, "95 % bootstrap interval over songs; the ratio of the times has none"))
 
 
 @_shows("refinement")
@@ -671,7 +715,11 @@ def show_half_precision(study: Recorded) -> Iterable[HTML]:
                         study.line(_songs(songs), f"{seeds} seeds of the search", "blind, particle filter", "reference: the real sources", "dB, evidence in nats per code"))  # fmt: skip
     shown = [{"method": METHOD_LABELS[r.method], "figure": f"{r.figure} {r.source}".strip(), "trained": r.trained, "in float16": r.rounded, "change": r.rounded - r.trained, "unit": r.unit} for r in figures.itertuples()]
     yield results_table(pd.DataFrame(shown), "What needs no search, and so has no chance in it.", study.line("no spread: every figure follows from the weights alone"), decimals=4)
-    yield _paragraph(half_precision_verdict(found, figures), strong=True)
+    same = study.tables["same_particles"]
+    shown = [{"method": METHOD_LABELS[r.method], "score": f"{r.metric} {r.source}{RAW_AND_REFINED[r.refine]}".replace("_", " "), "trained (dB)": r.trained, "in float16 (dB)": r.rounded, "largest change in a chunk (dB)": r.largest} for r in same.itertuples()]
+    yield results_table(pd.DataFrame(shown), "Blind scores of the same particles: found by the trained models, and weighed and decoded anew by the rounded ones.",
+                        study.line(_songs(int(same.n.max())), "mean over songs; spread: the largest change", "reference: the real sources"), decimals=4)  # fmt: skip
+    yield _paragraph(half_precision_verdict(found, figures, same), strong=True)
 
 
 SIGNALS_OUTSIDE = {

@@ -41,7 +41,7 @@ class Study:
         """The same run with some settings of some blocks of its profile changed, block = {setting: value}."""
         profile = self.pipeline.profile
         blocks = {name: getattr(profile, name).model_copy(update=values) for name, values in changes.items()}
-        return Pipeline(profile.model_copy(update=blocks), self.pipeline.root.parent, self.pipeline.data, record=self.pipeline.record)
+        return Pipeline(profile.model_copy(update=blocks), self.pipeline.root.parent, self.pipeline.data, records=self.pipeline.records)
 
     def write(self, name: str, table: pd.DataFrame) -> None:
         """Keep a table as `name`.csv."""
@@ -81,6 +81,7 @@ def _studies() -> dict[str, Callable[[Study], None]]:
     from hybridsep.studies.baselines import baselines
     from hybridsep.studies.counting import counting
     from hybridsep.studies.half_precision import half_precision
+    from hybridsep.studies.improvements import improvements
     from hybridsep.studies.linearity import linearity
     from hybridsep.studies.out_of_domain import out_of_domain
     from hybridsep.studies.protocols import protocols
@@ -93,5 +94,5 @@ def _studies() -> dict[str, Callable[[Study], None]]:
     return {
         "two-by-two": c.two_by_two, "protocols": protocols, "settings": settings, "counting": counting, "particles": c.particles,
         "contributions": c.contributions, "precision": c.precision, "repeatability": repeatability, "baselines": baselines, "third-instrument": third_instrument, "windows": windows,
-        "refinement": refinement, "linearity": linearity, "out-of-domain": out_of_domain, "half-precision": half_precision,
+        "refinement": refinement, "linearity": linearity, "out-of-domain": out_of_domain, "half-precision": half_precision, "improvements": improvements,
     }  # fmt: skip

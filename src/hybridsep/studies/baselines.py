@@ -21,14 +21,18 @@ from tqdm import tqdm
 from hybridsep.data.stems import StemSet, mix
 from hybridsep.device import seeded_generator
 from hybridsep.errors import HybridsepError
-from hybridsep.pipeline import Pipeline
+from hybridsep.pipeline import Pipeline, Step
 from hybridsep.profiles import method_spec
 from hybridsep.separation import STFT_SIZE
 from hybridsep.studies import Study
 from hybridsep.studies.comparison import CHUNKS
+from hybridsep.studies.effects import SOURCES_MEAN, interval_columns, song_values
 from hybridsep.training import load_weights, write_atomically
 from hybridsep.vqvae import normalised_error
 
+METHOD = "hybrid"
+CEILING, FLOOR = "codec-linear", "mixture"  # of METHOD, among `Evaluation.references`
+COMPARED = (*((METHOD, other) for other in ("hpss", "nmf", "convtasnet", CEILING, FLOOR)), ("convtasnet", CEILING))
 NMF_COMPONENTS = 48
 NMF_SECONDS = 240.0
 NMF_ITERATIONS = 200
@@ -127,27 +131,54 @@ def separate_by(network: ConvTasNet, mixture: Tensor) -> Tensor:
 
 
 def baselines(study: Study) -> None:
-    """All three on the chunks of the 2 × 2, the network trained for as long as all of the Hybrid's training took."""
+    """All three on the chunks of the 2 × 2 beside the Hybrid, the network trained for as long as all of the Hybrid's training took."""
     evaluation, pipeline = study.evaluation(chunks=CHUNKS), study.pipeline
-    stems, seed = pipeline.stems("train"), pipeline.profile.seed
-    pipeline.separator("hybrid")
-    budget = training_seconds(pipeline, "hybrid")
-    network, bases = trained_tasnet(pipeline, stems, budget), SpectralBases.fit(stems, seed)
+    stems = pipeline.stems("train")
+    pipeline.separator(METHOD)
+    budget = training_seconds(pipeline, METHOD)
+    network, bases = trained_tasnet(pipeline, stems, budget), learnt_spectra(pipeline, stems)
 
     def by_network(mixture: Tensor) -> Tensor:
         with torch.no_grad():
             return separate_by(network, mixture)
 
-    rows, times = [], []
+    taught, spectra, hybrid = tasnet_step(pipeline, budget).record, spectra_step(pipeline).record, evaluation.blind_run(METHOD)
+    learnt = {
+        "hpss": {},
+        "nmf": {"training_seconds": spectra["seconds"], "weights": bases.spectra.size},
+        "convtasnet": {"training_seconds": taught["seconds"], "weights": _weights(network), "steps": taught["figures"]["steps"]},
+        METHOD: {"training_seconds": budget, "weights": _method_weights(pipeline, METHOD)},
+    }
+    rows, seconds = [hybrid.rows, evaluation.references()], {METHOD: hybrid.figures["seconds_per_chunk"]}
     for name, separate in (("hpss", hpss), ("nmf", bases.separate), ("convtasnet", by_network)):
         started = time.perf_counter()
         estimates = separate(evaluation.chunks.mixture)
-        seconds = (time.perf_counter() - started) / len(evaluation.chunks)
+        seconds[name] = (time.perf_counter() - started) / len(evaluation.chunks)
         rows.append(evaluation.score_estimates(name, estimates))
-        times.append({"method": name, "seconds_per_chunk": seconds, "training_seconds": budget if name == "convtasnet" else float("nan")})
-    weights = sum(p.numel() for p in network.parameters())
-    study.write("scores", pd.concat(rows, ignore_index=True))
-    study.write("times", pd.DataFrame(times).assign(convtasnet_weights=weights, hybrid_training_seconds=budget))
+    scores = pd.concat(rows, ignore_index=True)
+    times = pd.DataFrame([{"method": name, "seconds_per_chunk": seconds[name], **known} for name, known in learnt.items()])
+    study.write("scores", scores)
+    study.write("differences", baseline_differences(scores))
+    study.write("times", times.astype({"weights": "Int64", "steps": "Int64"}))
+
+
+def baseline_differences(scores: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences of SDR, dB: the Hybrid, blind and refined, minus the baselines' own estimates, the codec ceiling and the mixture.
+
+    Args:
+        scores: rows in the columns of evaluation.csv.
+
+    Returns:
+        method, other (one of COMPARED: `method` minus `other`), source ("mean": of both), mean, low, high (95 % bootstrap interval over
+        songs), std and n (songs).
+    """
+    rows = []
+    for source in (SOURCES_MEAN, *dict.fromkeys(s for s in scores.source if s)):
+        only = {"metric": "sdr", "reference": "real"} | ({} if source == SOURCES_MEAN else {"source": source})
+        for pair in COMPARED:
+            first, second = (song_values(scores, method=name, refine="wiener" if name == METHOD else "none", **only) for name in pair)
+            rows.append({**dict(zip(("method", "other"), pair, strict=True)), "source": source, **interval_columns((first - second).to_numpy())})
+    return pd.DataFrame(rows)
 
 
 def training_seconds(pipeline: Pipeline, method: str) -> float:
@@ -159,9 +190,14 @@ def training_seconds(pipeline: Pipeline, method: str) -> float:
     return sum(step.record["seconds"] for step in steps)
 
 
+def tasnet_step(pipeline: Pipeline, seconds: float) -> Step:
+    """Where a network trained for so many seconds is kept."""
+    return pipeline.step("convtasnet", pipeline.vqvae_step("linear").folder.name, round(seconds), TASNET_BATCH, TASNET_RATE, TASNET_CROP_SECONDS)
+
+
 def trained_tasnet(pipeline: Pipeline, stems: StemSet, seconds: float) -> ConvTasNet:
     """The network trained on mixtures of a pipeline's own sources, made once."""
-    step = pipeline.step("convtasnet", pipeline.vqvae_step("linear").folder.name, round(seconds), TASNET_BATCH, TASNET_RATE, TASNET_CROP_SECONDS)
+    step = tasnet_step(pipeline, seconds)
 
     def make() -> dict:
         network, steps = train_tasnet(stems, seconds, pipeline.profile.seed)
@@ -172,3 +208,30 @@ def trained_tasnet(pipeline: Pipeline, stems: StemSet, seconds: float) -> ConvTa
     network = make_tasnet()
     network.load_state_dict(load_weights(step.folder / "model.safetensors"))
     return network.eval()
+
+
+def spectra_step(pipeline: Pipeline) -> Step:
+    """Where learnt spectra are kept."""
+    return pipeline.step("spectra", pipeline.vqvae_step("linear").folder.name, NMF_COMPONENTS, NMF_SECONDS, NMF_ITERATIONS)
+
+
+def learnt_spectra(pipeline: Pipeline, stems: StemSet) -> SpectralBases:
+    """Spectra of a pipeline's own sources, made once."""
+    step = spectra_step(pipeline)
+
+    def make() -> dict:
+        spectra = SpectralBases.fit(stems, pipeline.profile.seed).spectra
+        write_atomically(step.folder / "spectra.safetensors", save({"spectra": torch.from_numpy(spectra).contiguous()}))
+        return {"components": NMF_COMPONENTS}
+
+    pipeline.make(step, make)
+    return SpectralBases(load_weights(step.folder / "spectra.safetensors")["spectra"].numpy())
+
+
+def _weights(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _method_weights(pipeline: Pipeline, method: str) -> int:
+    """Weights of a method's VQ-VAE and priors; what a likelihood counts is none."""
+    return sum(step.record["figures"].get("parameters", 0) for step in pipeline.method_steps(method))

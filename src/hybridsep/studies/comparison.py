@@ -9,17 +9,23 @@ import torch
 
 from hybridsep.bench.models import dtype_name, separator_in
 from hybridsep.device import seeded_generator
-from hybridsep.evaluation import Evaluation
+from hybridsep.evaluation import Evaluation, rows_where
 from hybridsep.markov import bigram_priors, uniform_priors, unigram_priors
 from hybridsep.profiles import METHODS, method_spec
+from hybridsep.statistics import holm
 from hybridsep.studies import Study
-from hybridsep.studies.effects import effects_table
+from hybridsep.studies.effects import BLIND, SOURCES_MEAN, effects_table, interval_columns, permutation_p, song_values
+from hybridsep.studies.settings import with_search
 
 CHUNKS = 60  # every test song of the profile cpu
-PARTICLE_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-PARTICLE_CHUNKS = 6
+# N of one filter, and of the mean of several filters of FILTER_PARTICLES each. Time grows with N: the last takes longer than all others together.
+PARTICLE_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
+AVERAGED_COUNTS = (32, 64, 128, 512)
+ONE_FILTER, FILTER_PARTICLES = 0, 32  # in the profile's terms
+PARTICLE_CHUNKS = 8
 CONTRIBUTION_CHUNKS = 12
 PRECISION_SEEDS = 2
+PRECISIONS = (torch.float32, torch.bfloat16)
 SEARCHES = ("particle", "ancestral", "beam", "topk")
 KEPT_METRICS = ("sdr", "si_sdr_improvement", "sir", "sar", "stft_distance", "seconds", "log_evidence")
 
@@ -39,17 +45,44 @@ def all_runs(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def particles(study: Study) -> None:
-    """The particle filter of the Hybrid from 1 to 2 048 particles: scores, evidence, time, effective sample size, resamplings."""
+    """The particle filter of the Hybrid from 1 to 2 048 particles, in one filter and in several whose means are averaged.
+
+    Scores, evidence, time, effective sample size and resamplings; in every table `filter_particles` as in the profile: 0 is one filter.
+    """
     evaluation = study.evaluation(chunks=PARTICLE_CHUNKS)
     rows, figures, courses = [], [], []
-    for count in PARTICLE_COUNTS:
-        run = evaluation.blind_run("hybrid", "particle", count)
-        rows.append(run.rows[run.rows.metric.isin(("sdr", "seconds", "log_evidence"))].assign(particles=count))
-        figures.append({"particles": count, **run.figures})
-        courses.append(run.course.assign(particles=count))
-    study.write("scores", pd.concat(rows, ignore_index=True))
+    for size, counts in ((ONE_FILTER, PARTICLE_COUNTS), (FILTER_PARTICLES, AVERAGED_COUNTS)):
+        for count in counts:
+            run = evaluation.blind_run("hybrid", "particle", count, f"filters-of-{size or count}", partial(with_search, filter_particles=size))
+            kind = {"filter_particles": size, "particles": count}
+            rows.append(run.rows[run.rows.metric.isin(("sdr", "seconds", "log_evidence"))].assign(**kind))
+            figures.append({**kind, **run.figures})
+            courses.append(run.course.assign(**kind))
+    table = pd.concat(rows, ignore_index=True)
+    study.write("scores", table)
     study.write("search", pd.DataFrame(figures))
     study.write("course", pd.concat(courses, ignore_index=True))
+    study.write("differences", averaging_gains(table))
+
+
+def averaging_gains(table: pd.DataFrame) -> pd.DataFrame:
+    """What several filters whose means are averaged gain over one filter of as many particles: blind, refined SDR, mean of the sources, dB.
+
+    Args:
+        table: rows in the columns of evaluation.csv with `filter_particles` (0: one filter) and `particles`.
+
+    Returns:
+        particles, mean, low, high (95 % bootstrap interval over songs), std, n, p (paired permutation test) and p_holm, corrected for all rows.
+    """
+    one, averaged = table[table.filter_particles == ONE_FILTER], table[table.filter_particles != ONE_FILTER]
+    shared = averaged.particles[(averaged.particles > averaged.filter_particles) & averaged.particles.isin(one.particles)].unique()
+    rows = []
+    for count in shared:
+        scores = [song_values(kind[kind.particles == count], **BLIND, refine="wiener") for kind in (averaged, one)]
+        found = (scores[0] - scores[1]).to_numpy()
+        rows.append({"particles": count, **interval_columns(found), "p": permutation_p(found)})
+    gains = pd.DataFrame(rows)
+    return gains.assign(p_holm=holm(gains.p.to_numpy()))
 
 
 def contributions(study: Study) -> None:
@@ -83,14 +116,38 @@ def contributions(study: Study) -> None:
 
 
 def precision(study: Study) -> None:
-    """The Hybrid's search in float32 and in bfloat16: what the lower precision does to scores, evidence and time."""
+    """The Hybrid's search in float32 and in bfloat16: what the lower precision does to scores, evidence and time, song by song."""
     evaluation, rows = study.evaluation(chunks=CONTRIBUTION_CHUNKS), []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in PRECISIONS:
         for seed in range(PRECISION_SEEDS):
             run = evaluation.blind_run("hybrid", variant=dtype_name(dtype), change=partial(separator_in, dtype=dtype), seed=seed)
             rows.append(run.rows.assign(precision=dtype_name(dtype), seed=seed))
     table = pd.concat(rows, ignore_index=True)
     study.write("scores", table[table.metric.isin(("sdr", "log_evidence", "seconds"))])
+    study.write("differences", precision_differences(table))
+
+
+def precision_differences(table: pd.DataFrame) -> pd.DataFrame:
+    """bfloat16 minus float32, paired by song and averaged over seeds; of the times, which a whole run has in common, the ratio.
+
+    Args:
+        table: rows in the columns of evaluation.csv with `precision` and `seed`.
+
+    Returns:
+        metric, source ("mean": of both), mean, low, high (95 % bootstrap interval over songs), std, n (songs). "sdr" is refined, dB,
+        "log_evidence" in nats per code. "seconds_ratio", bfloat16 over float32, has no interval, and seeds in place of songs.
+    """
+    wanted = {(SOURCES_MEAN, "sdr"): {**BLIND, "refine": "wiener"}, ("", "log_evidence"): {"metric": "log_evidence"}}
+    wanted |= {(s, "sdr"): {**BLIND, "refine": "wiener", "source": s} for s in dict.fromkeys(table.source) if s}
+    full, half = (table[table.precision == dtype_name(dtype)] for dtype in PRECISIONS)
+    rows = [
+        {"metric": metric, "source": source, **interval_columns((song_values(half, **where) - song_values(full, **where)).to_numpy())}
+        for (source, metric), where in wanted.items()
+    ]
+    seconds, reference = (rows_where(kind, metric="seconds").groupby("seed").value.mean() for kind in (half, full))
+    ratio = seconds / reference
+    rows.append({"metric": "seconds_ratio", "source": "", "mean": ratio.mean(), "std": ratio.std(), "n": len(ratio)})
+    return pd.DataFrame(rows)
 
 
 def _random_codes(evaluation: Evaluation, method: str) -> pd.DataFrame:

@@ -3,7 +3,8 @@
 A search is random, and its particles are drawn anew where a probability changes in the last place. So one pair of runs says little: the
 scores of a rounded model differ from those of the trained one as two seeds of one model do. The difference is therefore averaged over
 seeds, the same draws on both sides, and stands beside as many differences between the trained model and itself by other seeds. What needs no search,
-nats per code of priors and likelihood and the codec's ceiling, has no such chance in it and is compared directly.
+nats per code of priors and likelihood and the codec's ceiling, has no such chance in it and is compared directly. So are the blind scores
+of the same particles: those that the trained models found, weighed and decoded anew by the rounded ones.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hybridsep.metrics import sdr
 from hybridsep.prior import nats_per_code
 from hybridsep.profiles import method_spec
 from hybridsep.record import packed, unpacked
-from hybridsep.separation import Separator
+from hybridsep.separation import Separator, level_factor
 from hybridsep.studies import Study
 from hybridsep.studies.effects import BLIND, interval_columns
 from hybridsep.vqvae import VQVAE
@@ -41,7 +42,7 @@ CEILING, NATS = "codec ceiling", "nats per code"
 def half_precision(study: Study) -> None:
     """Hybrid and LASS with their weights as trained and as recorded, on the same chunks, with the same seeds."""
     evaluation = study.evaluation(chunks=CHUNKS)
-    rows, figures = [], []
+    rows, figures, same = [], [], []
     for method in COMPARED:
         for step in evaluation.pipeline.method_steps(method):
             if step.recorded:
@@ -52,11 +53,13 @@ def half_precision(study: Study) -> None:
             rounded = evaluation.blind_run(method, variant="weights-in-float16", change=as_recorded, seed=seed).rows
             rows.append(rounded.assign(weights=ROUNDED, seed=seed))
         figures.append(_figures(evaluation, method))
+        same.append(same_particles(evaluation, method))
     table = pd.concat(rows, ignore_index=True)
     table = table[table.metric.isin(METRICS) & table.selection.isin((BLIND["selection"], ""))]
     study.write("scores", table)
     study.write("differences", differences(table))
     study.write("figures", pd.concat(figures, ignore_index=True))
+    study.write("same_particles", pd.concat(same, ignore_index=True))
 
 
 def as_recorded(separator: Separator) -> Separator:
@@ -87,6 +90,41 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
             spread = {"seed_std": found.mean(axis=1).std(), "seeds": len(found)}
             rows.append({**dict(zip(KEYS, keys, strict=True)), "compared": compared, **interval_columns(found.mean().to_numpy()), **spread})
     return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def same_particles(evaluation: Evaluation, method: str) -> pd.DataFrame:
+    """Blind scores of the particles that the trained models found, weighed and decoded by them, and by the rounded ones.
+
+    A particle's weight is multiplied by the ratio of the joint probabilities that both give its codes and the mixture's, as in importance
+    sampling. What is left out is that the rounded models might have drawn other particles.
+
+    Returns:
+        method, refine, source, metric, trained, rounded (means over chunks), largest (absolute change in any chunk), n; in the metric's unit.
+    """
+    trained = evaluation.pipeline.separator(method)
+    rounded = as_recorded(trained)
+    found = trained.candidates(evaluation.chunks.mixture, seed=evaluation.settings.seed, label=f"{method}, the same particles").search
+    level = level_factor(evaluation.chunks.mixture).to(trained.device)
+    ratio = _log_joint(rounded, found.codes, evaluation) - _log_joint(trained, found.codes, evaluation)
+    scores = {}
+    for name, separator, log_weights in ((TRAINED, trained, found.log_weights), (ROUNDED, rounded, found.log_weights + ratio)):
+        rows = evaluation.score_estimates(method, (separator.decode(found.codes, log_weights.softmax(-1)) / level).cpu(), "particle")
+        scores[name] = rows[rows.metric.isin(METRICS)].set_index([*KEYS, "track"]).value
+    table = pd.DataFrame(scores).assign(change=lambda both: (both[ROUNDED] - both[TRAINED]).abs())
+    return table.groupby(KEYS, sort=False).agg(trained=(TRAINED, "mean"), rounded=(ROUNDED, "mean"), largest=("change", "max"), n=("change", "count")).reset_index()
+
+
+def _log_joint(separator: Separator, codes: Tensor, evaluation: Evaluation) -> Tensor:
+    """Log-probability of codes [P, B, N, S] and of the mixtures' codes as the search weighs them: [B, N], nats."""
+    mixture = evaluation.chunks.mixture.to(separator.device)
+    heard = torch.cat([separator.vqvae.encode(part) for part in (mixture * level_factor(mixture)).split(4)])
+    total = separator.likelihood.log_likelihood(heard[:, None].expand(codes.shape[1:]), codes[0], codes[1]).sum(-1)
+    for prior, own in zip(separator.priors, codes, strict=True):
+        parts = own.flatten(0, 1).split(8)
+        found = [(prior(part) / separator.stack.temperature).log_softmax(-1).gather(-1, part[..., None]).sum((1, 2)) for part in parts]
+        total = total + torch.cat(found).view_as(total)
+    return total
 
 
 def _figures(evaluation: Evaluation, method: str) -> pd.DataFrame:

@@ -37,7 +37,7 @@ class OtherPair(Pipeline):
     """
 
     def __init__(self, base: Pipeline, sources: dict[str, str], trained: Mapping[str, Pipeline]):
-        super().__init__(base.profile.model_copy(update={"sources": sources}), base.root.parent, base.data, record=base.record)
+        super().__init__(base.profile.model_copy(update={"sources": sources}), base.root.parent, base.data, records=base.records)
         self.base, self.trained = base, trained
         self.root = base.root / "-".join(sources)
         self._recorded_inputs = base._recorded_inputs

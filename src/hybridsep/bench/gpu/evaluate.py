@@ -21,7 +21,7 @@ SCORES = "evaluation.csv"
 
 def parts(session: Session) -> Iterator[Part]:
     """Every method by every search, the scores of what is no separation, and the weights of all models."""
-    pipeline = Pipeline(trained_profile(session), session.runs, record=None)
+    pipeline = Pipeline(trained_profile(session), session.runs, records=None)
     for method in METHODS:
         for search in pipeline.profile.evaluation.searches:
             yield Part(f"{method}/{search}", partial(_run, session, pipeline, method, search), 2.0)

@@ -41,7 +41,7 @@ def parts(session: Session) -> Iterator[Part]:
     A training stops in time by itself, what comes before and after it does not.
     """
     yield Part("resume", partial(_resume, session), 2.0)
-    pipeline = Pipeline(trained_profile(session), session.runs, deadline=session.deadline, record=None)
+    pipeline = Pipeline(trained_profile(session), session.runs, deadline=session.deadline, records=None)
     yield Part("songs", partial(_songs, session, pipeline), 2.0)
     for kind in VQVAE_KINDS:
         yield Part(f"vqvae-{kind}", partial(_model, session, pipeline.vqvae_step(kind), partial(pipeline.vqvae, kind)))
