@@ -7,10 +7,13 @@ import pytest
 from hybridsep import evaluation
 from hybridsep.profiles import METHODS
 from hybridsep.report.conclusion import (
-    answer, comparisons, effect_sentence, ingredient_effects, knees, particles_verdict, protocols_verdict, settings_verdict, tuning_verdict,
+    answer, comparisons, effect_sentence, improvements_verdict, ingredient_effects, knees, out_of_domain_verdict, over_oracle, particles_verdict, protocols_verdict,
+    settings_verdict, third_instrument_verdict, to_ceiling, tuning_verdict,
 )  # fmt: skip
 from hybridsep.statistics import holm
 from hybridsep.studies.comparison import averaging_gains
+from hybridsep.studies.improvements import ASIDE, BEFORE_ASIDE, CODEC, STEPS, gains_table
+from hybridsep.studies.out_of_domain import falls_table
 from hybridsep.studies.settings import correlation_table, differences_table
 
 
@@ -193,3 +196,132 @@ def test_the_knee_is_the_first_number_within_half_a_decibel_of_the_best():
     found = knees(particle_scores({1: 2.0, 8: 8.6, 32: 8.4, 128: 9.0}, {32: 8.4, 64: 8.6}))
     assert found.particles.to_dict() == {0: 8, 32: 32} and found.most.to_dict() == {0: 128, 32: 64}
     assert found.loc[0, ["sdr", "best"]].tolist() == pytest.approx([8.6, 9.0])
+
+
+def improvements_of(beside=0.0, songs=24, **gains):
+    """Gains of a table in which steps are worth so many dB, all others nothing, other refinements `beside`, under a ceiling of 20 dB on the bass, 15 on the drums."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for source, ceiling in (("bass", 20.0), ("drums", 15.0)):
+        level = rng.normal(5, 3, songs)
+        level -= level.mean() - 5
+
+        def scores(mean, source=source, level=level):
+            noise = rng.normal(0, 0.1, songs)
+            return level + mean + noise - noise.mean()
+
+        reached = 0.0
+        for step in STEPS:
+            reached += gains.get(step, 0.0)
+            rows.append(rows_of(np.full(songs, ceiling), source, "none", step=step).assign(method=CODEC))
+            rows += [rows_of(scores(reached), source, refine, step=step) for refine in ("none", "wiener") if (step, refine) not in (("start", "wiener"), ("refinement", "none"))]
+            if step == BEFORE_ASIDE:
+                rows += [rows_of(scores(reached + beside), source, "wiener", step=name) for name in ASIDE]
+    return gains_table(pd.concat(rows, ignore_index=True))
+
+
+@pytest.mark.parametrize(
+    ("planted", "said"),
+    [
+        ({"refinement": 2.0, "filters": 1.0}, "Raised beyond chance by Wiener refinement (+2.00 dB, "),
+        ({"refinement": 2.0, "filters": 1.0}, "as many in several filters (+1.00 dB, "),
+        ({"refinement": 2.0, "filters": 1.0}, "not to be told from chance: priors trained longer ("),
+        ({"refinement": 2.0, "filters": 1.0}, "all steps together are worth +3.00 dB, "),
+        ({"refinement": 2.0, "filters": 1.0}, "remain bass 12.00 dB, drums 7.00 dB (24 test songs"),
+        ({}, "No single step raised the refined SDR beyond chance; not to be told from chance: Wiener refinement ("),
+        ({}, ", which cannot be told from chance. "),
+        ({"temperature": -1.0}, "; lowered by temperature of the priors (−1.00 dB, "),
+        ({"beside": -0.5}, ": worse by plain masks of the first window (−0.50 dB, "),
+        ({"beside": 0.5}, ": better by plain masks of the first window (+0.50 dB, "),
+        ({"songs": 5, "refinement": 2.0}, "What the steps were worth cannot be said: 5 songs are too few."),
+    ],
+)
+def test_what_raised_the_scores_is_told_with_its_chance(planted, said):
+    assert said in improvements_verdict(improvements_of(**planted))
+
+
+def test_gains_of_steps_are_corrected_and_measured_to_the_ceiling_of_their_source():
+    table = improvements_of(refinement=2.0, particles=1.0)
+    found = table.set_index(["source", "refine", "step"]).sort_index()
+    assert found.loc[("drums", "none", "particles"), ["mean", "score", "ceiling", "remaining"]].tolist() == pytest.approx([1, 8, 15, 7], abs=1e-6)
+    assert found.loc[("mean", "wiener", "together"), ["mean", "remaining"]].tolist() == pytest.approx([3, 9.5], abs=1e-6)
+    # As decoded, the priors trained longer are compared with the first settings as decoded; "refinement" has no such row.
+    assert found.loc[("bass", "none", "longer"), "mean"] == pytest.approx(2.0, abs=1e-6) and ("bass", "none", "refinement") not in found.index
+    family = found.loc["mean", "wiener"]
+    assert len(family) == len(STEPS) + len(ASIDE) and family.p_holm.to_numpy() == pytest.approx(holm(family.p.to_numpy()))
+
+
+def test_targets_are_paired_differences_of_one_method():
+    songs, level = 5, np.linspace(0, 4, 5)
+    ceiling = [rows_of(level + 10, source, "none").assign(method="codec-linear", search="", selection="") for source in ("bass", "drums")]
+    ours = [rows_of(level + 9 - k, source, "wiener").assign(method="hybrid", search="particle") for k, source in enumerate(("bass", "drums"))]
+    decoded = [rows_of(level + 7, "bass", "none").assign(method="hybrid", search="particle")]
+    oracle = [rows_of(level + 4, "bass", "none").assign(method="hybrid", search="ancestral", selection="oracle")]
+    chosen = [rows_of(level + 20, "bass", "none").assign(method="hybrid", search="ancestral")]
+    table = pd.concat([*ceiling, *ours, *decoded, *oracle, *chosen], ignore_index=True)
+    found = to_ceiling(table, "hybrid")
+    assert list(found) == ["bass", "drums"] and found["bass"] == pytest.approx([-1.0] * songs) and found["drums"] == pytest.approx([-2.0] * songs)
+    assert over_oracle(table, "hybrid") == pytest.approx([3.0] * songs)
+
+
+def falls_of(songs=12, **changes):
+    """Falls of the Hybrid and of the codec's ceiling in each condition, dB, with little noise."""
+    rng = np.random.default_rng(0)
+    level, rows = rng.normal(8, 3, songs), []
+    for condition, both in {"as_rendered": (0.0, 0.0), **changes}.items():
+        for (method, refine), change in zip((("hybrid", "wiener"), ("codec-linear", "none")), both, strict=True):
+            for source in ("bass", "drums"):
+                values = level + change + (rng.normal(0, 0.1, songs) if change else 0.0)
+                rows.append(rows_of(values, source, refine).assign(method=method, condition=condition.replace("_", " ")))
+    return falls_table(pd.concat(rows, ignore_index=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"filtered": (-3.0, -3.0), "detuned": (-1.0, 0.0)}, "most for the worse in the condition filtered, by −3."),
+        ({"filtered": (-3.0, -3.0), "detuned": (-1.0, 0.0)}, "the codec may be to blame for all of it"),
+        ({"filtered": (-3.0, -3.0), "detuned": (-1.0, 0.0)}, "The others: detuned, −1."),
+        ({"detuned": (-3.0, 0.0)}, "the priors and the likelihood are to blame, since the ceiling does not fall beyond chance. ("),
+        ({"other_SoundFont": (-6.0, -2.0)}, "condition other SoundFont, by −6."),
+        ({"other_SoundFont": (-6.0, -2.0)}, "the codec is to blame in part, and the priors and the likelihood for the rest"),
+        ({"filtered": (-3.0, -3.0), "saturated": (1.0, 0.0)}, "dB: no fall beyond chance ("),
+        ({"saturated": (1.0, 0.0)}, "In no other sound do the separations fall beyond chance; saturated changes"),
+        ({"filtered": (-3.0, -3.0), "songs": 5}, "cannot be said: 5 songs are too few."),
+    ],
+)
+def test_who_is_to_blame_for_a_fall_is_told_by_both_intervals(changes, said):
+    assert said in out_of_domain_verdict(falls_of(**changes))
+
+
+def third_of(pair, over_mixture, over_network, songs=12):
+    """Scores of a pair in which the Hybrid lies so far above the mixture and the network, dB."""
+    rng = np.random.default_rng(0)
+    level, rows = rng.normal(5, 3, songs), []
+    for source in pair.split(" + "):
+        for method, refine, value in (("hybrid", "wiener", 0.0), ("mixture", "none", -over_mixture), ("convtasnet", "none", -over_network)):
+            noise = rng.normal(0, 0.1, songs)
+            row = rows_of(level + value + noise - noise.mean(), source, refine).assign(method=method, pair=pair)
+            rows.append(row.assign(selection="", search="") if method == "mixture" else row)
+    return pd.concat(rows, ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    ("pair", "gains", "said"),
+    [
+        ("bass + piano", (4.0, 2.0), "beats the unseparated mixture (+4.00 dB, "),
+        ("bass + piano", (4.0, 2.0), "and beats the network of the first pair (+2.00 dB, "),
+        ("bass + piano", (0.0, -1.0), "cannot be told from the unseparated mixture (0.00 dB, "),
+        ("bass + piano", (0.0, -1.0), "is worse than the network of the first pair (−1.00 dB, "),
+        ("bass + drums", (4.0, -3.0), "is worse than the network trained for this pair (−3.00 dB, "),
+        ("bass + piano", (4.0, 2.0, 7), "bass + piano: 7 songs are too few to say anything."),
+    ],
+)
+def test_a_third_instrument_is_compared_with_no_separation_and_with_the_network(pair, gains, said):
+    (sentence,) = third_instrument_verdict(third_of(pair, *gains))
+    assert sentence.startswith(f"{pair}: ") and said in sentence
+
+
+def test_every_pair_gets_its_own_sentence():
+    both = pd.concat([third_of("bass + piano", 4.0, 2.0), third_of("bass + drums", 4.0, -3.0)])
+    assert ["piano" in sentence for sentence in third_instrument_verdict(both)] == [True, False]

@@ -6,13 +6,41 @@ import pytest
 from hybridsep.statistics import bootstrap_interval, holm, paired_permutation_test
 
 
-def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
+DRAWS = {"normal": (lambda rng, n: rng.normal(2.0, 1.5, n), 2.0), "skewed": (lambda rng, n: rng.exponential(3.0, n), 3.0)}
+
+
+@pytest.mark.parametrize("draw, truth", DRAWS.values(), ids=DRAWS)
+@pytest.mark.parametrize("songs", [8, 12, 30])
+def test_bootstrap_interval_of_few_songs_covers_the_mean_about_as_often_as_it_says(songs, draw, truth):
     rng = np.random.default_rng(1)
-    covered = 0
-    for trial in range(300):
-        interval = bootstrap_interval(rng.normal(2.0, 1.5, 30), n=500, seed=trial)
-        covered += interval.low <= 2.0 <= interval.high
-    assert 0.89 < covered / 300 < 0.98
+    samples = [draw(rng, songs) for _ in range(400)]
+    spans = [bootstrap_interval(sample, n=400, seed=trial) for trial, sample in enumerate(samples)]
+    covered = np.mean([span.low <= truth <= span.high for span in spans])
+    assert 0.91 < covered < 0.98
+    # Percentiles of the means, which would be simpler, cover less often.
+    picks = rng.integers(songs, size=(400, 400, songs))
+    means = np.take_along_axis(np.array(samples)[:, None], picks, 2).mean(2)
+    low, high = np.quantile(means, [0.025, 0.975], axis=1)
+    assert np.mean((low <= truth) & (truth <= high)) < covered
+
+
+def test_bootstrap_interval_of_constant_or_single_values_has_no_length():
+    for values in ([0.1] * 7, [2.5]):
+        interval = bootstrap_interval(values)
+        assert interval.low == interval.mean == interval.high == pytest.approx(values[0])
+        assert interval.excludes_zero
+
+
+def test_bootstrap_interval_is_finite_where_many_resamples_repeat_one_value():
+    for values in ([1.0, 2.0], [0.0] * 11 + [1.0]):
+        interval = bootstrap_interval(values)
+        assert -np.inf < interval.low < interval.mean < interval.high < np.inf
+
+
+def test_bootstrap_interval_does_not_depend_on_the_unit():
+    values = np.array([1.0, 4.0, 2.5, -3.0, 0.5])
+    one, other = bootstrap_interval(values), bootstrap_interval(1000 * values + 7)
+    assert [other.low, other.high] == pytest.approx([1000 * one.low + 7, 1000 * one.high + 7])
 
 
 def test_bootstrap_interval_is_reproducible_and_holds_the_mean():

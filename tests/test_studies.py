@@ -26,7 +26,7 @@ from hybridsep.report import studies as report
 from hybridsep.report import windows as windows_page
 from hybridsep.report.chapter import number, signed
 from hybridsep.report.conclusion import half_precision_verdict, study_answer
-from hybridsep.studies import Study, baselines, comparison, counting, effects, half_precision, out_of_domain, protocols, repeatability, run_study, settings, third_instrument
+from hybridsep.studies import Study, baselines, comparison, counting, effects, half_precision, improvements, out_of_domain, protocols, repeatability, run_study, settings, third_instrument
 from hybridsep.studies.effects import BLIND, effects_table
 from hybridsep.studies.protocols import CHOICES
 
@@ -38,7 +38,7 @@ def small():
         sizes = {"PARTICLE_COUNTS": (1, 3, 6), "AVERAGED_COUNTS": (3, 6), "FILTER_PARTICLES": 3, "PARTICLE_CHUNKS": 2}
         for name, value in {"CHUNKS": 2, "CONTRIBUTION_CHUNKS": 2, "PRECISION_SEEDS": 2, **sizes}.items():
             patch.setattr(comparison, name, value)
-        for study, chunks in ((protocols, 2), (settings, 1), (counting, 1), (repeatability, 2), (half_precision, 2)):
+        for study, chunks in ((protocols, 2), (settings, 1), (counting, 1), (repeatability, 2), (half_precision, 2), (improvements, 2)):
             patch.setattr(study, "CHUNKS", chunks)
         patch.setattr(repeatability, "TRAINING_CHUNKS", 2)
         patch.setattr(half_precision, "SEEDS", 3)
@@ -551,6 +551,38 @@ def test_the_same_notes_are_played_with_the_other_soundfont(pipeline, tmp_path, 
     study = Study("out-of-domain", pipeline, tmp_path)
     assert out_of_domain.OTHER_SOUNDFONT in out_of_domain._changes(study, pipeline)
     assert study.notes["soundfont"] == f"other.sf2, SHA-256 {hashlib.sha256(other.read_bytes()).hexdigest()}"
+
+def test_every_step_to_the_present_settings_is_paired_with_the_one_before_it(tmp_path, monkeypatch):
+    changes = {"data": {"effects": 0.5}, "search": {"temperature": 1.4, "filter_particles": 3}, "evaluation": {"many_particles": 6}}
+    pipeline = Pipeline(load_profile(micro_profile(tmp_path, changes)), tmp_path)
+    found = tables(run_study("improvements", pipeline, tmp_path / "book" / "results"))
+    scores, gains = found["scores"], found["gains"].set_index(["step", "refine", "source"])
+    assert scores.groupby("step").track.agg(lambda t: tuple(sorted(set(t)))).nunique() == 1 and (gains.n == 2).all()
+    assert len(gains) == 3 * (2 * len(improvements.STEPS) - 3 + 1 + len(improvements.ASIDE))
+    # The seven steps are six searches, every one by other models, settings or numbers.
+    hybrid = scores[scores.method == "hybrid"]
+    means = hybrid.groupby(["step", "refine"]).value.mean()
+    assert means.loc[["start", *improvements.STEPS[2:]], "none"].nunique() == 6 and ("start", "wiener") not in means and ("refinement", "none") not in means
+    for step, refine, then in (("refinement", "wiener", ("start", "none")), ("longer", "none", ("start", "none")), ("longer", "wiener", ("refinement", "wiener")),
+                               ("filters", "wiener", ("particles", "wiener")), ("masks", "wiener", ("effects", "wiener")), ("together", "wiener", ("start", "none"))):  # fmt: skip
+        now = means[("filters" if step == "together" else step), refine]
+        assert gains.loc[(step, refine, "mean"), "mean"] == pytest.approx(now - means[then], abs=1e-3)
+        assert gains.loc[(step, refine, "mean"), ["score", "remaining"]].tolist() == pytest.approx([now, gains.loc[(step, refine, "mean"), "ceiling"] - now], abs=1e-3)
+    # The chain ends at the profile's own settings, and its model is the one that users load.
+    own = evaluation.Evaluation(pipeline).blind_run("hybrid", particles=6).rows
+    assert own[(own.metric == "sdr") & (own.refine == "wiener")].value.mean() == pytest.approx(means["filters", "wiener"], abs=1e-3)
+    version = (pipeline.root / "hybrid" / "version.txt").read_text()
+    pipeline.separator("hybrid")
+    assert (pipeline.root / "hybrid" / "version.txt").read_text() == version
+    # Codecs trained with and without effects have ceilings of their own.
+    assert gains.loc[("temperature", "wiener", "mean"), "ceiling"] != gains.loc[("effects", "wiener", "mean"), "ceiling"] == gains.loc[("filters", "wiener", "mean"), "ceiling"]
+    monkeypatch.setenv("HYBRIDSEP_ROOT", str(tmp_path))
+    page = text_of(report.SHOWN["improvements"]())
+    assert page.count("<tr>") == 1 + len(improvements.STEPS) + 1 + len(improvements.ASIDE) and "nan" not in page
+    assert "priors trained 1 steps" in page and "priors trained 4 steps" in page and "temperature 1.4" in page and "N = 6 in filters of 3" in page
+    assert f">{report._span(found['gains'].set_index(['step', 'refine', 'source']).loc[('filters', 'wiener', 'mean')])}<" in page
+    assert "What the steps were worth cannot be said: 2 songs are too few." in page
+
 
 
 def text_of(html):

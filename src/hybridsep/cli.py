@@ -117,7 +117,7 @@ def evaluate(profile: ProfileOption = "cpu", data: DataOption = None, runs: Runs
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="two-by-two, protocols, settings, counting, particles, contributions, precision, repeatability, baselines, third-instrument, refinement, linearity, windows, out-of-domain or half-precision")],
+    name: Annotated[str, typer.Argument(help="two-by-two, protocols, settings, counting, particles, contributions, precision, repeatability, baselines, third-instrument, refinement, linearity, windows, out-of-domain, half-precision or improvements")],
     profile: ProfileOption = "cpu",
     data: DataOption = None,
     runs: RunsOption = Path("runs"),

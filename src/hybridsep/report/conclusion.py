@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -9,8 +11,11 @@ from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, SMALLEST_MEAN
 from hybridsep.statistics import holm
 from hybridsep.studies import effects
 from hybridsep.studies.half_precision import ANOTHER_SEED, CEILING, NATS, ROUNDING
+from hybridsep.studies.improvements import ASIDE, STEPS, TOGETHER
+from hybridsep.studies.out_of_domain import AS_RENDERED
 from hybridsep.studies.protocols import ALL_CELLS
 from hybridsep.studies.settings import WITHOUT_N
+from hybridsep.studies.third_instrument import THIRD
 
 EFFECT_LABELS = {
     "linear": "The linear codebook, instead of the plain one,",
@@ -20,11 +25,19 @@ EFFECT_LABELS = {
 REFINEMENTS = {"none": "as decoded", "wiener": "refined"}
 SIGNIFICANT = 0.05
 SMALL_CHANGE = 0.05  # dB, or nats per code: what rounded weights may cost
+TO_CEILING_DB = -2.0  # how near the best cell, refined, shall come to the ceiling of the linear codec
+OVER_ORACLE_DB = 2.0  # what the blind particle filter shall gain over the oracle choice among ancestral samples
 KNEE_DB = 0.5  # how close to the best score a number of particles is called enough
 SETTING_LABELS = {
     "power": "power of the counts, λ", "smoothing": "pseudo-counts, α", "sigma": "σ, as a factor of the fitted one",
     "temperature": "temperature of the priors", "ess_threshold": "resampling threshold (share of N)", "particles": "particles in a filter, N",
     "filters": "filters averaged",
+}  # fmt: skip
+STEP_LABELS = {
+    "start": "first settings", "refinement": "Wiener refinement", "longer": "priors trained longer", "temperature": "temperature of the priors",
+    "effects": "sound effects in training", "particles": "more particles in one filter", "filters": "as many in several filters",
+    "first masks": "plain masks of the first window", "masks": "plain masks of the present window", "full trust": "full trust in the estimates",
+    "together": "all steps together",
 }  # fmt: skip
 SINGLE_CHOICES = {
     "oracle": "the best sample by the truth", "each source by itself": "each source's best sample by itself",
@@ -214,8 +227,8 @@ def _values(rows: pd.DataFrame) -> str:
     )
 
 
-def _interval(row: pd.Series) -> str:
-    return f"{signed(row['mean'])} dB, {signed(row.low)} to {signed(row.high)}"
+def _interval(row: Mapping[str, float] | pd.Series) -> str:
+    return f"{signed(row['mean'])} dB, {signed(row['low'])} to {signed(row['high'])}"
 
 
 def tuning_verdict(correlation: pd.DataFrame) -> str:
@@ -326,3 +339,130 @@ def particles_verdict(scores: pd.DataFrame, differences: pd.DataFrame) -> str:
         f"The first N within {KNEE_DB:g} dB of the best refined SDR: {'; '.join(found)}. At equal N, the mean of filters of {size} instead of one filter {gain} "
         f"({songs} songs, paired, 95 % intervals; p-values corrected for the {len(differences)} numbers compared)."
     )
+
+
+def improvements_verdict(gains: pd.DataFrame) -> str:
+    """Which steps raised the mean of both sources beyond chance, which did not, what they gained together and what remains to the codec's ceiling.
+
+    Args:
+        gains: table of the study, as `improvements.gains_table` makes it.
+    """
+    refined = gains[gains.refine == "wiener"]
+    rows = refined[refined.source == effects.SOURCES_MEAN].set_index("step")
+    songs = int(rows.n.min())
+    if songs < SMALLEST_MEANINGFUL:
+        return f"What the steps were worth cannot be said: {songs} songs are too few."
+    taken, total = rows.loc[list(STEPS[1:])], rows.loc[TOGETHER]
+    raised, lowered, unclear = _by_verdict(taken)
+    parts = [f"Raised beyond chance by {_steps(raised)}" if len(raised) else "No single step raised the refined SDR beyond chance"]
+    parts += [f"lowered by {_steps(lowered)}"] * bool(len(lowered)) + [f"not to be told from chance: {_steps(unclear)}"] * bool(len(unclear))
+    better, worse, same = _by_verdict(rows.loc[list(ASIDE)])
+    beside = [f"{how} {_steps(kind)}" for how, kind in (("better by", better), ("worse by", worse), ("not to be told apart:", same)) if len(kind)]
+    beyond = "" if total.p_holm < SIGNIFICANT else ", which cannot be told from chance"
+    together = f"From the first settings as decoded to the present ones refined, all steps together are worth {_interval(total)}{beyond}"
+    last = refined[refined.step == STEPS[-1]]
+    remains = ", ".join(f"{row.source} {number(row.remaining)} dB" for _, row in last[last.source != effects.SOURCES_MEAN].iterrows())
+    return (
+        f"{'; '.join(parts)}. {together}. Other refinements in place of the present one, one filter of few particles: {'; '.join(beside)}. "
+        f"To the codec's ceiling remain {remains} ({songs} test songs, mean of both sources, paired, 95 % intervals, p-values corrected for the {len(rows)} differences)."
+    )
+
+
+def _by_verdict(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Rows that are higher beyond chance, lower beyond chance, and neither."""
+    certain = rows.p_holm < SIGNIFICANT
+    return rows[certain & (rows["mean"] > 0)], rows[certain & (rows["mean"] < 0)], rows[~certain]
+
+
+def _steps(rows: pd.DataFrame) -> str:
+    return ", ".join(f"{STEP_LABELS[step]} ({_interval(row)})" for step, row in rows.iterrows())
+
+
+def to_ceiling(table: pd.DataFrame, method: str) -> dict[str, np.ndarray]:
+    """Blind, refined SDR of a method's particle filter minus the ceiling of the linear codec, dB: source -> one paired difference per song.
+
+    The ceiling is that of waveforms as decoded, which refinement can pass.
+
+    Args:
+        table: rows in the columns of evaluation.csv.
+        method: its name.
+    """
+    sources = [s for s in dict.fromkeys(table[table.method == method].source) if s]
+    refined = {"method": method, "search": "particle", "refine": "wiener", **effects.BLIND}
+    ceiling = {"method": "codec-linear", "metric": "sdr", "reference": "real"}
+    return {s: (effects.song_values(table, **refined, source=s) - effects.song_values(table, **ceiling, source=s)).to_numpy() for s in sources}
+
+
+def over_oracle(table: pd.DataFrame, method: str) -> np.ndarray:
+    """SDR of the blind particle filter minus that of the oracle choice among ancestral samples, as decoded, mean of the sources, dB per song.
+
+    Args:
+        table: rows in the columns of evaluation.csv.
+        method: its name.
+    """
+    decoded = {"method": method, "refine": "none"}
+    blind = effects.song_values(table, **decoded, search="particle", **effects.BLIND)
+    return (blind - effects.song_values(table, **decoded, search="ancestral", **{**effects.BLIND, "selection": "oracle"})).to_numpy()
+
+
+def out_of_domain_verdict(falls: pd.DataFrame) -> str:
+    """In which other sound the separations fall furthest, and in which of them the codec is to blame, its ceiling falling as far.
+
+    Args:
+        falls: table of the study, as `out_of_domain.falls_table` makes it.
+    """
+    rows = falls[(falls.source == effects.SOURCES_MEAN) & (falls.condition != AS_RENDERED)].set_index(["method", "refine", "condition"]).sort_index()
+    ours, ceiling = rows.loc[("hybrid", "wiener")], rows.loc[("codec-linear", "none")]
+    songs = int(ours.n.min())
+    if songs < SMALLEST_MEANINGFUL:
+        return f"How far the separations fall in other sounds cannot be said: {songs} songs are too few."
+    facts = f"refined, mean of both sources, {songs} songs, paired with the same songs as rendered, 95 % intervals, each by itself"
+    order = ours["mean"].sort_values().index
+    blamed = {condition: _blame(ours.loc[condition], ceiling.loc[condition]) for condition in order}
+    worst, *others = order
+    if ours.high.min() >= 0:
+        return f"In no other sound do the separations fall beyond chance; {worst} changes them most for the worse, by {_interval(ours.loc[worst])} ({facts})."
+    elsewhere = "; ".join(f"{condition}, {signed(ours.loc[condition, 'mean'])} dB: {blamed[condition]}" for condition in others)
+    return (
+        f"The separations change most for the worse in the condition {worst}, by {_interval(ours.loc[worst])}; the codec's ceiling by {_interval(ceiling.loc[worst])}: "
+        f"{blamed[worst]}.{f' The others: {elsewhere}' if elsewhere else ''} ({facts})."
+    )
+
+
+def _blame(ours: pd.Series, ceiling: pd.Series) -> str:
+    """What made a score fall in another sound, by the changes of the separations and of the codec's ceiling."""
+    if ours.high >= 0:
+        return "no fall beyond chance"
+    if ceiling.high >= 0:
+        return "the priors and the likelihood are to blame, since the ceiling does not fall beyond chance"
+    if ceiling.low > ours.high:
+        return "the codec is to blame in part, and the priors and the likelihood for the rest, since the ceiling falls less"
+    return "the codec may be to blame for all of it, since the two falls cannot be told apart in size"
+
+
+def third_instrument_verdict(scores: pd.DataFrame) -> list[str]:
+    """Whether the Hybrid beats no separation at all, and the network of the first pair, in one sentence for each pair.
+
+    Args:
+        scores: table of the study, as `third_instrument.third_instrument` writes it.
+    """
+    signals = {"hybrid": {**effects.BLIND, "refine": "wiener"}, "mixture": {"metric": "sdr", "reference": "real"}, "convtasnet": {**effects.BLIND, "refine": "none"}}
+    sentences = []
+    for pair, rows in scores.groupby("pair", sort=False):
+        sdr = {method: effects.song_values(rows, method=method, **where) for method, where in signals.items()}
+        network = "the network of the first pair" if THIRD in pair else "the network trained for this pair"
+        found = [(other, effects.interval_columns((sdr["hybrid"] - sdr[name]).to_numpy())) for other, name in (("the unseparated mixture", "mixture"), (network, "convtasnet"))]
+        songs = min(int(row["n"]) for _, row in found)
+        if songs < SMALLEST_MEANINGFUL:
+            sentences.append(f"{pair}: {songs} songs are too few to say anything.")
+            continue
+        said = " and ".join(f"{_compared(row)} {other} ({_interval(row)})" for other, row in found)
+        sentences.append(f"{pair}: the Hybrid, refined, {said}; mean of both sources, {songs} songs, paired, 95 % intervals, each by itself.")
+    return sentences
+
+
+def _compared(row: Mapping[str, float]) -> str:
+    """A paired difference as a verb."""
+    if row["low"] > 0:
+        return "beats"
+    return "is worse than" if row["high"] < 0 else "cannot be told from"

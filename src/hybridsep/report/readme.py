@@ -162,7 +162,7 @@ def _results(evaluation: Evaluation, root: Path) -> str:
     body = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False))
     return "\n".join(
         [
-            " ".join(recorded_comparison()[:3]) + " (Recorded study, `hybridsep study two-by-two`.)",
+            " ".join(sentence for sentence in recorded_comparison()[:3] if sentence != "–") + " (Recorded study, `hybridsep study two-by-two`.)",
             "",
             f"The {len(evaluation.chunks)} chunks of the table below: {answer(cell_scores(table))} {shared_chunks(evaluation)}",
             "",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 from inspect import signature
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,14 +23,16 @@ from hybridsep.profiles import load_profile
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import METHOD_COLOURS, METHOD_LABELS, SEARCH_LABELS, chunk_values, mean_std, minutes, number, score_table, signed
 from hybridsep.report.conclusion import EFFECT_LABELS as INGREDIENTS
-from hybridsep.report.conclusion import KNEE_DB, REFINEMENTS, SETTING_LABELS, SIGNIFICANT, answer_of, effect_sentence, half_precision_verdict, kind_of_filters, knees
+from hybridsep.report.conclusion import KNEE_DB, REFINEMENTS, SETTING_LABELS, SIGNIFICANT, STEP_LABELS, answer_of, effect_sentence, half_precision_verdict, improvements_verdict, kind_of_filters, knees
+from hybridsep.report.conclusion import OVER_ORACLE_DB, TO_CEILING_DB, cell_scores, out_of_domain_verdict, over_oracle, third_instrument_verdict, to_ceiling
 from hybridsep.report.conclusion import particles_verdict, protocols_verdict, recorded_comparisons, settings_verdict, study_answer, tuning_verdict
 from hybridsep.report.figures import PALETTE, results_table, show
 from hybridsep.separation import Separator
 from hybridsep.statistics import Interval, bootstrap_interval
 from hybridsep.studies.comparison import ONE_FILTER
-from hybridsep.studies.effects import BLIND, MAIN, SOURCES_MEAN, song_values
+from hybridsep.studies.effects import BLIND, MAIN, SOURCES_MEAN, interval_columns, song_values
 from hybridsep.studies.half_precision import ANOTHER_SEED, ROUNDING
+from hybridsep.studies.improvements import ASIDE, BEFORE_ASIDE, CODEC, FIRST_SHARE, METHOD, START, STEPS, TOGETHER
 from hybridsep.studies.linearity import SHARE
 from hybridsep.studies.out_of_domain import AS_RENDERED
 from hybridsep.studies.protocols import ALL_CELLS
@@ -201,13 +204,41 @@ def main_comparison(effects: pd.DataFrame) -> list[str]:
     return [answer_of(compared), *(effect_sentence(what, compared.loc[what]) for what in INGREDIENTS.values())]
 
 
-def recorded_comparison() -> list[str]:
-    """`main_comparison` of the recorded study of many songs; one line that says so where there is none."""
+class Comparison(NamedTuple):
+    """The sentences of `main_comparison`; dashes where there is nothing to say."""
+
+    answer: str
+    linear: str = "–"
+    counts: str = "–"
+    interaction: str = "–"
+
+
+def recorded_comparison() -> Comparison:
+    """`main_comparison` of the recorded study of many songs; an answer that says so where there is none."""
     study = recorded("two-by-two")
-    if study and study.changed:
-        first, *others = main_comparison(study.tables["effects"])
-        return [f"{first} (Recorded before {', '.join(study.changed)} of the profile changed.)", *others]
-    return main_comparison(study.tables["effects"]) if study else ["The comparison on many songs has not been recorded yet (hybridsep study two-by-two)."]
+    if study is None:
+        return Comparison("The comparison on many songs has not been recorded yet (hybridsep study two-by-two).")
+    first, *others = main_comparison(study.tables["effects"])
+    since = f" (Recorded before {', '.join(study.changed)} of the profile changed.)" if study.changed else ""
+    return Comparison(first + since, *others)
+
+
+def show_recorded_targets() -> HTML:
+    """The targets that are differences of paired scores, by the recorded study of many songs."""
+    study = recorded("two-by-two")
+    if study is None:
+        return _paragraph("On many songs nothing has been recorded yet: hybridsep study two-by-two would.")
+    table = study.tables["evaluation"]
+    best = cell_scores(table).mean().idxmax()
+    found = [(f"best cell ({METHOD_LABELS[best]}), blind and refined, over the linear codec's ceiling, {source}", TO_CEILING_DB, values) for source, values in to_ceiling(table, best).items()]
+    found += [(f"blind particle filter over oracle ancestral, {label}", OVER_ORACLE_DB, over_oracle(table, method)) for method, label in METHOD_LABELS.items()]
+    spans = [interval_columns(values) for _, _, values in found]
+    lines = [
+        {"target": what, "from": f"study {study.name}", "at least (dB)": wanted, "measured (dB, 95 % interval)": _span(pd.Series(span)), "reached": "yes" if span["mean"] >= wanted else "no"}
+        for (what, wanted, _), span in zip(found, spans, strict=True)
+    ]
+    return results_table(pd.DataFrame(lines), "Targets on many songs, as recorded. The ceiling is that of waveforms as decoded, which the Wiener refinement may pass.",
+                         study.line(_songs(max(int(span["n"]) for span in spans)), "paired, mean and 95 % bootstrap interval over songs; reached: by the mean"))  # fmt: skip
 
 
 def shared_chunks(evaluation: Evaluation) -> str:
@@ -391,7 +422,8 @@ def show_particles(study: Recorded) -> Iterable[HTML]:
     if "differences" not in study.tables:
         yield _older(study)
         return
-    figure, axes = plt.subplots(2, 3, figsize=(9.8, 5.4))
+    figure, axes = plt.subplots(2, 3, figsize=(9.8, 5.4), layout="constrained")
+    # The legend of the second panel serves all but the last.
     for (size, figures), colour, pale in zip(search.groupby("filter_particles"), ("blue", "vermillion"), ("sky", "orange"), strict=True):
         counts, rows, label = figures.particles.to_numpy(), table[table.filter_particles == size], kind_of_filters(size)
         for refine, shade, style in (("wiener", colour, "-"), ("none", pale, ":")):
@@ -410,9 +442,8 @@ def show_particles(study: Recorded) -> Iterable[HTML]:
         axis.set(ylabel=what, xlabel="particles, N", xscale="log")
     axes[0, 2].set_yscale("log")
     axes[1, 2].set(xscale="linear", xlabel="time in the chunk (s)")
-    for axis in (axes[0, 0], axes[0, 1], axes[1, 2]):
-        axis.legend(fontsize="x-small")
-    yield show(figure, "More particles, in one filter and in several whose means are averaged: blind SDR, evidence and wall time of the Hybrid against N, with 95 % intervals over songs; how often a filter resamples (of several: any of them), and the effective sample size, on average and, of one filter, over time.",
+    axes[0, 1].legend(fontsize="x-small"), axes[1, 2].legend(fontsize="x-small")
+    yield show(figure, "More particles, in one filter and in several whose means are averaged: blind SDR (solid: refined, dotted: as decoded), evidence and wall time of the Hybrid against N, with 95 % intervals over songs; how often a filter resamples (of several: any of them), and the effective sample size, on average and, of one filter, over time.",
                "Six line charts: SDR, evidence, seconds, resamplings and effective sample size against the number of particles, and effective sample size over time.")  # fmt: skip
     cells = search.set_index(["filter_particles", "particles"])
     lines = []
@@ -609,6 +640,57 @@ def windows_verdict(changes: pd.DataFrame, times: pd.DataFrame) -> str:
 # --- others ----------------------------------------------------------------------------------------------------------------
 
 
+@_shows("improvements")
+def show_improvements(study: Recorded) -> Iterable[HTML]:
+    """What each step to the present settings was worth, and what was tried beside them."""
+    table, gains = study.tables["scores"], study.tables["gains"]
+    sources, songs = _sources(table), _songs(table.track.nunique())
+    yield _steps_figure(table, sources)
+    found = gains[gains.source == SOURCES_MEAN].set_index(["step", "refine"])
+    lines = []
+    for step, refine in ((START, "none"), *((step, "wiener") for step in (*STEPS[1:], TOGETHER, *ASIDE))):
+        rows = table[(table.step == (STEPS[-1] if step == TOGETHER else step)) & (table.method == METHOD)]
+        line = {"step": STEP_LABELS[step], "what it is": _steps_of(study.provenance["profile"])[step]}
+        line |= {f"{s} (dB)": mean_std(chunk_values(rows, **BLIND, source=s, refine=refine)) for s in sources}
+        line["gain, mean of both (dB, 95 % interval)"] = "–" if step == START else _span(found.loc[(step, refine)])
+        line["gain as decoded (dB)"] = _span(found.loc[(step, "none")]) if (step, "none") in found.index else "–"
+        lines.append(line | {"p, corrected": "–" if step == START else number(float(found.loc[(step, refine), "p_holm"]), 3)})
+    yield results_table(pd.DataFrame(lines), f"What raised the scores, step by step: blind SDR of the Hybrid, refined but for the first line. Each of the first {len(STEPS)} lines keeps what the lines above it brought, its gain is over the line before; the last {len(ASIDE)} are other refinements of the line “{STEP_LABELS[BEFORE_ASIDE]}”.",
+                        study.line(songs, "scores: mean ± standard deviation over songs", "gains: paired, 95 % bootstrap interval over songs", "paired permutation test, two-sided, corrected after Holm for all gains of refined means", "one training of each model"))  # fmt: skip
+    yield _paragraph(improvements_verdict(gains), strong=True)
+
+
+def _steps_of(profile: dict) -> dict[str, str]:
+    """What every step is, in numbers of the profile that the study was made with."""
+    search, many, steps = profile["search"], profile["evaluation"]["many_particles"], profile["prior"]["training"]["steps"]
+    few, size = search["particles"], search.get("filter_particles", 0)
+    windows = {name: f"window {window}, trust {trust:g}" for name, (window, trust) in ASIDE.items()}
+    return {
+        "start": f"priors trained {max(1, round(FIRST_SHARE * steps))} steps, no effects, temperature 1, one filter of {few}, as decoded",
+        "refinement": "the same estimates, refined", "longer": f"priors trained {steps} steps", "temperature": f"temperature {search['temperature']:g}",
+        "effects": f"share {profile['data'].get('effects', 0.0):g} of the training stems, all models trained anew", "particles": f"N = {many}",
+        "filters": f"N = {many} in filters of {size or many}", TOGETHER: "the last step refined, over the first as decoded", **windows,
+    }  # fmt: skip
+
+
+def _steps_figure(table: pd.DataFrame, sources: list[str]) -> HTML:
+    figure, axes = plt.subplots(1, len(sources), figsize=(9.2, 3.6), sharey=True, layout="constrained")
+    places, hybrid = np.arange(len(STEPS)), table[table.method == METHOD]
+    for axis, source in zip(axes, sources, strict=True):
+        for refine, colour in (("none", PALETTE["sky"]), ("wiener", PALETTE["blue"])):
+            shown = [k for k, step in enumerate(STEPS) if len(hybrid[(hybrid.step == step) & (hybrid.refine == refine)])]
+            spans = [_interval_of(hybrid[hybrid.step == STEPS[k]], **BLIND, refine=refine, source=source) for k in shown]
+            _interval_band(axis, places[shown], spans, REFINEMENTS[refine], colour)
+        ceilings = [chunk_values(table[table.step == step], method=CODEC, source=source, **BLIND) for step in STEPS]
+        axis.plot(places, [np.nanmean(values) for values in ceilings], "--", color=PALETTE["black"], label="codec ceiling")
+        axis.set(title=source, ylim=(min(0, axis.get_ylim()[0]), None))
+        axis.set_xticks(places, [STEP_LABELS[step] for step in STEPS], rotation=35, ha="right", fontsize="x-small")
+    axes[0].set_ylabel("blind SDR (dB)")
+    axes[-1].legend(fontsize="x-small")
+    return show(figure, "The score after each step, with 95 % intervals over songs, and the ceiling of the codec of that step.",
+                "Two line charts, one for each source: blind SDR as decoded and refined over the steps, under the line of the codec's ceiling.")  # fmt: skip
+
+
 @_shows("baselines")
 def show_baselines(study: Recorded) -> Iterable[HTML]:
     """What a user would pick instead, with times; the Hybrid beside them where the 2 × 2 was recorded on the same chunks."""
@@ -698,6 +780,8 @@ def show_third_instrument(study: Recorded) -> Iterable[HTML]:
     nats = ", ".join(f"{row.source} {number(row.nats_per_code)}" for _, row in priors.iterrows())
     new = priors.iloc[-1]
     yield _paragraph(f"Nats per code of the priors on validation songs: {nats}. The new prior took {minutes(new.seconds)} of training.")
+    for sentence in third_instrument_verdict(table):
+        yield _paragraph(sentence, strong=True)
 
 
 @_shows("half-precision")
@@ -751,6 +835,7 @@ def show_out_of_domain(study: Recorded) -> Iterable[HTML]:
         lines.append({"condition": condition, "method": METHOD_LABELS[method], **{f"{part} {source}".strip(): value for (part, source), value in means.items()}})
     yield results_table(pd.DataFrame(lines), "Nats per code of the true codes: of each source under its prior, and of the mixture given both under the likelihood. What rises most has never met such a sound.",
                         study.line(_songs(nats.track.nunique()), "mean over songs"))  # fmt: skip
+    yield _paragraph(out_of_domain_verdict(falls), strong=True)
 
 
 def _falls_figure(falls: pd.DataFrame) -> HTML:

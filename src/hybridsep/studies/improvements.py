@@ -12,7 +12,7 @@ from hybridsep.evaluation import Evaluation, rows_where
 from hybridsep.metrics import sdr
 from hybridsep.pipeline import Pipeline
 from hybridsep.profiles import Profile, method_spec
-from hybridsep.separation import STFT_SIZE, TRUST, wiener
+from hybridsep.separation import STFT_SIZE, wiener
 from hybridsep.statistics import holm
 from hybridsep.studies import Study
 from hybridsep.studies.effects import BLIND, SOURCES_MEAN, interval_columns, permutation_p, song_values
@@ -24,9 +24,9 @@ FIRST_SHARE = 0.25  # of the present steps of the priors
 START, REFINED, LONGER, TEMPERED, VARIED, MORE, AVERAGED = "start", "refinement", "longer", "temperature", "effects", "particles", "filters"
 STEPS = (START, REFINED, LONGER, TEMPERED, VARIED, MORE, AVERAGED)
 TOGETHER = "together"
-# Other windows and trusts of the filter that refines the stems, each alone in place of the present one. Trust 0 is the first form of it.
-MASKS, HALF_WINDOW, FULL_TRUST = "masks", "half window", "full trust"
-ASIDE: dict[str, tuple[int, float]] = {MASKS: (STFT_SIZE, 0.0), HALF_WINDOW: (STFT_SIZE // 2, TRUST), FULL_TRUST: (STFT_SIZE, 1.0)}
+# Window and trust of the filter that refines the stems in place of the present ones, each pair alone. Its first form was plain masks, of a shorter window.
+FIRST_MASKS, MASKS, FULL_TRUST = "first masks", "masks", "full trust"
+ASIDE = {FIRST_MASKS: (2048, 0.0), MASKS: (STFT_SIZE, 0.0), FULL_TRUST: (STFT_SIZE, 1.0)}
 BEFORE_ASIDE = VARIED  # the step that they change
 
 
@@ -65,6 +65,8 @@ def stages(profile: Profile) -> tuple[Stage, ...]:
 def improvements(study: Study) -> None:
     """Scores at every step and beside it, and what each step gained on the same songs."""
     rows, ceilings = [], {}
+    # The model that users load is the last one that was asked for: it is made before the others, and put back whatever becomes of them.
+    study.changed_pipeline().separator(METHOD)
     try:
         for stage in stages(study.pipeline.profile):
             evaluation = Evaluation(study.changed_pipeline(evaluation={"chunks": CHUNKS}, **stage.changes))
@@ -77,8 +79,7 @@ def improvements(study: Study) -> None:
             if stage.step == BEFORE_ASIDE:
                 rows += [part.assign(step=step) for step, part in _beside(evaluation, run)]
     finally:
-        # The model that users load is the last one that a pipeline gave.
-        study.pipeline.separator(METHOD)
+        study.changed_pipeline().separator(METHOD)
     table = pd.concat(rows, ignore_index=True)
     table = table[table.metric == "sdr"]
     study.write("scores", table)
