@@ -6,11 +6,13 @@ import pytest
 
 from hybridsep import evaluation
 from hybridsep.profiles import METHODS
+from hybridsep.report.chapter import p_relation, p_value
 from hybridsep.report.conclusion import (
-    answer, comparisons, effect_sentence, improvements_verdict, ingredient_effects, knees, out_of_domain_verdict, over_oracle, particles_verdict, protocols_verdict,
+    answer, comparisons, effect_sentence, gap_verdict, improvements_verdict, ingredient_effects, knees, out_of_domain_verdict, over_oracle, particles_verdict, protocols_verdict,
     settings_verdict, third_instrument_verdict, to_ceiling, tuning_verdict,
 )  # fmt: skip
 from hybridsep.statistics import holm
+from hybridsep.studies.baselines import baseline_differences
 from hybridsep.studies.comparison import averaging_gains
 from hybridsep.studies.improvements import ASIDE, BEFORE_ASIDE, CODEC, STEPS, gains_table
 from hybridsep.studies.out_of_domain import falls_table
@@ -281,7 +283,7 @@ def falls_of(songs=12, **changes):
     [
         ({"filtered": (-3.0, -3.0), "detuned": (-1.0, 0.0)}, "most for the worse in the condition filtered, by −3."),
         ({"filtered": (-3.0, -3.0), "detuned": (-1.0, 0.0)}, "the codec may be to blame for all of it"),
-        ({"filtered": (-3.0, -3.0), "detuned": (-1.0, 0.0)}, "The others: detuned, −1."),
+        ({"filtered": (-3.0, -3.0), "detuned": (-1.0, 0.0)}, "The others: detuned, −"),
         ({"detuned": (-3.0, 0.0)}, "the priors and the likelihood are to blame, since the ceiling does not fall beyond chance. ("),
         ({"other_SoundFont": (-6.0, -2.0)}, "condition other SoundFont, by −6."),
         ({"other_SoundFont": (-6.0, -2.0)}, "the codec is to blame in part, and the priors and the likelihood for the rest"),
@@ -325,3 +327,42 @@ def test_a_third_instrument_is_compared_with_no_separation_and_with_the_network(
 def test_every_pair_gets_its_own_sentence():
     both = pd.concat([third_of("bass + piano", 4.0, 2.0), third_of("bass + drums", 4.0, -3.0)])
     assert ["piano" in sentence for sentence in third_instrument_verdict(both)] == [True, False]
+
+
+def differences_of(hybrid, network, songs=12):
+    """Paired differences where the Hybrid and the network lie so far above the codec's ceiling, dB."""
+    rng = np.random.default_rng(0)
+    level, rows = rng.normal(8, 3, songs), []
+    levels = {"hybrid": hybrid, "convtasnet": network, "codec-linear": 0.0, "hpss": -9.0, "nmf": -8.0, "mixture": -10.0}
+    for method, above in levels.items():
+        for source in ("bass", "drums"):
+            noise = rng.normal(0, 0.1, songs)
+            rows.append(rows_of(level + above + noise - noise.mean(), source, "wiener" if method == "hybrid" else "none").assign(method=method))
+    return baseline_differences(pd.concat(rows, ignore_index=True))
+
+
+@pytest.mark.parametrize(
+    ("levels", "said"),
+    [
+        ((-3.0, 2.0), "worse (−5.00 dB, "),
+        ((-3.0, 2.0), "the codec's ceiling explains 2.00 dB of it, by which Conv-TasNet lies above the ceiling (+2.00 dB, "),
+        ((-3.0, 2.0), "the search and its models the rest, by which the Hybrid lies below (−3.00 dB, "),
+        ((1.0, 2.0), "worse (−1.00 dB, "),
+        ((1.0, 2.0), "all of that may be the codec's ceiling, above which Conv-TasNet lies (+2.00 dB, "),
+        ((1.0, 2.0), "while the Hybrid lies above the ceiling too (+1.00 dB, "),
+        ((0.01, 2.0), "while the Hybrid cannot be told from the ceiling (+0.01 dB, "),
+        ((-4.0, -1.0), "none of that is the codec's ceiling, below which Conv-TasNet lies as well (−1.00 dB, "),
+        ((-4.0, 0.01), "none of that is shown to be the codec's ceiling, from which Conv-TasNet cannot be told (+0.01 dB, "),
+        ((-2.0, -2.01), "cannot be told from it (+0.01 dB, "),
+        ((-2.0, -4.0), "better (+2.00 dB, "),
+        ((-3.0, 2.0, 7), "cannot be said: 7 songs are too few."),
+    ],
+)
+def test_the_gap_to_the_network_is_shared_out_by_its_intervals(levels, said):
+    sentence = gap_verdict(differences_of(*levels))
+    assert said in sentence
+    assert "too few" in said or (sentence.count(said) == 2 and "bass: " in sentence and "drums: " in sentence)
+
+
+def test_small_p_values_are_not_printed_as_zero():
+    assert [p_relation(p) for p in (0.0004, 0.001, 0.25)] == ["p < 0.001", "p = 0.001", "p = 0.250"] and p_value(0.0004, 4) == "0.0004"

@@ -5,6 +5,9 @@ import functools
 import json
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -410,3 +413,21 @@ def test_large_files_of_the_repository_are_its_records_and_stay_small_enough():
         own = [size for path, size in kept.items() if folder in path.parents]
         assert max(own) <= record.LARGEST_FILE and sum(own) <= record.LARGEST_RECORD + 100_000  # the checksums themselves
     assert records_root() in (None, root / "book" / "record")
+
+
+def test_wheel_holds_the_records(tmp_path):
+    for name in ("setuptools", "wheel"):
+        pytest.importorskip(name)
+    root, copy = repository_root(), tmp_path / "copy"
+    shutil.copytree(root / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in"):
+        shutil.copy(root / name, copy)
+    records = copy / "book" / "record"
+    write_record([], records / "micro", {"README.md": b"a model", "prior-linear-bass-0/model.safetensors": b"weights"})
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check", "--wheel-dir", tmp_path)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, copy], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed_files:
+        inside = {name: packed_files.read(name) for name in packed_files.namelist() if name.startswith("hybridsep/recorded/")}
+    assert inside == {f"hybridsep/recorded/{name}": content for name, content in contents(records).items()}
+    assert "hybridsep/recorded/micro/SHA256SUMS" in inside

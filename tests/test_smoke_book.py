@@ -76,6 +76,20 @@ def test_scores_are_those_of_the_stored_reference(book):
     assert off.empty, f"rewrite the reference if this was meant to change:\n{off.to_string()}"
 
 
+def test_every_cell_scores_as_it_did_on_such_a_machine(book):
+    if not smoke_reference.stored_here(book.run):
+        pytest.skip("the stored scores come from another kind of machine")
+    off = smoke_reference.cell_deviations(smoke_reference.cells(smoke_reference.read(book.run)))
+    assert off.empty, f"rewrite the reference if this was meant to change:\n{off.to_string()}"
+
+
+def test_one_changed_cell_does_not_pass_for_the_stored_ones():
+    stored = pd.read_csv(smoke_reference.CELLS, keep_default_na=False)
+    assert smoke_reference.cell_deviations(stored).empty and len(stored) > 500
+    assert len(smoke_reference.cell_deviations(stored.assign(value=stored.value.where(stored.index != 7, stored.value + 0.001)))) == 1
+    assert len(smoke_reference.cell_deviations(stored.drop(7))) == 1
+
+
 def test_every_chapter_has_something_to_listen_to_and_the_warning_of_a_small_run(book):
     for chapter in CHAPTERS:
         page = (book.site / "book" / f"{chapter}.html").read_text(encoding="utf-8")

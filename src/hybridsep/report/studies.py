@@ -21,9 +21,9 @@ from hybridsep.errors import HybridsepError
 from hybridsep.evaluation import Evaluation, read_rows
 from hybridsep.profiles import load_profile
 from hybridsep.report import repository_root
-from hybridsep.report.chapter import METHOD_COLOURS, METHOD_LABELS, SEARCH_LABELS, chunk_values, mean_std, minutes, number, score_table, signed
+from hybridsep.report.chapter import METHOD_COLOURS, METHOD_LABELS, SEARCH_LABELS, chunk_values, mean_std, minutes, number, p_value, score_table, signed
 from hybridsep.report.conclusion import EFFECT_LABELS as INGREDIENTS
-from hybridsep.report.conclusion import KNEE_DB, REFINEMENTS, SETTING_LABELS, SIGNIFICANT, STEP_LABELS, answer_of, effect_sentence, half_precision_verdict, improvements_verdict, kind_of_filters, knees
+from hybridsep.report.conclusion import KNEE_DB, REFINEMENTS, SETTING_LABELS, SIGNIFICANT, STEP_LABELS, answer_of, effect_sentence, gap_verdict, half_precision_verdict, improvements_verdict, kind_of_filters, knees
 from hybridsep.report.conclusion import OVER_ORACLE_DB, TO_CEILING_DB, cell_scores, out_of_domain_verdict, over_oracle, third_instrument_verdict, to_ceiling
 from hybridsep.report.conclusion import particles_verdict, protocols_verdict, recorded_comparisons, settings_verdict, study_answer, tuning_verdict
 from hybridsep.report.figures import PALETTE, results_table, show
@@ -60,6 +60,8 @@ PRIOR_LABELS = {
     "random codes": "codes drawn at random", "uniform": "no prior (likelihood only)", "unigram": "unigram", "bigram": "bigram", "transformer": "transformer",
 }  # fmt: skip
 BASELINE_LABELS = {"hpss": "harmonic–percussive masks", "nmf": "learnt spectra (NMF)", "convtasnet": "Conv-TasNet"}
+SEPARATOR_LABELS = {**BASELINE_LABELS, "hybrid": "Hybrid, particle filter"}
+REFERENCE_LABELS = {"mixture": "mixture, not separated", "codec-linear": "codec ceiling", "irm": "ideal ratio mask"}
 CEILING_SPENT_DB = 0.1  # of the codec ceiling, what a weight of L_lin may cost
 SONGS = ("tracks", "seconds", "seed", "sample_rate")  # settings that the test songs of a profile follow from
 START_SECONDS = 0.01  # how near to each other two starts are one: studies write down five digits
@@ -182,7 +184,7 @@ def show_two_by_two(study: Recorded) -> Iterable[HTML]:
                      f"The {families.sum()} others, by other searches, as decoded and of single sources, are for looking around, and are corrected among themselves.")  # fmt: skip
     yield _effects_figure(effects, searches)
     lines = [
-        {"search": SEARCH_LABELS[row.search], "difference": EFFECT_LABELS[row.effect], "dB (95 % interval)": _span(row), "p": number(float(row.p), 4), "p, corrected": number(float(row.p_holm), 3), "family": row.family}
+        {"search": SEARCH_LABELS[row.search], "difference": EFFECT_LABELS[row.effect], "dB (95 % interval)": _span(row), "p": p_value(row.p, 4), "p, corrected": p_value(row.p_holm), "family": row.family}
         for _, row in effects[(effects.refine == "wiener") & (effects.source == SOURCES_MEAN)].iterrows()
     ]
     yield results_table(pd.DataFrame(lines), "Paired differences of refined SDR, mean of both sources.",
@@ -335,7 +337,7 @@ def _changes_of_settings(study: Recorded) -> Iterable[HTML]:
     lines = [
         {
             "method": METHOD_LABELS[row.method], "setting": SETTING_LABELS[row.setting], "tried": f"{row.tried:g}", "profile's own": f"{row.own:g}",
-            "change (dB, 95 % interval)": _span(row), "p, corrected": number(float(row.p_holm), 3),
+            "change (dB, 95 % interval)": _span(row), "p, corrected": p_value(row.p_holm),
         }
         for _, row in changes.iterrows()
     ]  # fmt: skip
@@ -456,7 +458,7 @@ def show_particles(study: Recorded) -> Iterable[HTML]:
     songs = _songs(table.track.nunique())
     yield results_table(pd.DataFrame(lines), "Where more particles stop to pay.", study.line(songs, "mean over songs and both sources, their intervals in the figure"))
     gains = study.tables["differences"]
-    lines = [{"particles, N": int(row.particles), "gain (dB, 95 % interval)": _span(row), "p, corrected": number(float(row.p_holm), 3)} for _, row in gains.iterrows()]
+    lines = [{"particles, N": int(row.particles), "gain (dB, 95 % interval)": _span(row), "p, corrected": p_value(row.p_holm)} for _, row in gains.iterrows()]
     yield results_table(pd.DataFrame(lines), "What averaging several filters gains over one filter of as many particles: refined SDR, mean of both sources.",
                         study.line(songs, "95 % bootstrap interval over songs", "paired permutation test, two-sided, corrected after Holm"))  # fmt: skip
     yield _paragraph(particles_verdict(table, gains), strong=True)
@@ -693,22 +695,36 @@ def _steps_figure(table: pd.DataFrame, sources: list[str]) -> HTML:
 
 @_shows("baselines")
 def show_baselines(study: Recorded) -> Iterable[HTML]:
-    """What a user would pick instead, with times; the Hybrid beside them where the 2 × 2 was recorded on the same chunks."""
-    table, times = study.tables["scores"], study.tables["times"].set_index("method")
-    columns = _blind_columns(_sources(table))
-    frames = [score_table(table, BASELINE_LABELS, columns, "method", "method")]
-    frames[0]["training"] = [_duration(times.training_seconds[m]) for m in BASELINE_LABELS]
-    frames[0]["seconds per chunk"] = [number(times.seconds_per_chunk[m], 2) for m in BASELINE_LABELS]
-    ours = recorded("two-by-two")
-    if ours is not None and set(ours.tables["evaluation"].track) == set(table.track):
-        rows = ours.tables["evaluation"]
-        hybrid = score_table(rows[(rows.search == "particle")], {"hybrid": "Hybrid, particle filter"}, columns, "method", "method")
-        hybrid["training"] = _duration(times.hybrid_training_seconds.iloc[0])
-        hybrid["seconds per chunk"] = number(chunk_values(rows, method="hybrid", search="particle", metric="seconds").mean(), 2)
-        floor = score_table(rows, {"mixture": "mixture, not separated"}, {h: {**w, "selection": ""} for h, w in columns.items() if w["refine"] == "none"}, "method", "method")
-        frames += [hybrid, floor]
-    yield results_table(pd.concat(frames, ignore_index=True).fillna("–"), "What somebody would use instead, on the same chunks. The network was trained on mixtures of the same training songs, for as long as all of the Hybrid's training took.",
-                        study.line(_songs(table.track.nunique()), "blind, mean ± standard deviation over songs", "reference: the real sources"))  # fmt: skip
+    """What a user would pick instead beside the Hybrid: scores, what each costs, paired differences, and where the gap lies."""
+    if "differences" not in study.tables:
+        yield _older(study)
+        return
+    table, times, differences = study.tables["scores"], study.tables["times"].set_index("method"), study.tables["differences"]
+    sources, songs = _sources(table), _songs(table.track.nunique())
+    columns = _blind_columns(sources)
+    unrefined = {h: {**w, "selection": ""} for h, w in columns.items() if w["refine"] == "none"}
+    kinds = ((SEPARATOR_LABELS, columns), (REFERENCE_LABELS, unrefined))
+    lines = pd.concat([score_table(table, labels, wanted, "method", "method") for labels, wanted in kinds], ignore_index=True).fillna("–")
+    yield results_table(lines, "What somebody would use instead, on the same chunks, beside the floor and the ceilings.",
+                        study.line(songs, "blind, mean ± standard deviation over songs", "reference: the real sources"))  # fmt: skip
+    costs = [
+        {"method": label, "training": _duration(row.training_seconds), "training steps": _count(row.steps), "weights": _count(row.weights), "seconds per chunk": number(row.seconds_per_chunk)}
+        for label, row in ((label, times.loc[method]) for method, label in SEPARATOR_LABELS.items())
+    ]
+    yield results_table(pd.DataFrame(costs), "What each costs. The network was trained on mixtures of the same training songs, for as long as all of the Hybrid's training took. The Hybrid's weights are those of its VQ-VAE and priors, without the counts.",
+                        study.line(f"seconds per chunk: mean of {table.track.nunique()} chunks", "wall time when each was made"))  # fmt: skip
+    labels, rows = SEPARATOR_LABELS | REFERENCE_LABELS, differences.set_index(["method", "other", "source"])
+    lines = [
+        {"difference": f"{labels[method]} − {labels[other]}", **{f"{'mean' if s == SOURCES_MEAN else s} (dB)": f"{_span(row)}, ± {number(row['std'])}" for s in (SOURCES_MEAN, *sources) for row in (rows.loc[(method, other, s)],)}}
+        for method, other in dict.fromkeys(zip(differences.method, differences.other, strict=True))
+    ]
+    yield results_table(pd.DataFrame(lines), "Paired differences of SDR: the Hybrid refined, everything else as it is. Mean, 95 % interval and standard deviation over songs.",
+                        study.line(songs, "95 % bootstrap interval over songs, each by itself", "reference: the real sources"))  # fmt: skip
+    yield _paragraph(gap_verdict(differences), strong=True)
+
+
+def _count(value: float) -> str:
+    return "–" if np.isnan(value) else number(float(value), 0)
 
 
 def _duration(seconds: float) -> str:

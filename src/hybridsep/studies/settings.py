@@ -110,8 +110,8 @@ SWEEPS = (
     Sweep("temperature", "hybrid", (0.8, 1.0, 1.2, 1.6, 2.0), with_temperature),
     *(Sweep("temperature", method, (1.0, 1.8), with_temperature) for method in METHODS if method != "hybrid"),
     Sweep("ess_threshold", "hybrid", (0.25, 0.9), with_ess_threshold),
-    Sweep("particles", "hybrid", (8, 16, 64, 128), with_particles),
-    Sweep("filters", "hybrid", (2, 4), with_filters),
+    Sweep("particles", "hybrid", (8, 16, 64), with_particles),
+    Sweep("filters", "hybrid", (2,), with_filters),
 )
 # More particles raise evidence and score alike: where they are among the settings, the one predicts the other.
 NUMBERS = ("particles", "filters")
