@@ -28,7 +28,6 @@ from hybridsep.studies import Study
 from hybridsep.studies.comparison import CHUNKS
 from hybridsep.studies.effects import SOURCES_MEAN, interval_columns, song_values
 from hybridsep.training import load_weights, write_atomically
-from hybridsep.vqvae import normalised_error
 
 METHOD = "hybrid"
 CEILING, FLOOR = "codec-linear", "mixture"  # of METHOD, among `Evaluation.references`
@@ -39,6 +38,8 @@ NMF_ITERATIONS = 200
 TASNET_CROP_SECONDS = 1.5
 TASNET_BATCH = 4
 TASNET_RATE = 2e-3
+TASNET_LIMIT_DB = 30.0
+SILENT_POWER = 1e-4
 
 
 def hpss(mixture: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ def train_tasnet(stems: StemSet, seconds: float, seed: int) -> tuple[ConvTasNet,
             for group in optimiser.param_groups:
                 group["lr"] = TASNET_RATE * min(1.0, (steps + 1) / 50) * 0.5 * (1 + np.cos(np.pi * elapsed / seconds))
             sources = stems.random_pairs(TASNET_BATCH, length, seeded_generator(seed, steps))
-            loss = normalised_error(separate_by(network, mix(sources)).flatten(0, 1), sources.flatten(0, 1)).clamp_min(1e-8).log10()
+            loss = noise_ratio(separate_by(network, mix(sources)), sources)
             if not torch.isfinite(loss):
                 raise HybridsepError(f"Conv-TasNet: loss is {loss.item()} at step {steps}")
             optimiser.zero_grad()
@@ -120,9 +121,21 @@ def train_tasnet(stems: StemSet, seconds: float, seed: int) -> tuple[ConvTasNet,
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             optimiser.step()
             steps += 1
-            bar.set_postfix(loss_db=f"{10 * loss.item():.2f}", steps=steps, refresh=False)
+            bar.set_postfix(loss_db=f"{loss.item():.2f}", steps=steps, refresh=False)
             bar.update(round(elapsed) - bar.n)
     return network.eval(), steps
+
+
+def noise_ratio(estimate: Tensor, target: Tensor) -> Tensor:
+    """Mean over sources and examples of the noise-to-signal ratio in dB, what the network is trained to make small: [P, B, T] -> scalar.
+
+    Better than TASNET_LIMIT_DB an example is worth no more, and a source that is silent counts as one of SILENT_POWER.
+
+    Source: Wisdom et al. 2020 (arXiv 2006.12701), eq. 2, with their soft threshold.
+    """
+    power = target.square().mean(-1) + SILENT_POWER
+    error = (estimate - target).square().mean(-1)
+    return 10 * ((error + 10 ** (-TASNET_LIMIT_DB / 10) * power) / power).log10().mean()
 
 
 def separate_by(network: ConvTasNet, mixture: Tensor) -> Tensor:
@@ -192,7 +205,7 @@ def training_seconds(pipeline: Pipeline, method: str) -> float:
 
 def tasnet_step(pipeline: Pipeline, seconds: float) -> Step:
     """Where a network trained for so many seconds is kept."""
-    return pipeline.step("convtasnet", pipeline.vqvae_step("linear").folder.name, round(seconds), TASNET_BATCH, TASNET_RATE, TASNET_CROP_SECONDS)
+    return pipeline.step("convtasnet", pipeline.vqvae_step("linear").folder.name, round(seconds), TASNET_BATCH, TASNET_RATE, TASNET_CROP_SECONDS, TASNET_LIMIT_DB)
 
 
 def trained_tasnet(pipeline: Pipeline, stems: StemSet, seconds: float) -> ConvTasNet:
