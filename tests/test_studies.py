@@ -463,6 +463,16 @@ def test_half_precision_is_not_measured_on_weights_that_have_it_already(pipeline
         run_study("half-precision", pipeline, tmp_path)
 
 
+def test_networks_learn_the_ratio_of_noise_in_db_down_to_a_limit():
+    target = torch.ones(2, 3, 100)
+    assert float(baselines.noise_ratio(torch.zeros_like(target), target)) == pytest.approx(0.0, abs=0.01)
+    assert float(baselines.noise_ratio(0.9 * target, target)) == pytest.approx(10 * np.log10(0.01 + 0.001), abs=0.01)
+    assert float(baselines.noise_ratio(target, target)) == pytest.approx(-30.0)
+    silent = torch.zeros(2, 3, 100, requires_grad=True)
+    baselines.noise_ratio(silent, torch.zeros_like(silent)).backward()
+    assert torch.isfinite(silent.grad).all()
+
+
 def test_baselines_are_scored_like_everything_else(pipeline, tmp_path, monkeypatch, small_tasnet):
     monkeypatch.setattr(baselines, "NMF_SECONDS", 12.0)
     found = tables(run_study("baselines", pipeline, tmp_path))

@@ -19,7 +19,7 @@ from hybridsep.studies.effects import BLIND, SOURCES_MEAN, interval_columns, per
 
 METHOD = "hybrid"
 CODEC = f"codec-{method_spec(METHOD).vqvae}"
-CHUNKS = 24
+CHUNKS = 16
 FIRST_SHARE = 0.25  # of the present steps of the priors
 START, REFINED, LONGER, TEMPERED, VARIED, MORE, AVERAGED = "start", "refinement", "longer", "temperature", "effects", "particles", "filters"
 STEPS = (START, REFINED, LONGER, TEMPERED, VARIED, MORE, AVERAGED)

@@ -18,7 +18,7 @@ from hybridsep.statistics import holm
 from hybridsep.studies import Study
 from hybridsep.studies.effects import BLIND, interval_columns, permutation_p, song_values
 
-CHUNKS = 16
+CHUNKS = 12
 
 
 def with_likelihood(separator: Separator, likelihood: Likelihood) -> Separator:
