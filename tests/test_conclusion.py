@@ -7,9 +7,9 @@ import pytest
 from hybridsep import evaluation
 from hybridsep.profiles import METHODS
 from hybridsep.report.chapter import p_relation, p_value
-from hybridsep.report.conclusion import (
-    answer, comparisons, effect_sentence, gap_verdict, improvements_verdict, ingredient_effects, knees, out_of_domain_verdict, over_oracle, particles_verdict, protocols_verdict,
-    settings_verdict, third_instrument_verdict, to_ceiling, tuning_verdict,
+from hybridsep.report.conclusion import answer, comparisons, effect_sentence, ingredient_effects, over_oracle, to_ceiling
+from hybridsep.report.verdicts import (
+    gap_verdict, improvements_verdict, knees, out_of_domain_verdict, particles_verdict, protocols_verdict, settings_verdict, third_instrument_verdict, tuning_verdict,
 )  # fmt: skip
 from hybridsep.statistics import holm
 from hybridsep.studies.baselines import baseline_differences

@@ -28,7 +28,7 @@ from hybridsep.record import halved, pack_counts, packed, records_root, unpack_c
 from hybridsep.release import record_run, shipped_model
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import budget, recorded_note, step_times
-from hybridsep.report.conclusion import half_precision_verdict
+from hybridsep.report.verdicts import half_precision_verdict
 from hybridsep.report.readme import _times
 from hybridsep.separation import Separator
 

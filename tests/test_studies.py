@@ -25,7 +25,8 @@ from hybridsep.profiles import METHODS, load_profile
 from hybridsep.report import studies as report
 from hybridsep.report import windows as windows_page
 from hybridsep.report.chapter import number, signed
-from hybridsep.report.conclusion import half_precision_verdict, study_answer
+from hybridsep.report.conclusion import study_answer
+from hybridsep.report.verdicts import half_precision_verdict
 from hybridsep.studies import Study, baselines, comparison, counting, effects, half_precision, improvements, out_of_domain, protocols, repeatability, run_study, settings, third_instrument
 from hybridsep.studies.effects import BLIND, effects_table
 from hybridsep.studies.protocols import CHOICES

@@ -12,7 +12,8 @@ from hybridsep.data.minislakh import own_soundfont
 from hybridsep.evaluation import read_rows, rows_where
 from hybridsep.pipeline import Pipeline
 from hybridsep.report.chapter import METHOD_LABELS, mean_std, minutes, number, score_table, sdr_columns
-from hybridsep.report.conclusion import REFINEMENTS, half_precision_verdict
+from hybridsep.report.conclusion import REFINEMENTS
+from hybridsep.report.verdicts import half_precision_verdict
 
 BLIND = {"search": "particle", "selection": "blind", "reference": "real"}
 METRICS = {"sdr": "SDR (dB)", "si_sdr_improvement": "SI-SDR improvement (dB)", "sir": "SIR (dB)", "sar": "SAR (dB)"}

@@ -23,10 +23,10 @@ from hybridsep.profiles import load_profile
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import METHOD_COLOURS, METHOD_LABELS, SEARCH_LABELS, chunk_values, mean_std, minutes, number, p_value, score_table, signed
 from hybridsep.report.conclusion import EFFECT_LABELS as INGREDIENTS
-from hybridsep.report.conclusion import KNEE_DB, REFINEMENTS, SETTING_LABELS, SIGNIFICANT, STEP_LABELS, answer_of, effect_sentence, gap_verdict, half_precision_verdict, improvements_verdict, kind_of_filters, knees
-from hybridsep.report.conclusion import OVER_ORACLE_DB, TO_CEILING_DB, cell_scores, out_of_domain_verdict, over_oracle, third_instrument_verdict, to_ceiling
-from hybridsep.report.conclusion import particles_verdict, protocols_verdict, recorded_comparisons, settings_verdict, study_answer, tuning_verdict
+from hybridsep.report.conclusion import OVER_ORACLE_DB, REFINEMENTS, SIGNIFICANT, TO_CEILING_DB, answer_of, cell_scores, effect_sentence, over_oracle, recorded_comparisons, study_answer, to_ceiling
 from hybridsep.report.figures import PALETTE, results_table, show
+from hybridsep.report.verdicts import KNEE_DB, SETTING_LABELS, STEP_LABELS, gap_verdict, half_precision_verdict, improvements_verdict, kind_of_filters, knees, out_of_domain_verdict
+from hybridsep.report.verdicts import particles_verdict, protocols_verdict, settings_verdict, third_instrument_verdict, tuning_verdict
 from hybridsep.separation import Separator
 from hybridsep.statistics import Interval, bootstrap_interval
 from hybridsep.studies.comparison import ONE_FILTER
