@@ -27,7 +27,7 @@ CONTRIBUTION_CHUNKS = 12
 PRECISION_SEEDS = 2
 PRECISIONS = (torch.float32, torch.bfloat16)
 SEARCHES = ("particle", "ancestral", "beam", "topk")
-KEPT_METRICS = ("sdr", "si_sdr_improvement", "sir", "sar", "stft_distance", "seconds", "log_evidence")
+KEPT_METRICS = ("sdr", "si_sdr_improvement", "sir", "sar", "seconds", "log_evidence")
 
 
 def two_by_two(study: Study) -> None:
