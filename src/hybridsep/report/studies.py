@@ -656,7 +656,7 @@ def show_improvements(study: Recorded) -> Iterable[HTML]:
         line |= {f"{s} (dB)": mean_std(chunk_values(rows, **BLIND, source=s, refine=refine)) for s in sources}
         line["gain, mean of both (dB, 95 % interval)"] = "–" if step == START else _span(found.loc[(step, refine)])
         line["gain as decoded (dB)"] = _span(found.loc[(step, "none")]) if (step, "none") in found.index else "–"
-        lines.append(line | {"p, corrected": "–" if step == START else number(float(found.loc[(step, refine), "p_holm"]), 3)})
+        lines.append(line | {"p, corrected": "–" if step == START else p_value(found.loc[(step, refine), "p_holm"])})
     yield results_table(pd.DataFrame(lines), f"What raised the scores, step by step: blind SDR of the Hybrid, refined but for the first line. Each of the first {len(STEPS)} lines keeps what the lines above it brought, its gain is over the line before; the last {len(ASIDE)} are other refinements of the line “{STEP_LABELS[BEFORE_ASIDE]}”.",
                         study.line(songs, "scores: mean ± standard deviation over songs", "gains: paired, 95 % bootstrap interval over songs", "paired permutation test, two-sided, corrected after Holm for all gains of refined means", "one training of each model"))  # fmt: skip
     yield _paragraph(improvements_verdict(gains), strong=True)
