@@ -15,10 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import RATE, long_hop_separator
 
-from hybridsep.separation import Separator
+from hybridsep.inference.separator import Separator
 
 GENERATED = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
-FILES = ["likelihood.safetensors", "prior-bass.safetensors", "prior-drums.safetensors", "profile.json", "SHA256SUMS", "vqvae.safetensors"]
+FILES = [
+    "likelihood.safetensors",
+    "prior-bass.safetensors",
+    "prior-drums.safetensors",
+    "profile.json",
+    "SHA256SUMS",
+    "vqvae.safetensors",
+]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +73,10 @@ def separated_or_refused(recording, out, model, *args):
         assert all(r == rate and s.shape == mixture.shape and np.isfinite(s).all() for s, r in stems)
         peak = float(np.abs(mixture).max())
         if peak > 1e-37:
-            error = np.square((sum(s.astype(float) for s, _ in stems) - mixture) / peak).sum() / np.square(mixture.astype(float) / peak).sum()
+            error = (
+                np.square((sum(s.astype(float) for s, _ in stems) - mixture) / peak).sum()
+                / np.square(mixture.astype(float) / peak).sum()
+            )
             assert error < 1e-6
         assert sorted(p.name for p in out.iterdir()) == ["bass.wav", "drums.wav"]
         return True
@@ -199,7 +209,9 @@ def edited(content, changes, keep=1.0):
     return bytes(content[: int(keep * len(content))])
 
 
-near_the_beginning = st.lists(st.tuples(st.floats(0, 1).map(lambda place: place**3), st.binary(min_size=1, max_size=8)), max_size=4)
+near_the_beginning = st.lists(
+    st.tuples(st.floats(0, 1).map(lambda place: place**3), st.binary(min_size=1, max_size=8)), max_size=4
+)
 cuts = st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.01])
 
 
@@ -207,7 +219,13 @@ def test_no_file_ends_in_a_traceback(model):
     seen = []
 
     @settings(max_examples=120, **GENERATED)
-    @given(st.sampled_from(sorted(VALID)), st.sampled_from(sorted(VALID)), near_the_beginning, cuts, st.binary(max_size=300))
+    @given(
+        st.sampled_from(sorted(VALID)),
+        st.sampled_from(sorted(VALID)),
+        near_the_beginning,
+        cuts,
+        st.binary(max_size=300),
+    )
     def holds(suffix, form, changes, keep, anything):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"song.{suffix}")
@@ -251,7 +269,9 @@ def test_no_waveform_ends_in_a_traceback(model):
 def sign(model):
     """Say that the files of a model are as they were saved."""
     names = sorted(p.name for p in model.iterdir() if p.name != "SHA256SUMS")
-    (model / "SHA256SUMS").write_text("".join(f"{hashlib.sha256((model / n).read_bytes()).hexdigest()}  {n}\n" for n in names))
+    (model / "SHA256SUMS").write_text(
+        "".join(f"{hashlib.sha256((model / n).read_bytes()).hexdigest()}  {n}\n" for n in names)
+    )
 
 
 damages = st.one_of(
@@ -259,7 +279,11 @@ damages = st.one_of(
     st.just(("of another model",)),
     st.tuples(st.just("cut off"), st.floats(0, 1, exclude_max=True)),
     st.tuples(st.just("overwritten"), edits.filter(len)),
-    st.tuples(st.just("setting"), st.sampled_from(["seed", "sources", "vqvae", "prior", "search"]), st.sampled_from([None, -1, 1e308, "x", [], {}])),
+    st.tuples(
+        st.just("setting"),
+        st.sampled_from(["seed", "sources", "vqvae", "prior", "search"]),
+        st.sampled_from([None, -1, 1e308, "x", [], {}]),
+    ),
 )
 
 

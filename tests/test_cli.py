@@ -48,7 +48,9 @@ def test_installed_command_answers_and_fails_in_one_line(tmp_path):
     command = [sys.executable, "-m", "hybridsep.cli", "train", "lass", "--profile", "smok", "--runs", str(tmp_path)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert found.returncode == 1 and found.stdout == ""
-    assert found.stderr.splitlines() == ["hybridsep: unknown profile 'smok': choose one of cpu, paper, smoke, t4 or give a .yml file"]
+    assert found.stderr.splitlines() == [
+        "hybridsep: unknown profile 'smok': choose one of cpu, paper, smoke, t4 or give a .yml file"
+    ]
 
 
 def test_help_does_not_wait_for_torch():
@@ -85,7 +87,10 @@ def test_separate_writes_stems_and_one_summary(song, model, tmp_path):
     assert all(rate == 22050 and s.shape == mixture.shape for s, rate in stems)
     assert np.abs(sum(s for s, _ in stems) - mixture).max() < 1e-3
     one_line(run("separate", song, tmp_path / "out", "--model", model, "--particles", 2), "bass.wav", "--overwrite")
-    assert run("separate", song, tmp_path / "out", "--model", model, "--particles", 2, "--overwrite", "--no-refine")[0] == 0
+    assert (
+        run("separate", song, tmp_path / "out", "--model", model, "--particles", 2, "--overwrite", "--no-refine")[0]
+        == 0
+    )
 
 
 def test_bad_input_of_separate_is_named(song, model, tmp_path):
@@ -119,7 +124,7 @@ def test_ctrl_c_exits_with_130_and_no_traceback(song, model, tmp_path, monkeypat
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hybridsep.separation.Separator.separate_blocks", interrupted)
+    monkeypatch.setattr("hybridsep.inference.separator.Separator.separate_blocks", interrupted)
     status, _, err = run("separate", song, tmp_path / "out", "--model", model)
     assert status == 130 and "Traceback" not in err and not (tmp_path / "out").exists()
 

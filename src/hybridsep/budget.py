@@ -17,13 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybridsep.codec_training import WAVEFORMS, VQVAETask
-from hybridsep.likelihood import MERGE_EVERY, Likelihood
-from hybridsep.pipeline import PAIR_BATCH, PAIR_SECONDS
-from hybridsep.prior import Prior, PriorTask
-from hybridsep.profiles import PriorSettings, Profile, TrainingSettings
-from hybridsep.separation import DECODED_CODES
-from hybridsep.vqvae import VQVAE
+from hybridsep.core.profiles import PriorSettings, Profile, TrainingSettings
+from hybridsep.inference.likelihood import MERGE_EVERY, Likelihood
+from hybridsep.inference.separator import DECODED_CODES
+from hybridsep.models.prior import Prior, PriorTask
+from hybridsep.models.vqvae import VQVAE
+from hybridsep.pipeline.pipeline import PAIR_BATCH, PAIR_SECONDS
+from hybridsep.training.codec import WAVEFORMS, VQVAETask
 
 GIBIBYTE = 2**30
 HALF_PRECISION_COPIES = 1.5
@@ -88,7 +88,9 @@ def prior_budget(profile: Profile, rate: float = T4_RATES["prior"]) -> ModelBudg
     with torch.device("meta"):
         module = Prior(settings, profile.vqvae.codes)
         task = PriorTask(module, None, 0, torch.float32)
-        batch = torch.empty(settings.training.batch // settings.training.accumulate, settings.crop_codes, dtype=torch.long)
+        batch = torch.empty(
+            settings.training.batch // settings.training.accumulate, settings.crop_codes, dtype=torch.long
+        )
     return _budget(module, settings.training, lambda: task.loss(batch), rate)
 
 
@@ -119,7 +121,12 @@ def search_bytes(profile: Profile, dtype: torch.dtype = torch.float16) -> int:
     triples = round(profile.likelihood.counted_seconds * profile.data.sample_rate / vqvae.hop)
     likelihood = counts_bytes(profile.vqvae.codes, triples) + Likelihood.cache_bytes
     decoding = 4 * _size(vqvae.parameters()) + peak_bytes(lambda: vqvae.decode(codes))
-    return sources * parameters * dtype.itemsize + cache_bytes(profile.prior, profile.search.max_rows, dtype, sources) + likelihood + decoding
+    return (
+        sources * parameters * dtype.itemsize
+        + cache_bytes(profile.prior, profile.search.max_rows, dtype, sources)
+        + likelihood
+        + decoding
+    )
 
 
 def counting_bytes(profile: Profile) -> int:
@@ -145,9 +152,16 @@ def summary(profile: Profile) -> list[dict[str, object]]:
         for name, found in models.items()
     ]  # fmt: skip
     codec, prior = models.values()
-    rows.append({"what": "training of a method's models", "on a T4 (h)": codec.hours + len(profile.sources) * prior.hours})
+    rows.append(
+        {"what": "training of a method's models", "on a T4 (h)": codec.hours + len(profile.sources) * prior.hours}
+    )
     rows.append({"what": "counting", "memory (GiB)": counting_bytes(profile) / GIBIBYTE})
-    rows.append({"what": f"search, {profile.search.max_rows} particles at once", "memory (GiB)": search_bytes(profile) / GIBIBYTE})
+    rows.append(
+        {
+            "what": f"search, {profile.search.max_rows} particles at once",
+            "memory (GiB)": search_bytes(profile) / GIBIBYTE,
+        }
+    )
     return rows
 
 
@@ -192,7 +206,15 @@ def _budget(module: nn.Module, settings: TrainingSettings, loss: Callable[[], Te
     moments = 2 * parameters - _size(hidden)
     flops = float(counter.get_total_flops()) * settings.accumulate * settings.steps
     buffers = _size(module.buffers())
-    return ModelBudget(parameters, flops, rate, 4 * (parameters + buffers), 4 * parameters, 4 * moments, round(HALF_PRECISION_COPIES * kept.bytes))
+    return ModelBudget(
+        parameters,
+        flops,
+        rate,
+        4 * (parameters + buffers),
+        4 * parameters,
+        4 * moments,
+        round(HALF_PRECISION_COPIES * kept.bytes),
+    )
 
 
 class _Kept:

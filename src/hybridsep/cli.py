@@ -6,21 +6,27 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from hybridsep.deadline import NEVER, Deadline, OutOfTime
-from hybridsep.errors import HybridsepError
+from hybridsep.core.deadline import NEVER, Deadline, OutOfTime
+from hybridsep.core.errors import HybridsepError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bayesian separation of two instruments over the codes of a VQ-VAE.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Bayesian separation of two instruments over the codes of a VQ-VAE.",
+)
 data_app = typer.Typer(no_args_is_help=True, help="Make or fetch songs in Slakh's layout.")
 app.add_typer(data_app, name="data")
 
 ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, cpu, or a .yml file")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="folder of all runs")]
-DataOption = Annotated[Optional[Path], typer.Option("--data", help="songs in Slakh's layout; synthesised without it")]
-TrainOption = Annotated[bool, typer.Option("--train", help="train every model here, those too that come with the project")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="songs in Slakh's layout; synthesised without it")]
+TrainOption = Annotated[
+    bool, typer.Option("--train", help="train every model here, those too that come with the project")
+]
 
 
 @data_app.command("synth")
@@ -31,7 +37,7 @@ def data_synth(
     seed: int = 0,
 ) -> None:
     """Compose and render MiniSlakh: songs of bass and drums in Slakh2100's own layout."""
-    from hybridsep.data.minislakh import make_minislakh
+    from hybridsep.data.minislakh.render import make_minislakh
 
     make_minislakh(out, tracks, seconds, seed)
     typer.echo(f"{tracks} songs of {seconds:g} s in {out}")
@@ -40,21 +46,25 @@ def data_synth(
 @data_app.command("slakh")
 def data_slakh(
     out: Path,
-    variant: Annotated[str, typer.Option(help="redux (Slakh2100, 104 GB to read) or baby (20 songs at 16 kHz, 0.9 GB)")] = "redux",
+    variant: Annotated[
+        str, typer.Option(help="redux (Slakh2100, 104 GB to read) or baby (20 songs at 16 kHz, 0.9 GB)")
+    ] = "redux",
     tracks: Annotated[int, typer.Option(min=1)] = 300,
-    source: Annotated[Optional[str], typer.Option(help="another address, or a file, instead of Zenodo's")] = None,
-    md5: Annotated[Optional[str], typer.Option(help="of --source, to check it by")] = None,
+    source: Annotated[str | None, typer.Option(help="another address, or a file, instead of Zenodo's")] = None,
+    md5: Annotated[str | None, typer.Option(help="of --source, to check it by")] = None,
     profile: Annotated[str, typer.Option("--profile", help="whose sample rate and instruments are kept")] = "cpu",
 ) -> None:
     """Fetch real songs: bass and drum stems of Slakh2100 or BabySlakh, out of the streaming archive. Run again, it goes on."""
+    from hybridsep.core.profiles import load_profile
     from hybridsep.data.fetch import fetch_slakh
-    from hybridsep.profiles import load_profile
 
     settings = load_profile(profile)
     report = fetch_slakh(out, variant, tracks, tuple(settings.sources.values()), settings.data.sample_rate, source, md5)
     counts = ", ".join(f"{count} {split}" for split, count in report.tracks.items())
     refused = f", {report.rejected} stems or tracks refused: see {out / 'rejected.csv'}" if report.rejected else ""
-    typer.echo(f"{report.total} songs in {out} ({counts}){refused}; {report.bytes_read / 1e9:.2f} GB read; archive {report.checked}")
+    typer.echo(
+        f"{report.total} songs in {out} ({counts}){refused}; {report.bytes_read / 1e9:.2f} GB read; archive {report.checked}"
+    )
 
 
 @app.command()
@@ -63,7 +73,9 @@ def train(
     profile: ProfileOption = "cpu",
     data: DataOption = None,
     runs: RunsOption = Path("runs"),
-    max_minutes: Annotated[Optional[float], typer.Option(min=0.0, help="stop then, with a checkpoint; the same command goes on")] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="stop then, with a checkpoint; the same command goes on")
+    ] = None,
     anew: TrainOption = False,
 ) -> None:
     """Train a METHOD (lass, lqvae, hybrid or plain-sum), or find it already trained."""
@@ -82,31 +94,44 @@ def train(
 def separate(
     recording: Annotated[Path, typer.Argument(metavar="IN", readable=False)],
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", readable=False)],
-    model: Annotated[Optional[Path], typer.Option(readable=False, help="folder of a trained method, such as runs/cpu/hybrid; the Hybrid that comes with the project without it")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False,
+            help="folder of a trained method, such as runs/cpu/hybrid; the Hybrid that comes with the project without it",
+        ),
+    ] = None,
     search: Annotated[str, typer.Option(help="particle, ancestral, topk or beam")] = "particle",
-    particles: Annotated[Optional[int], typer.Option(min=1, help="N; the model's own setting when not given")] = None,
+    particles: Annotated[int | None, typer.Option(min=1, help="N; the model's own setting when not given")] = None,
     seed: int = 0,
     refine: Annotated[bool, typer.Option(help="Wiener masks, so that the stems sum to the recording")] = True,
-    carry: Annotated[bool, typer.Option("--carry", help="the priors go on from window to window: one after the other, not all at once")] = False,
+    carry: Annotated[
+        bool,
+        typer.Option("--carry", help="the priors go on from window to window: one after the other, not all at once"),
+    ] = False,
     form: Annotated[str, typer.Option("--format", help="wav, flac, ogg or mp3")] = "wav",
     overwrite: bool = False,
 ) -> None:
     """Separate a recording into stems."""
     # readable=False: what may not be read is refused by the library, in one line, and not by typer in a box with exit status 2.
-    from hybridsep.recording import separate_file
-    from hybridsep.release import shipped_model
+    from hybridsep.inference.recording import separate_file
+    from hybridsep.pipeline.release import shipped_model
 
     started = time.perf_counter()
     model = model or shipped_model()
     found = separate_file(recording, out, model, search, particles, seed, refine, carry, form, overwrite)
     seconds = time.perf_counter() - started
-    typer.echo(f"{', '.join(map(str, found.paths))}: {found.seconds:.1f} s in {seconds:.1f} s, evidence {found.log_evidence:.3f} nats per code")
+    typer.echo(
+        f"{', '.join(map(str, found.paths))}: {found.seconds:.1f} s in {seconds:.1f} s, evidence {found.log_evidence:.3f} nats per code"
+    )
 
 
 @app.command()
-def evaluate(profile: ProfileOption = "cpu", data: DataOption = None, runs: RunsOption = Path("runs"), anew: TrainOption = False) -> None:
+def evaluate(
+    profile: ProfileOption = "cpu", data: DataOption = None, runs: RunsOption = Path("runs"), anew: TrainOption = False
+) -> None:
     """Separate held-out mixtures with every method and search and write runs/<profile>/evaluation.csv."""
-    from hybridsep.evaluation import Evaluation, summarise
+    from hybridsep.evaluation.chunks import Evaluation, summarise
 
     pipeline = _pipeline(profile, runs, data, anew=anew)
     table = Evaluation(pipeline).table()
@@ -117,7 +142,12 @@ def evaluate(profile: ProfileOption = "cpu", data: DataOption = None, runs: Runs
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="two-by-two, protocols, settings, counting, particles, contributions, precision, repeatability, baselines, third-instrument, refinement, linearity, windows, out-of-domain, half-precision or improvements")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="two-by-two, protocols, settings, counting, particles, contributions, precision, repeatability, baselines, third-instrument, refinement, linearity, windows, out-of-domain, half-precision or improvements"
+        ),
+    ],
     profile: ProfileOption = "cpu",
     data: DataOption = None,
     runs: RunsOption = Path("runs"),
@@ -132,22 +162,28 @@ def study(
 @app.command()
 def bench(
     group: Annotated[str, typer.Argument(help="posterior, decode, kernels, training or recording")],
-    codes: Annotated[Optional[int], typer.Option(min=2, help="K, the size of random codebooks")] = None,
-    particles: Annotated[Optional[int], typer.Option(min=1, help="N; each benchmark's own when not given")] = None,
+    codes: Annotated[int | None, typer.Option(min=2, help="K, the size of random codebooks")] = None,
+    particles: Annotated[int | None, typer.Option(min=1, help="N; each benchmark's own when not given")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="length of a chunk")] = 3.0,
-    model: Annotated[Optional[Path], typer.Option(help="folder of a trained method of counts; untrained models without it")] = None,
-    only: Annotated[Optional[str], typer.Option(help="name of one benchmark of the group")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="folder of a trained method of counts; untrained models without it")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="name of one benchmark of the group")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="rounds at most")] = 5,
     budget: Annotated[float, typer.Option(help="seconds after which a timed call is repeated no more")] = 12.0,
     quick: Annotated[bool, typer.Option("--quick", help="tiny sizes, to see that it runs")] = False,
-    minutes: Annotated[Optional[float], typer.Option(min=0.01, help="length of a long recording; a song's and an hour when not given")] = None,
-    out: Annotated[Optional[Path], typer.Option("--json", help="file for the rows and where they were measured")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="length of a long recording; a song's and an hour when not given")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="file for the rows and where they were measured")] = None,
 ) -> None:
     """Measure time and memory beside re-writings of the published code."""
     from hybridsep.bench.groups import run_group
     from hybridsep.bench.report import Options, write_json
 
-    result = run_group(group, Options(codes, particles, seconds, model, only, repeats, budget, quick, minutes), typer.echo)
+    result = run_group(
+        group, Options(codes, particles, seconds, model, only, repeats, budget, quick, minutes), typer.echo
+    )
     if out is not None:
         write_json(result, out)
     typer.echo(f"{len(result['rows'])} rows in {result['provenance']['wall_seconds']:.0f} s")
@@ -162,7 +198,7 @@ def record(
     results: Annotated[Path, typer.Option(help="folder of all studies' tables")] = Path("book/results"),
 ) -> None:
     """Keep the models of a finished run, in little room and with a model card, where the book and `separate` find them."""
-    from hybridsep.release import record_run
+    from hybridsep.pipeline.release import record_run
 
     folder = record_run(_pipeline(profile, runs, data), out, results)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -181,9 +217,9 @@ def book(profile: ProfileOption = "cpu", runs: RunsOption = Path("runs"), anew: 
 
 
 def _pipeline(profile: str, runs: Path, data: Path | None, deadline: Deadline = NEVER, anew: bool = False):
-    from hybridsep.pipeline import Pipeline
-    from hybridsep.profiles import load_profile
-    from hybridsep.record import RECORDS
+    from hybridsep.core.profiles import load_profile
+    from hybridsep.pipeline.pipeline import Pipeline
+    from hybridsep.pipeline.record import RECORDS
 
     return Pipeline(load_profile(profile), runs, data, deadline, records=None if anew else RECORDS)
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from hybridsep.bench.measure import time_calls
-from hybridsep.bench.models import dtype_name, dtypes, open_separator, separator_in, song_codes, song_mixture
+from hybridsep.bench.models import dtypes, open_separator, separator_in, song_codes, song_mixture
 from hybridsep.bench.originals import DensePosterior, GrowingPrior, SparsePosterior, beam, sample
 from hybridsep.bench.profile import bench_profile
 from hybridsep.bench.report import Goal, Options, Row
 from hybridsep.bench.shared import bench_shared
-from hybridsep.device import seeded_generator
-from hybridsep.errors import HybridsepError
-from hybridsep.likelihood import CountLikelihood
-from hybridsep.separation import SearchOptions, Separator
+from hybridsep.core.device import dtype_name, seeded_generator
+from hybridsep.core.errors import HybridsepError
+from hybridsep.inference.likelihood import CountLikelihood
+from hybridsep.inference.separator import SearchOptions, Separator
 
 PARTICLES, LQVAE_CODES, QUICK_CODES = 32, 2048, 16
 DENSE_STEPS = 30
@@ -56,13 +56,21 @@ def bench_lqvae(options: Options) -> Iterator[Row]:
         return sample(priors, posterior, codes[0, :steps], particles, _generator(codes))
 
     searchers = {dtype: separator_in(separator, dtype) for dtype in dtypes(separator.device)}
-    calls: dict[object, Callable] = {d: _search(searcher, codes, "particle", particles) for d, searcher in searchers.items()}
+    calls: dict[object, Callable] = {
+        d: _search(searcher, codes, "particle", particles) for d, searcher in searchers.items()
+    }
     times = time_calls(calls | {"reference": reference}, options.repeats, options.budget_seconds, separator.device)
     note = f"reference: {steps} of {codes.shape[1]} steps timed and scaled up, though later steps have longer caches; untrained models"
     for dtype, searcher in searchers.items():
-        details = _sizes(searcher, codes, particles) | {"search": "particle", "reference_search": "LQ-VAE sampling", "note": note}
+        details = _sizes(searcher, codes, particles) | {
+            "search": "particle",
+            "reference_search": "LQ-VAE sampling",
+            "note": note,
+        }
         scaled = times["reference"].scaled(codes.shape[1] / steps)
-        yield Row(f"lqvae/{dtype_name(dtype)}", times[dtype], scaled, details, RATIO_LQVAE if options.standard else None)
+        yield Row(
+            f"lqvae/{dtype_name(dtype)}", times[dtype], scaled, details, RATIO_LQVAE if options.standard else None
+        )
 
 
 def bench_particles(options: Options) -> Iterator[Row]:
@@ -70,7 +78,14 @@ def bench_particles(options: Options) -> Iterator[Row]:
     separator = _separator(options)
     mixture = song_mixture(separator, options.seconds)
     for particles in QUICK_PARTICLE_COUNTS if options.quick else PARTICLE_COUNTS:
-        yield _whole(f"particles/{particles}", separator, mixture, particles, options, SECONDS_GOALS.get(particles) if options.standard else None)
+        yield _whole(
+            f"particles/{particles}",
+            separator,
+            mixture,
+            particles,
+            options,
+            SECONDS_GOALS.get(particles) if options.standard else None,
+        )
 
 
 def bench_length(options: Options) -> Iterator[Row]:
@@ -81,7 +96,9 @@ def bench_length(options: Options) -> Iterator[Row]:
         row = _whole(f"length/{times * options.seconds:g}", separator, mixture, _particles(options), options)
         first = first or row.details["seconds_per_audio_second"]
         goal = LINEAR if options.standard and times > 1 else None
-        yield replace(row, details=row.details | {"relative_cost": row.details["seconds_per_audio_second"] / first}, goal=goal)
+        yield replace(
+            row, details=row.details | {"relative_cost": row.details["seconds_per_audio_second"] / first}, goal=goal
+        )
 
 
 def bench_batch(options: Options) -> Iterator[Row]:
@@ -89,9 +106,15 @@ def bench_batch(options: Options) -> Iterator[Row]:
     separator, particles = _separator(options), _particles(options)
     codes = song_codes(separator, options.seconds, QUICK_CHUNKS if options.quick else CHUNKS)
     one_by_one = [_search(separator, chunk[None], "particle", particles) for chunk in codes]
-    calls = {"ours": _search(separator, codes, "particle", particles), "reference": lambda: [search() for search in one_by_one]}
+    calls = {
+        "ours": _search(separator, codes, "particle", particles),
+        "reference": lambda: [search() for search in one_by_one],
+    }
     times = time_calls(calls, options.repeats, options.budget_seconds, separator.device)
-    details = _sizes(separator, codes, particles) | {"search": "particle", "reference_search": "the same, one chunk after the other"}
+    details = _sizes(separator, codes, particles) | {
+        "search": "particle",
+        "reference_search": "the same, one chunk after the other",
+    }
     yield Row(f"batch/{len(codes)}", times["ours"], times["reference"], details)
 
 
@@ -123,10 +146,14 @@ def _against_lass(options: Options, name: str, searches: tuple[str, ...], with_b
     """Our searches in every precision against LASS's, whose caches keep every head, as published, or shared heads once."""
     separator, particles = _separator(options), _particles(options)
     if not isinstance(separator.likelihood, CountLikelihood):
-        raise HybridsepError("benchmarks against LASS need a method of counts: give --model a folder such as runs/cpu/lass")
+        raise HybridsepError(
+            "benchmarks against LASS need a method of counts: give --model a folder such as runs/cpu/lass"
+        )
     codes, posterior = song_codes(separator, options.seconds), SparsePosterior(separator.likelihood)
     searchers = {dtype: separator_in(separator, dtype) for dtype in dtypes(separator.device)}
-    calls: dict[object, Callable] = {(s, d): _search(searchers[d], codes, s, particles) for s in searches for d in searchers}
+    calls: dict[object, Callable] = {
+        (s, d): _search(searchers[d], codes, s, particles) for s in searches for d in searchers
+    }
     for every_head in (True, False):
         calls[every_head] = partial(_published_lass, separator, posterior, codes, particles, every_head, with_beams)
     times = time_calls(calls, options.repeats, options.budget_seconds, separator.device)
@@ -141,14 +168,18 @@ def _against_lass(options: Options, name: str, searches: tuple[str, ...], with_b
         yield Row(label, times[search, dtype], times[every_head], details, goal)
 
 
-def _published_lass(separator: Separator, posterior: SparsePosterior, codes: Tensor, particles: int, every_head: bool, with_beams: bool) -> object:
+def _published_lass(
+    separator: Separator, posterior: SparsePosterior, codes: Tensor, particles: int, every_head: bool, with_beams: bool
+) -> object:
     priors = [GrowingPrior(prior, every_head) for prior in separator.priors]
     if with_beams:
         return beam(priors, posterior, codes[0], particles)
     return sample(priors, posterior, codes[0], particles, _generator(codes))
 
 
-def _whole(name: str, separator: Separator, mixture: Tensor, particles: int, options: Options, goal: Goal | None = None) -> Row:
+def _whole(
+    name: str, separator: Separator, mixture: Tensor, particles: int, options: Options, goal: Goal | None = None
+) -> Row:
     """Row of `Separator.estimate`: audio to audio."""
     found = []
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from hybridsep.bench import decode, kernels, posterior, recording, training
 from hybridsep.bench.report import Benchmark, Options, run_benchmarks
-from hybridsep.errors import HybridsepError
+from hybridsep.core.errors import HybridsepError
 
 GROUPS: dict[str, dict[str, Benchmark]] = {
     "posterior": posterior.BENCHMARKS,

@@ -18,15 +18,14 @@ from hybridsep.bench.measure import device_seconds, machine_rates, time_calls
 from hybridsep.bench.models import random_likelihood, random_log_probs
 from hybridsep.bench.originals import DensePosterior, SparsePosterior
 from hybridsep.bench.report import Options, Row
-from hybridsep.device import default_device, seeded_generator
+from hybridsep.core.device import default_device, seeded_generator
+from hybridsep.inference.search import stay_in_place, systematic_resampling
 from hybridsep.kernels import bodies
 from hybridsep.kernels.cache import reorder_cache
 from hybridsep.kernels.counting import count_triples
 from hybridsep.kernels.counts import draw_pairs_counts
 from hybridsep.kernels.nearest import nearest_code
 from hybridsep.kernels.sums import draw_pairs_sum
-from hybridsep.search import stay_in_place, systematic_resampling
-
 
 CODES_COUNTED = 64
 
@@ -73,14 +72,24 @@ def bench_nearest(options: Options) -> Iterator[Row]:
     codebook = torch.randn(sizes.codes, sizes.width, generator=generator).to(device)
     work = Work(4 * (vectors.numel() + codebook.numel()) + 8 * sizes.vectors, 2 * sizes.vectors * codebook.numel())
     details = {"codes": sizes.codes, "vectors": sizes.vectors, "width": sizes.width}
-    yield from _compare("nearest_code", lambda: nearest_code(vectors, codebook), lambda: all_distances(vectors, codebook), work, details, options)
+    yield from _compare(
+        "nearest_code",
+        lambda: nearest_code(vectors, codebook),
+        lambda: all_distances(vectors, codebook),
+        work,
+        details,
+        options,
+    )
 
 
 def bench_sums(options: Options) -> Iterator[Row]:
     """`draw_pairs_sum` against LQ-VAE's dense posterior."""
     sizes, device = _sizes(options), default_device()
     likelihood = random_likelihood(sizes.codes, sizes.width, "sum", device)
-    log_p, mixture = random_log_probs(sizes.codes, sizes.particles, device), torch.zeros(1, dtype=torch.long, device=device)
+    log_p, mixture = (
+        random_log_probs(sizes.codes, sizes.particles, device),
+        torch.zeros(1, dtype=torch.long, device=device),
+    )
     original, generator = DensePosterior(likelihood), seeded_generator(0, device=device)
     table = likelihood.sums
     work = Work(table.nbytes + log_p.nbytes, 2 * sizes.particles * sizes.codes**2)
@@ -96,7 +105,10 @@ def bench_counts(options: Options) -> Iterator[Row]:
     """`draw_pairs_counts` against LASS's list of scores of all counted pairs."""
     sizes, device = _sizes(options), default_device()
     likelihood = random_likelihood(sizes.codes, sizes.width, "counts", device)
-    log_p, mixture = random_log_probs(sizes.codes, sizes.particles, device), torch.zeros(1, dtype=torch.long, device=device)
+    log_p, mixture = (
+        random_log_probs(sizes.codes, sizes.particles, device),
+        torch.zeros(1, dtype=torch.long, device=device),
+    )
     original, generator = SparsePosterior(likelihood), seeded_generator(0, device=device)
     row_starts = torch.tensor(original.starts, device=device)
     entries = row_starts, likelihood.pairs.int(), original.log_values
@@ -114,7 +126,9 @@ def bench_counting(options: Options) -> Iterator[Row]:
     """`count_triples` against LASS's Python lists joined to a sparse tensor."""
     sizes, device = _sizes(options), default_device()
     # Of few codes: real triples repeat.
-    triples = torch.randint(min(CODES_COUNTED, sizes.codes), (3, sizes.triples), generator=seeded_generator(0)).to(device)
+    triples = torch.randint(min(CODES_COUNTED, sizes.codes), (3, sizes.triples), generator=seeded_generator(0)).to(
+        device
+    )
     distinct = len(count_triples(*triples, sizes.codes)[0])
     work = Work(triples.nbytes + 16 * distinct)
     details = {"codes": sizes.codes, "triples": sizes.triples, "distinct": distinct}
@@ -128,7 +142,9 @@ def bench_cache(options: Options) -> Iterator[Row]:
     generator = seeded_generator(0)
     cache = torch.randn(sizes.slabs, sizes.rows, sizes.cached, generator=generator).to(device)
     weights = torch.rand(1, sizes.rows, generator=generator).pow(4)
-    ancestors = stay_in_place(systematic_resampling(weights / weights.sum(), torch.rand(1, generator=generator)))[0].to(device)
+    ancestors = stay_in_place(systematic_resampling(weights / weights.sum(), torch.rand(1, generator=generator)))[0].to(
+        device
+    )
     moved = int((ancestors != torch.arange(sizes.rows, device=device)).sum())
     work = Work(2 * 4 * sizes.slabs * moved * sizes.cached)
     details = {"rows": sizes.rows, "slabs": sizes.slabs, "numbers_per_row": sizes.cached, "rows_moved": moved}
@@ -136,12 +152,20 @@ def bench_cache(options: Options) -> Iterator[Row]:
     yield from _compare("reorder_cache", *calls, work, details, options)
 
 
-BENCHMARKS = {"nearest": bench_nearest, "sums": bench_sums, "counts": bench_counts, "counting": bench_counting, "cache": bench_cache}
+BENCHMARKS = {
+    "nearest": bench_nearest,
+    "sums": bench_sums,
+    "counts": bench_counts,
+    "counting": bench_counting,
+    "cache": bench_cache,
+}
 
 
 def all_distances(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Nearest codes int64 [rows] by the matrix of all squared distances, as Jukebox's bottleneck (arXiv 2005.00341) finds them."""
-    distances = vectors.square().sum(1, keepdim=True) - 2 * vectors @ codebook.T + codebook.T.square().sum(0, keepdim=True)
+    distances = (
+        vectors.square().sum(1, keepdim=True) - 2 * vectors @ codebook.T + codebook.T.square().sum(0, keepdim=True)
+    )
     return distances.min(1).indices
 
 
@@ -155,7 +179,9 @@ def count_in_lists(triples: Tensor, codes: int) -> Tensor:
         return torch.sparse_coo_tensor(coordinates, torch.ones(triples.shape[1]), (codes, codes, codes)).coalesce()
 
 
-def _compare(name: str, ours: Callable, reference: Callable, work: Work, details: dict, options: Options) -> Iterator[Row]:
+def _compare(
+    name: str, ours: Callable, reference: Callable, work: Work, details: dict, options: Options
+) -> Iterator[Row]:
     """One row per body that this device has."""
     device = default_device()
     rates = machine_rates(torch.float32, device, options.quick)

@@ -47,10 +47,14 @@ class Timing:
 
     def scaled(self, factor: float) -> Timing:
         """Times multiplied by a number."""
-        return Timing(*(tuple(factor * s for s in times) for times in (self.seconds, self.processor_seconds)), self.peak_bytes)
+        return Timing(
+            *(tuple(factor * s for s in times) for times in (self.seconds, self.processor_seconds)), self.peak_bytes
+        )
 
 
-def time_calls(calls: dict[str, Callable[[], object]], repeats: int, budget_seconds: float, device: torch.device) -> dict[str, Timing]:
+def time_calls(
+    calls: dict[str, Callable[[], object]], repeats: int, budget_seconds: float, device: torch.device
+) -> dict[str, Timing]:
     """Time calls in turn, round by round, so that a slow minute of the machine hits all of them.
 
     A round before the others warms up and measures memory. Its time counts only for calls that have used up their budget in it.

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hybridsep.data.composer import compose_song
-from hybridsep.data.minislakh import render_song
+from hybridsep.core.device import default_device, fast_dtype, seeded_generator
+from hybridsep.core.profiles import LikelihoodKind, Profile, load_profile
+from hybridsep.data.minislakh.composer import compose_song
+from hybridsep.data.minislakh.render import render_song
 from hybridsep.data.stems import MIXTURE_RMS
-from hybridsep.decoding import PriorStack
-from hybridsep.device import default_device, dtype_name, fast_dtype, seeded_generator
-from hybridsep.likelihood import CountLikelihood, Likelihood, SumLikelihood
-from hybridsep.prior import Prior
-from hybridsep.profiles import LikelihoodKind, Profile, load_profile
-from hybridsep.separation import Separator
-from hybridsep.vqvae import VQVAE
+from hybridsep.inference.decoder import PriorStack
+from hybridsep.inference.likelihood import CountLikelihood, Likelihood, SumLikelihood
+from hybridsep.inference.separator import Separator
+from hybridsep.models.prior import Prior
+from hybridsep.models.vqvae import VQVAE
 
 PROFILE = "cpu"
 # Distinct triples per mixture code in the trained models of the profile `cpu`: 940 000 over 1 024 codes.
@@ -94,8 +94,12 @@ def song_mixture(separator: Separator, seconds: float, count: int = 1) -> Tensor
     length = -(-round(seconds * separator.sample_rate) // separator.hop) * separator.hop
     songs = [compose_song(SONG_SEED, index, max(1.0, length / separator.sample_rate)) for index in range(count)]
     rendered = [sum(render_song(song, separator.sample_rate).values()) for song in songs]
-    mixtures = torch.stack([nn.functional.pad(torch.from_numpy(x[:length]), (0, max(0, length - len(x)))) for x in rendered]).float()
-    return (mixtures * MIXTURE_RMS / mixtures.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)).to(separator.device)
+    mixtures = torch.stack(
+        [nn.functional.pad(torch.from_numpy(x[:length]), (0, max(0, length - len(x)))) for x in rendered]
+    ).float()
+    return (mixtures * MIXTURE_RMS / mixtures.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)).to(
+        separator.device
+    )
 
 
 def song_codes(separator: Separator, seconds: float, count: int = 1) -> Tensor:

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridsep.device import physical_memory
-from hybridsep.errors import HybridsepError
-from hybridsep.likelihood import CountLikelihood, Likelihood
-from hybridsep.prior import Block, Prior, norm, rotary_angles, rotate
+from hybridsep.core.device import physical_memory
+from hybridsep.core.errors import HybridsepError
+from hybridsep.inference.likelihood import CountLikelihood, Likelihood
+from hybridsep.models.prior import Block, Prior, norm, rotary_angles, rotate
 
 SLICES_KEPT = 512
 DENSE_TENSORS = 5  # of N · K · K numbers that one step holds at once
@@ -65,7 +65,9 @@ class SparsePosterior:
 
     def __init__(self, likelihood: CountLikelihood):
         self.codes = likelihood.codes
-        totals = torch.zeros(self.codes**2, device=likelihood.keys.device).index_add_(0, likelihood.pairs, likelihood.counts.float())
+        totals = torch.zeros(self.codes**2, device=likelihood.keys.device).index_add_(
+            0, likelihood.pairs, likelihood.counts.float()
+        )
         self.log_values = likelihood.power * (likelihood.counts / totals[likelihood.pairs]).log()
         self.pairs, self.starts = likelihood.pairs, likelihood.row_starts[:: self.codes].tolist()
         self.slice = lru_cache(SLICES_KEPT)(self._slice)
@@ -98,7 +100,9 @@ class SparsePosterior:
 def _check_memory(particles: int, codes: int) -> None:
     needed = DENSE_TENSORS * 4 * particles * codes**2
     if needed > physical_memory():
-        raise HybridsepError(f"the dense posterior of {particles} particles and {codes} codes takes {needed / 2**30:.0f} GiB: choose fewer of either")
+        raise HybridsepError(
+            f"the dense posterior of {particles} particles and {codes} codes takes {needed / 2**30:.0f} GiB: choose fewer of either"
+        )
 
 
 def draw_category(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -165,7 +169,9 @@ class GrowingPrior:
         return key, value
 
 
-def sample(priors: list[GrowingPrior], posterior: Posterior, mixture: Tensor, particles: int, generator: torch.Generator) -> Tensor:
+def sample(
+    priors: list[GrowingPrior], posterior: Posterior, mixture: Tensor, particles: int, generator: torch.Generator
+) -> Tensor:
     """Ancestral sampling of both originals.
 
     Args:

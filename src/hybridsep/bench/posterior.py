@@ -8,11 +8,11 @@ from itertools import product
 import torch
 
 from hybridsep.bench.measure import largest_tensor, time_calls
-from hybridsep.bench.models import dtype_name, dtypes, likelihood_in, random_likelihood, random_log_probs
+from hybridsep.bench.models import dtypes, likelihood_in, random_likelihood, random_log_probs
 from hybridsep.bench.originals import DensePosterior, Posterior, SparsePosterior
 from hybridsep.bench.report import Goal, Options, Row
-from hybridsep.device import default_device, seeded_generator
-from hybridsep.likelihood import Likelihood
+from hybridsep.core.device import default_device, dtype_name, seeded_generator
+from hybridsep.inference.likelihood import Likelihood
 
 CODES, PARTICLES, WIDTH = (512, 1024, 2048), 64, 16
 GOAL_CODES, GOAL_RATIO = 2048, 100
@@ -37,13 +37,17 @@ def bench_counts(options: Options) -> Iterator[Row]:
 BENCHMARKS = {"sum": bench_sum, "counts": bench_counts}
 
 
-def _compare(name: str, likelihood: Likelihood, original: Posterior, options: Options, goal: Goal | None = None) -> Iterator[Row]:
+def _compare(
+    name: str, likelihood: Likelihood, original: Posterior, options: Options, goal: Goal | None = None
+) -> Iterator[Row]:
     """In float32 and, where it is fast, in bfloat16; with a matrix made for every step, and with one kept from an earlier step."""
     device = default_device()
     particles = options.particles or (QUICK_PARTICLES if options.quick else PARTICLES)
     log_p = random_log_probs(likelihood.codes, particles, device)
     calls: dict[object, Callable] = {"reference": _theirs(original, log_p)}
-    calls |= {(d, kept): _ours(likelihood_in(likelihood, d), log_p, kept) for d in dtypes(device) for kept in (False, True)}
+    calls |= {
+        (d, kept): _ours(likelihood_in(likelihood, d), log_p, kept) for d in dtypes(device) for kept in (False, True)
+    }
     times = time_calls(calls, options.repeats, options.budget_seconds, device)
     largest = {key: largest_tensor(call) for key, call in calls.items()}
     for dtype, kept in product(dtypes(device), (False, True)):
@@ -51,7 +55,9 @@ def _compare(name: str, likelihood: Likelihood, original: Posterior, options: Op
             "codes": likelihood.codes, "particles": particles, "dtype": dtype_name(dtype), "matrix": "kept" if kept else "made",
             "ours_largest_tensor_bytes": largest[dtype, kept], "reference_largest_tensor_bytes": largest["reference"],
         }  # fmt: skip
-        yield Row(f"{name}/{details['dtype']}-{details['matrix']}", times[dtype, kept], times["reference"], details, goal)
+        yield Row(
+            f"{name}/{details['dtype']}-{details['matrix']}", times[dtype, kept], times["reference"], details, goal
+        )
 
 
 def _ours(likelihood: Likelihood, log_p: torch.Tensor, kept: bool) -> Callable[[], object]:

@@ -6,25 +6,39 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from hybridsep.bench.measure import Rates, Timing, machine_rates, product_rate, time_calls
-from hybridsep.bench.models import dtype_name, open_separator, song_codes
+from hybridsep.bench.models import open_separator, song_codes
 from hybridsep.bench.report import Options, Row
-from hybridsep.decoding import PriorStack
-from hybridsep.device import seeded_generator
-from hybridsep.search import particle_filter
-from hybridsep.separation import Separator
+from hybridsep.core.device import dtype_name, seeded_generator
+from hybridsep.inference.decoder import PriorStack
+from hybridsep.inference.search import particle_filter
+from hybridsep.inference.separator import Separator
 
 PARTICLES = (32,)
 STEPS, QUICK_STEPS = 300, 8
 PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"}
 SOFTMAX = {"aten::_softmax", "aten::softmax"}
-BY_INDEX = {"aten::index_put_", "aten::_index_put_impl_", "aten::index_select", "aten::index", "aten::index_copy_", "aten::nonzero"}
-PARTS = ("weight products", "attention", "cache reorder", "rest of the priors", "likelihood product", "draw", "bookkeeping")
+BY_INDEX = {
+    "aten::index_put_",
+    "aten::_index_put_impl_",
+    "aten::index_select",
+    "aten::index",
+    "aten::index_copy_",
+    "aten::nonzero",
+}
+PARTS = (
+    "weight products",
+    "attention",
+    "cache reorder",
+    "rest of the priors",
+    "likelihood product",
+    "draw",
+    "bookkeeping",
+)
 
 
 def bench_profile(options: Options) -> Iterator[Row]:
@@ -45,7 +59,12 @@ def _profile(separator: Separator, codes: Tensor, particles: int, options: Optio
     calls = {"step": lambda: search(separator.stack, separator.likelihood)}
     whole = time_calls(calls, options.repeats, options.budget_seconds, separator.device)["step"]
     per_step = whole.scaled(1 / codes.shape[1])
-    common = {"particles": particles, "codes": separator.likelihood.codes, "length": codes.shape[1], "dtype": dtype_name(separator.stack.dtype)}
+    common = {
+        "particles": particles,
+        "codes": separator.likelihood.codes,
+        "length": codes.shape[1],
+        "dtype": dtype_name(separator.stack.dtype),
+    }
     yield Row(f"profile-{particles}/step", per_step, None, common)
     if separator.device.type != "cpu":
         return  # a step is one CUDA graph there: its operators are not seen from here
@@ -58,8 +77,12 @@ def _profile(separator: Separator, codes: Tensor, particles: int, options: Optio
         share = seconds[part] / total
         yield Row(f"profile-{particles}/{part}", per_step.scaled(share), None, common | {"share": share, "note": note})
     products = seconds["weight products"] / total
-    yield _floor_row(f"profile-{particles}/products", separator.stack, particles, per_step.scaled(products), rates, common)
-    yield from _product_rows(f"profile-{particles}", separator.stack, particles, recorded.events(), per_step, total, common)
+    yield _floor_row(
+        f"profile-{particles}/products", separator.stack, particles, per_step.scaled(products), rates, common
+    )
+    yield from _product_rows(
+        f"profile-{particles}", separator.stack, particles, recorded.events(), per_step, total, common
+    )
 
 
 @dataclass(frozen=True)
@@ -83,7 +106,10 @@ def weight_products(stack: PriorStack, particles: int) -> list[Product]:
     """The products with weights in one step of N = `particles`, layer by layer alike."""
     layer = stack.layers[0]
     named = [(f.name, getattr(layer, f.name), len(stack.layers)) for f in fields(layer)] + [("head", stack.head, 1)]
-    return [Product(name, weight.shape[0], particles, weight.shape[1], weight.shape[2], count) for name, weight, count in named]
+    return [
+        Product(name, weight.shape[0], particles, weight.shape[1], weight.shape[2], count)
+        for name, weight, count in named
+    ]
 
 
 def _floor_row(name: str, stack: PriorStack, particles: int, timing: Timing, rates: Rates, common: dict) -> Row:
@@ -94,11 +120,19 @@ def _floor_row(name: str, stack: PriorStack, particles: int, timing: Timing, rat
     floor = rates.floor(operations, weight_bytes)
     work = {"flop": operations, "weight_bytes": weight_bytes} | rates.as_columns()
     note = "floor: the longer of flop over the rate of a large square product, and weight bytes over the rate of a copy"
-    return Row(name, timing, None, common | work | {"floor_seconds": floor, "times_floor": timing.median / floor, "note": note})
+    return Row(
+        name, timing, None, common | work | {"floor_seconds": floor, "times_floor": timing.median / floor, "note": note}
+    )
 
 
 def _product_rows(
-    name: str, stack: PriorStack, particles: int, events: list[FunctionEvent], per_step: Timing, total: float, common: dict
+    name: str,
+    stack: PriorStack,
+    particles: int,
+    events: list[FunctionEvent],
+    per_step: Timing,
+    total: float,
+    common: dict,
 ) -> Iterator[Row]:
     """Rate of each product in the search, and alone."""
     spent = Counter()
@@ -109,9 +143,18 @@ def _product_rows(
         shape = (product.batch, product.inner, product.columns)
         timing = per_step.scaled(1e-6 * spent[shape] / total)
         alone = product_rate(product.batch, product.rows, product.inner, product.columns, stack.dtype, stack.device)
-        rates = {"flop": product.operations, "flop_per_second": product.operations / max(timing.median, 1e-12), "alone_flop_per_second": alone}
+        rates = {
+            "flop": product.operations,
+            "flop_per_second": product.operations / max(timing.median, 1e-12),
+            "alone_flop_per_second": alone,
+        }
         floor = product.operations / alone
-        yield Row(f"{name}/{product.name}", timing, None, common | rates | {"floor_seconds": floor, "times_floor": timing.median / floor})
+        yield Row(
+            f"{name}/{product.name}",
+            timing,
+            None,
+            common | rates | {"floor_seconds": floor, "times_floor": timing.median / floor},
+        )
 
 
 def _seconds_by_part(events: list[FunctionEvent], stack: PriorStack) -> dict[str, float]:

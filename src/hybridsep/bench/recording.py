@@ -21,10 +21,10 @@ import soundfile
 from hybridsep.bench.measure import Timing, status_bytes
 from hybridsep.bench.models import PROFILE, SONG_SEED, open_separator
 from hybridsep.bench.report import Options, Row
-from hybridsep.data.composer import compose_song
-from hybridsep.data.minislakh import render_song
-from hybridsep.errors import HybridsepError
-from hybridsep.recording import separate_file
+from hybridsep.core.errors import HybridsepError
+from hybridsep.data.minislakh.composer import compose_song
+from hybridsep.data.minislakh.render import render_song
+from hybridsep.inference.recording import separate_file
 
 # Minutes and particles, by name: a song with half of the profile's particles, and an hour with one.
 LENGTHS = {"song": (4.0, 16), "hour": (60.0, 1)}
@@ -46,15 +46,38 @@ def bench_recording(options: Options, name: str) -> Iterator[Row]:
         write_recording(folder / f"recording.{SUFFIX}", minutes, 1.0 if options.quick else SONG_SECONDS)
         separator.save(folder / "model")
         del separator
-        command = [sys.executable, "-m", __name__, folder / f"recording.{SUFFIX}", folder / "stems", folder / "model", str(particles)]
+        command = [
+            sys.executable,
+            "-m",
+            __name__,
+            folder / f"recording.{SUFFIX}",
+            folder / "stems",
+            folder / "model",
+            str(particles),
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise HybridsepError(f"separating the recording ended with status {done.returncode}")
         figures = json.loads(done.stdout)
     timing = Timing((figures["seconds"],), (figures["processor_seconds"],), figures["peak_bytes"])
     model = f"untrained, profile {PROFILE}" if options.model is None else str(options.model)
-    details = {"minutes": minutes, "channels": len(LEFT), "sample_rate": SAMPLE_RATE, "particles": particles, "model": model, "start_bytes": figures["start_bytes"]}
-    yield Row(f"recording/{name}", timing, None, details | {"note": "peak_bytes: all that the process held at most, Python and torch included; start_bytes of it before it began"})
+    details = {
+        "minutes": minutes,
+        "channels": len(LEFT),
+        "sample_rate": SAMPLE_RATE,
+        "particles": particles,
+        "model": model,
+        "start_bytes": figures["start_bytes"],
+    }
+    yield Row(
+        f"recording/{name}",
+        timing,
+        None,
+        details
+        | {
+            "note": "peak_bytes: all that the process held at most, Python and torch included; start_bytes of it before it began"
+        },
+    )
 
 
 BENCHMARKS = {name: partial(bench_recording, name=name) for name in LENGTHS}
@@ -77,7 +100,16 @@ def main(recording: str, folder: str, model: str, particles: str) -> None:
     start, wall, processor = status_bytes("VmHWM"), time.perf_counter(), time.process_time()
     separate_file(Path(recording), Path(folder), Path(model), particles=int(particles), suffix=SUFFIX)
     seconds, computed = time.perf_counter() - wall, time.process_time() - processor
-    print(json.dumps({"seconds": seconds, "processor_seconds": computed, "start_bytes": start, "peak_bytes": status_bytes("VmHWM")}))
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "processor_seconds": computed,
+                "start_bytes": start,
+                "peak_bytes": status_bytes("VmHWM"),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

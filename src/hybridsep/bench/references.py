@@ -15,8 +15,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from hybridsep import likelihood
-from hybridsep.device import default_device
+from hybridsep.core.device import default_device
+from hybridsep.inference import likelihood
 from hybridsep.kernels import bodies
 
 DEVICE = default_device()
@@ -47,7 +47,9 @@ def randint(high: int, *shape: int, seed: int = 0) -> Tensor:
     return torch.randint(high, shape, generator=generator(seed)).to(DEVICE)
 
 
-def log_priors(batch: int, particles: int, codes: int, seed: int = 0, sharpness: float = 2.0, impossible: float = 0.0) -> Tensor:
+def log_priors(
+    batch: int, particles: int, codes: int, seed: int = 0, sharpness: float = 2.0, impossible: float = 0.0
+) -> Tensor:
     """Log-probabilities [2, B, N, K], a share of them −inf."""
     scores = sharpness * randn(2, batch, particles, codes, seed=seed)
     scores[rand(2, batch, particles, codes, seed=seed + 1) < impossible] = -torch.inf
@@ -64,7 +66,12 @@ def counted_rows(codes: int, lengths: list[int], seed: int = 0) -> tuple[Tensor,
     """Rows of distinct pairs: row m has lengths[m mod len(lengths)] of them. (row_starts, pairs, log_values)."""
     wanted = [min(lengths[m % len(lengths)], codes * codes) for m in range(codes)]
     draw = generator(seed)
-    pairs = [torch.randperm(codes * codes, generator=draw)[:length].sort().values if length else torch.empty(0, dtype=torch.long) for length in wanted]
+    pairs = [
+        torch.randperm(codes * codes, generator=draw)[:length].sort().values
+        if length
+        else torch.empty(0, dtype=torch.long)
+        for length in wanted
+    ]
     row_starts = torch.tensor([0, *wanted]).cumsum(0)
     return row_starts.to(DEVICE), torch.cat(pairs).int().to(DEVICE), randn(sum(wanted), seed=seed + 1)
 
@@ -158,7 +165,9 @@ def chosen_body(name: str) -> Iterator[None]:
         for module in (bodies, likelihood):
             stack.enter_context(patch.object(module, "runs_triton", lambda tensor: name == "triton"))
         stack.enter_context(patch.object(torch, "empty", lambda *shape, **options: _rubbish(empty(*shape, **options))))
-        stack.enter_context(patch.object(torch, "empty_like", lambda like, **options: _rubbish(empty_like(like, **options))))
+        stack.enter_context(
+            patch.object(torch, "empty_like", lambda like, **options: _rubbish(empty_like(like, **options)))
+        )
         yield
 
 
@@ -170,7 +179,9 @@ def _rubbish(tensor: Tensor) -> Tensor:
 def _repaired_interpreter() -> Iterator[None]:
     interpreter = import_module("triton.runtime.interpreter")
     language = import_module("triton.language.standard")
-    assert isinstance(language.max, interpreter.InterpretedFunction), "Triton was imported before TRITON_INTERPRET=1 was set"
+    assert isinstance(language.max, interpreter.InterpretedFunction), (
+        "Triton was imported before TRITON_INTERPRET=1 was set"
+    )
     make_interpretable = interpreter._patch_lang_tensor
 
     def patch_and_repair(tensor: type, scope: object) -> None:

@@ -15,11 +15,10 @@ import torch
 from matplotlib.figure import Figure
 
 from hybridsep.bench.measure import Timing
-from hybridsep.device import default_device
-from hybridsep.errors import HybridsepError
-from hybridsep.provenance import provenance
-from hybridsep.training import write_atomically
-
+from hybridsep.core.device import default_device
+from hybridsep.core.errors import HybridsepError
+from hybridsep.core.files import write_atomically
+from hybridsep.core.provenance import provenance
 
 FIGURES = ("seconds", "min", "max", "repeats", "processor_seconds", "peak_bytes")
 
@@ -102,7 +101,9 @@ class Row:
 Benchmark = Callable[[Options], Iterable[Row]]
 
 
-def run_benchmarks(benchmarks: dict[str, Benchmark], options: Options, progress: Callable[[str], object] = lambda line: None) -> dict:
+def run_benchmarks(
+    benchmarks: dict[str, Benchmark], options: Options, progress: Callable[[str], object] = lambda line: None
+) -> dict:
     """Run them one after the other.
 
     Args:
@@ -124,7 +125,11 @@ def run_benchmarks(benchmarks: dict[str, Benchmark], options: Options, progress:
             rows.append(row.as_dict() | {"device": device.type, "threads": torch.get_num_threads()})
             progress(row_line(rows[-1]))
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
-    made = provenance(device) | {"options": settings, "began": time.strftime("%Y-%m-%d %H:%M"), "wall_seconds": time.perf_counter() - began}
+    made = provenance(device) | {
+        "options": settings,
+        "began": time.strftime("%Y-%m-%d %H:%M"),
+        "wall_seconds": time.perf_counter() - began,
+    }
     return {"provenance": made, "rows": rows}
 
 
@@ -144,7 +149,9 @@ def read_json(path: Path | str) -> dict:
         result = json.loads(Path(path).read_text())
         result["provenance"], result["rows"]
     except (ValueError, KeyError, TypeError):
-        raise HybridsepError(f"{path} holds no benchmark results: write them with 'hybridsep bench ... --json FILE'") from None
+        raise HybridsepError(
+            f"{path} holds no benchmark results: write them with 'hybridsep bench ... --json FILE'"
+        ) from None
     return result
 
 
@@ -190,7 +197,10 @@ def plot_scaling(result: dict) -> Figure:
             plt.close(figure)
             raise HybridsepError(f"no rows '{prefix}...': run 'hybridsep bench decode' first")
         sizes, seconds = [row[column] for row in rows], [row["ours_seconds"] for row in rows]
-        spread = [[row["ours_seconds"] - row["ours_min"] for row in rows], [row["ours_max"] - row["ours_seconds"] for row in rows]]
+        spread = [
+            [row["ours_seconds"] - row["ours_min"] for row in rows],
+            [row["ours_max"] - row["ours_seconds"] for row in rows],
+        ]
         axis.errorbar(sizes, seconds, spread, marker="o", capsize=3, label="measured")
         axis.plot(sizes, [seconds[-1] * size / sizes[-1] for size in sizes], "--", label="proportional to the last")
         axis.set(xlabel=label, ylabel="time to separate (s)", xscale="log", yscale="log")
@@ -204,7 +214,14 @@ def _figures(who: str, timing: Timing | None) -> dict:
     values = (None,) * 6
     if timing:
         computed = median(timing.processor_seconds) if timing.processor_seconds else None
-        values = timing.median, min(timing.seconds), max(timing.seconds), len(timing.seconds), computed, timing.peak_bytes
+        values = (
+            timing.median,
+            min(timing.seconds),
+            max(timing.seconds),
+            len(timing.seconds),
+            computed,
+            timing.peak_bytes,
+        )
     return {f"{who}_{name}": value for name, value in zip(FIGURES, values, strict=True)}
 
 

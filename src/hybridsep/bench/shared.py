@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from hybridsep.bench.measure import Timing
-from hybridsep.bench.models import dtype_name, open_separator, song_codes
+from hybridsep.bench.models import open_separator, song_codes
 from hybridsep.bench.report import Goal, Options, Row
-from hybridsep.decoding import PriorStack, PriorState, PrivateCache, SharedPast
-from hybridsep.device import seeded_generator
-from hybridsep.prior import Prior
-from hybridsep.search import SearchResult, particle_filter, suffix_lengths
-from hybridsep.separation import Separator
+from hybridsep.core.device import dtype_name, seeded_generator
+from hybridsep.inference.decoder import PriorStack, PriorState, PrivateCache, SharedPast
+from hybridsep.inference.search import SearchResult, particle_filter, suffix_lengths
+from hybridsep.inference.separator import Separator
+from hybridsep.models.prior import Prior
 
 WINDOW, QUICK_WINDOW = 1024, 64
 PARTICLE_COUNTS, QUICK_PARTICLE_COUNTS = (8, 32, 128), (2, 4)
@@ -51,7 +51,13 @@ def bench_shared(options: Options) -> Iterator[Row]:
                 "ours_cache_bytes": timed[SharedPast][1], "reference_cache_bytes": timed[PrivateCache][1],
                 "relative_to_32": ours.median / base[length].get(32, ours.median),
             }  # fmt: skip
-            yield Row(f"shared/{particles}/{length}", ours, reference, details, GROWTH if options.standard and particles == 128 else None)
+            yield Row(
+                f"shared/{particles}/{length}",
+                ours,
+                reference,
+                details,
+                GROWTH if options.standard and particles == 128 else None,
+            )
 
 
 def wide_stack(separator: Separator, window: int) -> PriorStack:

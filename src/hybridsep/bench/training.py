@@ -16,21 +16,21 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from hybridsep.bench.measure import Timing, machine_rates, time_calls
-from hybridsep.bench.models import PROFILE, dtype_name
+from hybridsep.bench.models import PROFILE
 from hybridsep.bench.products import Products
 from hybridsep.bench.profile import callers_of
 from hybridsep.bench.report import Options, Row
-from hybridsep.codec_training import VQVAETask
+from hybridsep.core.device import default_device, dtype_name, fast_dtype, seeded_generator
+from hybridsep.core.distributed import WHOLE, Part
+from hybridsep.core.profiles import Profile, load_profile
 from hybridsep.data.codes import CodeSet
-from hybridsep.data.minislakh import make_minislakh
+from hybridsep.data.minislakh.render import make_minislakh
 from hybridsep.data.stems import FULL_SCALE, StemSet, build_stems, open_stems
-from hybridsep.device import default_device, fast_dtype, seeded_generator
-from hybridsep.distributed import WHOLE, Part
-from hybridsep.pipeline import encode_songs
-from hybridsep.prior import Attention, Prior, PriorTask, rotary_angles, rotate
-from hybridsep.profiles import Profile, load_profile
-from hybridsep.training import StepResult, Task, TrainingRun
-from hybridsep.vqvae import VQVAE, Bottleneck, SpectralLoss
+from hybridsep.models.prior import Attention, Prior, PriorTask, rotary_angles, rotate
+from hybridsep.models.vqvae import VQVAE, Bottleneck, SpectralLoss
+from hybridsep.pipeline.pipeline import encode_songs
+from hybridsep.training.codec import VQVAETask
+from hybridsep.training.loop import StepResult, Task, TrainingRun
 
 SONGS, SECONDS = 12, 12.0
 PROFILED_STEPS = 3
@@ -47,7 +47,9 @@ def bench_codec(options: Options) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(options, Path(folder))
         ours, published = bench.codec(VQVAETask), bench.codec(PublishedCodecTask)
-        yield from _beside_published(bench, "codec", ours, published, _codec_parts(bench, ours, published), bench.codec_details)
+        yield from _beside_published(
+            bench, "codec", ours, published, _codec_parts(bench, ours, published), bench.codec_details
+        )
         yield from _precisions(bench, "codec", lambda dtype: bench.codec(VQVAETask, dtype), bench.codec_details)
 
 
@@ -56,11 +58,20 @@ def bench_prior(options: Options) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(options, Path(folder))
         ours, published = bench.prior(torch.float32), bench.published_prior()
-        yield from _beside_published(bench, "prior", ours, published, _prior_parts(bench, ours, published), bench.prior_details)
+        yield from _beside_published(
+            bench, "prior", ours, published, _prior_parts(bench, ours, published), bench.prior_details
+        )
         yield from _precisions(bench, "prior", bench.prior, bench.prior_details)
 
 
-def _beside_published(bench: _Bench, name: str, ours: Task, published: Task, parts: dict[str, dict[str, Callable[[], object]]], details: dict) -> Iterator[Row]:
+def _beside_published(
+    bench: _Bench,
+    name: str,
+    ours: Task,
+    published: Task,
+    parts: dict[str, dict[str, Callable[[], object]]],
+    details: dict,
+) -> Iterator[Row]:
     timings = bench.time({"ours": bench.steps(ours), "reference": bench.steps(published)})
     shares, reached = _profiled(bench, ours)
     yield Row(f"{name}-step", timings["ours"], timings["reference"], details | reached)
@@ -69,7 +80,9 @@ def _beside_published(bench: _Bench, name: str, ours: Task, published: Task, par
         yield Row(f"{name}-step/{part}", both["ours"], both["reference"], details)
     note = "time of a step by the clock, times the share of this part's operators in the profiler's"
     for part, share in shares.items():
-        yield Row(f"{name}-profile/{part}", timings["ours"].scaled(share), None, details | {"share": share, "note": note})
+        yield Row(
+            f"{name}-profile/{part}", timings["ours"].scaled(share), None, details | {"share": share, "note": note}
+        )
 
 
 BENCHMARKS = {"codec": bench_codec, "prior": bench_prior}
@@ -80,7 +93,9 @@ class FileStems(StemSet):
 
     def __init__(self, stems: StemSet, folder: Path):
         super().__init__(stems.audio, stems.names, stems.starts, stems.lengths, stems.sample_rate, stems.pairing)
-        object.__setattr__(self, "_files", [[folder / f"{name}-{p}.flac" for name in stems.names] for p in range(len(stems.audio))])
+        object.__setattr__(
+            self, "_files", [[folder / f"{name}-{p}.flac" for name in stems.names] for p in range(len(stems.audio))]
+        )
         for p, files in enumerate(self._files):
             for path, start, length in zip(files, stems.starts, stems.lengths, strict=True):
                 soundfile.write(path, stems.audio[p, start : start + length], stems.sample_rate, subtype="PCM_16")
@@ -118,7 +133,9 @@ class PublishedCodecTask(VQVAETask):
 
     def __init__(self, module: VQVAE, stems: StemSet, linear_weight: float, dtype: torch.dtype):
         settings = module.settings
-        replaced = PublishedBottleneck(settings.codes, settings.latent_width, settings.ema_decay, settings.dead_share).to(module.codebook)
+        replaced = PublishedBottleneck(
+            settings.codes, settings.latent_width, settings.ema_decay, settings.dead_share
+        ).to(module.codebook)
         replaced.load_state_dict(module.bottleneck.state_dict())
         module.bottleneck = replaced
         super().__init__(module, stems, linear_weight, dtype)
@@ -160,7 +177,9 @@ class PublishedPriorTask(PriorTask):
     def load(self, generator: torch.Generator) -> Tensor:
         """Codes int64 [B, T] of crops of audio."""
         settings = self.module.settings
-        crops = self.stems.random_crops(self.source, settings.training.batch, settings.crop_codes * self.vqvae.hop, generator)
+        crops = self.stems.random_crops(
+            self.source, settings.training.batch, settings.crop_codes * self.vqvae.hop, generator
+        )
         return self.vqvae.encode(crops.to(self.device))
 
 
@@ -180,16 +199,28 @@ class _Bench:
         build_stems(root, "train", self.profile.sources, data.sample_rate, self.folder)
         self.stems = open_stems(self.folder, "train")
         self.files = FileStems(self.stems, self.folder)
-        training = {name: block.training for name, block in (("codec", self.profile.vqvae), ("prior", self.profile.prior))}
-        self.codec_details = {"batch": training["codec"].batch, "crop_samples": self.profile.vqvae.crop_samples, "codes": self.profile.vqvae.codes}
-        self.prior_details = {"batch": training["prior"].batch, "crop_codes": self.profile.prior.crop_codes, "codes": self.profile.vqvae.codes}
+        training = {
+            name: block.training for name, block in (("codec", self.profile.vqvae), ("prior", self.profile.prior))
+        }
+        self.codec_details = {
+            "batch": training["codec"].batch,
+            "crop_samples": self.profile.vqvae.crop_samples,
+            "codes": self.profile.vqvae.codes,
+        }
+        self.prior_details = {
+            "batch": training["prior"].batch,
+            "crop_codes": self.profile.prior.crop_codes,
+            "codes": self.profile.vqvae.codes,
+        }
 
     def vqvae(self) -> VQVAE:
         """One whose codebook has been started; equal weights each time."""
         torch.manual_seed(0)
         module = VQVAE(self.profile.vqvae).to(self.device)
         with torch.no_grad():
-            latent = module.latent(self.stems.random_crops(0, 8, self.profile.vqvae.crop_samples, seeded_generator(0)).to(self.device))
+            latent = module.latent(
+                self.stems.random_crops(0, 8, self.profile.vqvae.crop_samples, seeded_generator(0)).to(self.device)
+            )
         module.bottleneck.start_from(latent.flatten(0, 1), seeded_generator(1))
         return module
 
@@ -229,7 +260,11 @@ class _Bench:
 def _codec_parts(bench: _Bench, ours: VQVAETask, published: VQVAETask) -> dict[str, dict[str, Callable[[], object]]]:
     """What surrounds the networks in a step, each done by both."""
     settings, tasks = bench.profile.vqvae, {"ours": ours, "reference": published}
-    waveform = bench.stems.random_pairs(settings.training.batch, settings.crop_samples, seeded_generator(0)).flatten(0, 1).to(bench.device)
+    waveform = (
+        bench.stems.random_pairs(settings.training.batch, settings.crop_samples, seeded_generator(0))
+        .flatten(0, 1)
+        .to(bench.device)
+    )
     with torch.no_grad():
         latent = ours.module.latent(waveform).flatten(0, 1)
         codes = ours.module.bottleneck.assign(latent)
@@ -238,17 +273,23 @@ def _codec_parts(bench: _Bench, ours: VQVAETask, published: VQVAETask) -> dict[s
         return {name: lambda task=task: part(task) for name, task in tasks.items()}
 
     return {
-        "loading": each(lambda task: task.stems.random_pairs(settings.training.batch, settings.crop_samples, seeded_generator(0))),
+        "loading": each(
+            lambda task: task.stems.random_pairs(settings.training.batch, settings.crop_samples, seeded_generator(0))
+        ),
         "spectral loss": each(lambda task: task.spectral(waveform, waveform)),
         "nearest codes": each(lambda task: task.module.bottleneck.assign(latent)),
         "codebook update": each(lambda task: task.module.bottleneck.update(latent, codes, seeded_generator(0))),
     }
 
 
-def _prior_parts(bench: _Bench, ours: PriorTask, published: PublishedPriorTask) -> dict[str, dict[str, Callable[[], object]]]:
+def _prior_parts(
+    bench: _Bench, ours: PriorTask, published: PublishedPriorTask
+) -> dict[str, dict[str, Callable[[], object]]]:
     """A batch of codes, and the attention of one layer there and back, each done by both."""
     settings = bench.profile.prior
-    x = torch.randn(settings.training.batch, settings.crop_codes, settings.width, device=bench.device, requires_grad=True)
+    x = torch.randn(
+        settings.training.batch, settings.crop_codes, settings.width, device=bench.device, requires_grad=True
+    )
     rotation = rotary_angles(torch.arange(settings.crop_codes, device=bench.device), settings)
 
     def attend(task: PriorTask) -> None:
@@ -256,7 +297,9 @@ def _prior_parts(bench: _Bench, ours: PriorTask, published: PublishedPriorTask) 
 
     return {
         "loading": {
-            "ours": lambda: ours.codes.random_crops(0, settings.training.batch, settings.crop_codes, seeded_generator(0)),
+            "ours": lambda: ours.codes.random_crops(
+                0, settings.training.batch, settings.crop_codes, seeded_generator(0)
+            ),
             "reference": lambda: published.load(seeded_generator(0)),
         },
         "attention": {"ours": lambda: attend(ours), "reference": lambda: attend(published)},
@@ -285,8 +328,15 @@ def _profiled(bench: _Bench, task: Task) -> tuple[dict[str, float], dict[str, ob
     rate = products.operations * PROFILED_STEPS / seconds["products"]
     alone = products.operations / products.seconds_alone(bench.device)
     note = "rate of products and convolutions from the profiler's times of their operators; alone: each by itself in the same shape"
-    reached = {"flop": products.operations, "products_share": shares["products"], "products_flop_per_second": rate, "alone_flop_per_second": alone}
-    return shares, reached | {"note": note} | machine_rates(torch.float32, bench.device, bench.options.quick).as_columns()
+    reached = {
+        "flop": products.operations,
+        "products_share": shares["products"],
+        "products_flop_per_second": rate,
+        "alone_flop_per_second": alone,
+    }
+    return shares, reached | {"note": note} | machine_rates(
+        torch.float32, bench.device, bench.options.quick
+    ).as_columns()
 
 
 def _part(chain: list[str]) -> str:
@@ -311,7 +361,11 @@ def _ranges(run: TrainingRun) -> Iterator[None]:
     task, module = run.task, run.task.module
     named = [(run, "_optimise", "optimiser")]
     if isinstance(task, VQVAETask):
-        named += [(task.stems, "random_pairs", "loading"), (module.bottleneck, "assign", "codebook"), (task, "after_step", "codebook")]
+        named += [
+            (task.stems, "random_pairs", "loading"),
+            (module.bottleneck, "assign", "codebook"),
+            (task, "after_step", "codebook"),
+        ]
     else:
         named += [(task.codes, "random_crops", "loading")]
     for owner, method, label in named:

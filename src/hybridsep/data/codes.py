@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybridsep.errors import HybridsepError
+from hybridsep.core.errors import HybridsepError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hybridsep.errors import HybridsepError
+from hybridsep.core.errors import HybridsepError
 
 TIMEOUT = 60.0  # seconds without a byte
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before each new try; the count starts again with every byte gained
@@ -95,8 +95,12 @@ class Archive(io.RawIOBase):
             self.checked = "read to its end in several runs: its MD5 cannot be checked, gzip's own checksum is right"
             return
         if expected and self.digest != expected.lower():
-            raise HybridsepError(f"{self.source} is not the archive it should be: its MD5 is {self.digest}, not {expected.lower()}")
-        self.checked = f"read to its end, MD5 {self.digest} " + ("as it should be" if expected else "(none was given to hold it against)")
+            raise HybridsepError(
+                f"{self.source} is not the archive it should be: its MD5 is {self.digest}, not {expected.lower()}"
+            )
+        self.checked = f"read to its end, MD5 {self.digest} " + (
+            "as it should be" if expected else "(none was given to hold it against)"
+        )
 
     @property
     def version(self) -> list:
@@ -120,7 +124,9 @@ class Archive(io.RawIOBase):
     def _read(self, view: memoryview) -> int:
         if self._body is None:
             self._connect()
-        content = self._body.read1(len(view))  # one call to the system, so that what came before a break is not lost with it
+        content = self._body.read1(
+            len(view)
+        )  # one call to the system, so that what came before a break is not lost with it
         count = len(content)
         view[:count] = content
         if count == 0 and self.total is not None and self.position < self.total:
@@ -177,7 +183,9 @@ class Archive(io.RawIOBase):
             again.update(content)
             left -= len(content)
         if not self._start and again.digest() != self._md5.digest():
-            raise HybridsepError(f"{self.source} changed while it was read: its first {self.position} bytes are others now")
+            raise HybridsepError(
+                f"{self.source} changed while it was read: its first {self.position} bytes are others now"
+            )
 
     # --- trying again ------------------------------------------------------------------------------------------------------
 
@@ -202,12 +210,17 @@ class Archive(io.RawIOBase):
             self._body = None
         if self._failures == len(PAUSES):
             place = f" at byte {self.position}" if self.position else ""
-            raise ConnectionLost(f"lost the connection to {self.source}{place} and could not get it back in {len(PAUSES)} tries: {reason}")
+            raise ConnectionLost(
+                f"lost the connection to {self.source}{place} and could not get it back in {len(PAUSES)} tries: {reason}"
+            )
         seconds = PAUSES[self._failures]
         if asked and asked.isdecimal():
             seconds = min(max(seconds, float(asked)), LONGEST_PAUSE)
         self._failures += 1
-        tqdm.write(f"connection to {self.source} broken ({reason}); trying again in {seconds:g} s from byte {self.position}", file=sys.stderr)
+        tqdm.write(
+            f"connection to {self.source} broken ({reason}); trying again in {seconds:g} s from byte {self.position}",
+            file=sys.stderr,
+        )
         time.sleep(seconds)
 
 

@@ -10,7 +10,7 @@ import soxr
 from numpy.random import Generator
 from scipy.signal import butter, lfilter, oaconvolve, sosfilt
 
-from hybridsep.errors import HybridsepError
+from hybridsep.core.errors import HybridsepError
 
 #: Raised whenever the same draw would give another sound.
 EFFECTS_VERSION = 1

@@ -32,10 +32,10 @@ import yaml
 from scipy.signal import welch
 from tqdm import tqdm
 
+from hybridsep.core.errors import HybridsepError
 from hybridsep.data.download import Archive, ConnectionLost
 from hybridsep.data.members import Member, Members, naming_damage
 from hybridsep.data.slakh import SPLITS, parse_metadata, read_mono, rendered_stems
-from hybridsep.errors import HybridsepError
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,13 @@ class Variant:
 
 
 VARIANTS = {
-    "redux": Variant("https://zenodo.org/records/4599666/files/slakh2100_flac_redux.tar.gz?download=1", "f4b71b6c45ac9b506f59788456b3f0c4"),
-    "baby": Variant("https://zenodo.org/records/4603844/files/babyslakh_16k.zip?download=1", "ea1797fc57689a0e33c759c17a2292f5"),
+    "redux": Variant(
+        "https://zenodo.org/records/4599666/files/slakh2100_flac_redux.tar.gz?download=1",
+        "f4b71b6c45ac9b506f59788456b3f0c4",
+    ),
+    "baby": Variant(
+        "https://zenodo.org/records/4603844/files/babyslakh_16k.zip?download=1", "ea1797fc57689a0e33c759c17a2292f5"
+    ),
 }
 
 # A stem whose loudest second stays under this comes from an instrument that made no sound. 16-bit rounding alone lies at -101 dBFS, the
@@ -61,7 +66,10 @@ LOWEST_HZ = 50.0
 LONGEST_STEM = 3600.0  # seconds
 LARGEST_STEM = 1 << 30  # bytes
 LARGEST_METADATA = 4 << 20  # bytes
-SPARE, SPARE_AT_LEAST = 1.25, 8  # tracks open for each one wanted: some turn out to lack a stem when it is too late to open others
+SPARE, SPARE_AT_LEAST = (
+    1.25,
+    8,
+)  # tracks open for each one wanted: some turn out to lack a stem when it is too late to open others
 NOTE_SECONDS = 60.0  # of reading that a killed run may cost
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # of the tracks asked for, as in MiniSlakh
 
@@ -111,7 +119,9 @@ class Pending:
     @property
     def complete(self) -> bool:
         """Whether nothing more can come; unknown before the archive's end where the metadata calls no stem rendered."""
-        told = self.metadata is not None and any(entry.get("audio_rendered", True) for entry in self.metadata["stems"].values())
+        told = self.metadata is not None and any(
+            entry.get("audio_rendered", True) for entry in self.metadata["stems"].values()
+        )
         return told and self.wanted.keys() <= self.waiting.keys()
 
     def learn(self, metadata: dict, classes: tuple[str, ...]) -> None:
@@ -183,15 +193,21 @@ def fetch_slakh(
         raise HybridsepError(f"{tracks} tracks are none: ask for one or more")
     address, expected = source or VARIANTS[variant].url, md5 or (None if source else VARIANTS[variant].md5)
     try:
-        collection = Collection(Path(out), {"variant": variant, "classes": list(classes), "sample_rate": sample_rate}, tracks)
+        collection = Collection(
+            Path(out), {"variant": variant, "classes": list(classes), "sample_rate": sample_rate}, tracks
+        )
         report = _read(collection, address, expected, progress)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         kept = sum(1 for _ in Path(out).glob("*/Track*/metadata.yaml"))
-        raise HybridsepError(f"no space left for {out}: its {kept} complete tracks are kept; make room and run again") from None
+        raise HybridsepError(
+            f"no space left for {out}: its {kept} complete tracks are kept; make room and run again"
+        ) from None
     if not report.total:
-        raise HybridsepError(f"no track of {address} has usable stems of {' and '.join(classes)}: see {out}/rejected.csv")
+        raise HybridsepError(
+            f"no track of {address} has usable stems of {' and '.join(classes)}: see {out}/rejected.csv"
+        )
     return report
 
 
@@ -199,7 +215,10 @@ def _read(collection: Collection, source: str, md5: str | None, progress: bool) 
     if collection.enough:
         return Report(collection.counts, 0, 0, 0, "not read: every track is there already")
     sorter = Sorter(collection, source)
-    with tqdm(desc="Slakh", unit="B", unit_scale=True, disable=not progress) as bar, _opened(sorter, source, bar) as archive:
+    with (
+        tqdm(desc="Slakh", unit="B", unit_scale=True, disable=not progress) as bar,
+        _opened(sorter, source, bar) as archive,
+    ):
         begin = archive.position
         try:
             with naming_damage(archive, sorter.download):
@@ -212,7 +231,13 @@ def _read(collection: Collection, source: str, md5: str | None, progress: bool) 
             sorter.clear()
             raise
         finally:
-            report = Report(collection.counts, len(collection.rejected), archive.position - begin, sorter.largest_wait, archive.checked)
+            report = Report(
+                collection.counts,
+                len(collection.rejected),
+                archive.position - begin,
+                sorter.largest_wait,
+                archive.checked,
+            )
             collection.write(source=source, bytes_total=archive.total, **asdict(report))
     return report
 
@@ -265,7 +290,9 @@ class Collection:
         self.classes: tuple[str, ...] = tuple(settings["classes"])
         self.sample_rate: int = settings["sample_rate"]
         self._claim()
-        validation, test = (max(1, round(tracks * share)) if tracks >= len(SPLITS) else 0 for share in (VALIDATION_SHARE, TEST_SHARE))
+        validation, test = (
+            max(1, round(tracks * share)) if tracks >= len(SPLITS) else 0 for share in (VALIDATION_SHARE, TEST_SHARE)
+        )
         self.quota = {"train": tracks - validation - test, "validation": validation, "test": test}
         self.done = {split: {p.parent.name for p in (out / split).glob("Track*/metadata.yaml")} for split in SPLITS}
         self.rejected: list[dict] = []
@@ -341,7 +368,9 @@ class Collection:
         except (ValueError, KeyError, TypeError):
             raise HybridsepError(f"{file} is damaged: remove it or choose another folder") from None
         if there != self.settings:
-            raise HybridsepError(f"{self.out} holds songs fetched with {there}, not {self.settings}: choose another folder or remove it")
+            raise HybridsepError(
+                f"{self.out} holds songs fetched with {there}, not {self.settings}: choose another folder or remove it"
+            )
 
 
 def _write_over(path: Path, text: str) -> None:
@@ -367,7 +396,10 @@ class Sorter:
 
     def __init__(self, collection: Collection, source: str):
         self.collection = collection
-        self._task = {"source": source, "tracks": collection.tracks}  # with other quotas other tracks would have been passed over
+        self._task = {
+            "source": source,
+            "tracks": collection.tracks,
+        }  # with other quotas other tracks would have been passed over
         self._partial = collection.out / ".partial"
         self._note = self._partial / "note.json"
         self.download = self._partial / f"{hashlib.sha256(source.encode()).hexdigest()[:8]}.zip"
@@ -411,7 +443,13 @@ class Sorter:
     def note(self, mark: dict | None) -> None:
         """Write down where in the archive the next run can go on with what waits now."""
         if mark:
-            note = {**self._task, "version": self.version, "mark": mark, "closed": sorted(self._closed), "surplus": self.collection.surplus}
+            note = {
+                **self._task,
+                "version": self.version,
+                "mark": mark,
+                "closed": sorted(self._closed),
+                "surplus": self.collection.surplus,
+            }
             self.collection.write_rejected()
             self._partial.mkdir(exist_ok=True)
             _write_over(self._note, json.dumps(note))
@@ -540,7 +578,9 @@ class Sorter:
             raise Fault("white noise", level_dbfs=level, flatness=flatness)
         if native_rate < self.collection.sample_rate and not self._narrow:
             self._narrow = True
-            warnings.warn(f"stems of {native_rate} Hz are resampled: their band ends at {native_rate / 2000:g} kHz", stacklevel=2)
+            warnings.warn(
+                f"stems of {native_rate} Hz are resampled: their band ends at {native_rate / 2000:g} kHz", stacklevel=2
+            )
         return samples
 
 

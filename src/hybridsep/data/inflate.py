@@ -20,7 +20,10 @@ from typing import BinaryIO
 
 CHUNK = 1 << 18
 WINDOW = 1 << 15
-POINT_SPACING, POINTS = 1 << 20, 64  # bytes between two remembered points, and how many of the last are remembered: 2 MB
+POINT_SPACING, POINTS = (
+    1 << 20,
+    64,
+)  # bytes between two remembered points, and how many of the last are remembered: 2 MB
 _RAW, _OK, _STREAM_END, _BUFFER_ERROR, _TO_BLOCK_END = -15, 0, 1, -5, 5
 
 
@@ -122,7 +125,11 @@ class GzipStream(io.RawIOBase):
         used = len(self._input) - stream.avail_in
         last = self._input[used - 1] if used else 0
         self._take(used)
-        self._crc, self._size, self._produced = zlib.crc32(made, self._crc), self._size + len(made), self._produced + len(made)
+        self._crc, self._size, self._produced = (
+            zlib.crc32(made, self._crc),
+            self._size + len(made),
+            self._produced + len(made),
+        )
         self._tail = (self._tail + made)[-WINDOW:]
         if state == _STREAM_END:
             self._finish_member()

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from hybridsep.core.errors import HybridsepError
 from hybridsep.data.download import CHUNK, Archive
 from hybridsep.data.inflate import GzipStream, Point, can_resume
-from hybridsep.errors import HybridsepError
 
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, NotImplementedError)
 
@@ -90,7 +90,10 @@ class Members:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 16) as tar:
             while (info := tar.next()) is not None:
                 tar.members.clear()  # or it remembers every file of the archive
-                _refuse_dangers(info.name, "" if info.isreg() or info.isdir() else "link" if info.issym() or info.islnk() else "device")
+                _refuse_dangers(
+                    info.name,
+                    "" if info.isreg() or info.isdir() else "link" if info.issym() or info.islnk() else "device",
+                )
                 if info.isreg():
                     yield Member(info.name, info.size, lambda info=info: tar.extractfile(info))
                 self._next = begin + tar.offset  # not before whoever asked for the file is through with it
@@ -108,7 +111,9 @@ def naming_damage(archive: Archive, download: Path) -> Iterator[None]:
     except _DAMAGE as error:
         download.unlink(missing_ok=True)
         what = " ".join(str(error).split()) or type(error).__name__
-        raise HybridsepError(f"{archive.source} is damaged, cut off or no archive (byte {archive.position}): {what}") from None
+        raise HybridsepError(
+            f"{archive.source} is damaged, cut off or no archive (byte {archive.position}): {what}"
+        ) from None
 
 
 def _saved(archive: Archive, stream: BinaryIO, md5: str | None, download: Path) -> Path:
@@ -153,4 +158,6 @@ def _refuse_dangers(name: str, kind: str) -> None:
     if kind:
         raise HybridsepError(f"refused: the archive holds a {kind}, {name!r}, where a song collection has files only")
     if path.is_absolute() or ".." in path.parts or path.parts[:1] and path.parts[0].endswith(":"):
-        raise HybridsepError(f"refused: the archive holds the path {name!r}, which leads out of the folder it belongs in")
+        raise HybridsepError(
+            f"refused: the archive holds the path {name!r}, which leads out of the folder it belongs in"
+        )

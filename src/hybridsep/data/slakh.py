@@ -16,7 +16,7 @@ import soundfile
 import yaml
 from scipy.signal import resample_poly
 
-from ..errors import HybridsepError
+from hybridsep.core.errors import HybridsepError
 
 SPLITS = ("train", "validation", "test")
 

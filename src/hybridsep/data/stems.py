@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hybridsep.core.errors import HybridsepError
 from hybridsep.data.effects import draws, vary
 from hybridsep.data.slakh import load_source, read_tracks, track_sources
-from hybridsep.errors import HybridsepError
 
 # Twice full scale fits: levelling raises the peaks of some drums above 1, and cutting them off would be heard.
 FULL_SCALE = 16383.0
@@ -73,7 +73,12 @@ class StemSet:
         return torch.stack([self.crop(source, t, s, length) for t, s in zip(tracks, starts, strict=True)])
 
     def random_pairs(
-        self, count: int, length: int, generator: torch.Generator, same_song_share: float | None = None, gain_db: float = 6.0
+        self,
+        count: int,
+        length: int,
+        generator: torch.Generator,
+        same_song_share: float | None = None,
+        gain_db: float = 6.0,
     ) -> Tensor:
         """float32 [P, count, length]: one crop per source, each at a random gain within ± gain_db / 2.
 
@@ -95,7 +100,9 @@ class StemSet:
     def _places(self, count: int, length: int, generator: torch.Generator) -> tuple[list[int], list[int]]:
         fitting = [t for t, n in enumerate(self.lengths) if n >= length]
         if not fitting:
-            raise HybridsepError(f"no song is as long as {length / self.sample_rate:.1f} s; the longest has {max(self.lengths) / self.sample_rate:.1f} s")
+            raise HybridsepError(
+                f"no song is as long as {length / self.sample_rate:.1f} s; the longest has {max(self.lengths) / self.sample_rate:.1f} s"
+            )
         picks = torch.randint(len(fitting), (count,), generator=generator).tolist()
         tracks = [fitting[i] for i in picks]
         shares = torch.rand(count, generator=generator).tolist()
@@ -107,7 +114,9 @@ def mix(sources: Tensor) -> Tensor:
     return sources.mean(0)
 
 
-def build_stems(root: Path, split: str, sources: dict[str, str], sample_rate: int, out: Path, effects: float = 0.0, seed: int = 0) -> None:
+def build_stems(
+    root: Path, split: str, sources: dict[str, str], sample_rate: int, out: Path, effects: float = 0.0, seed: int = 0
+) -> None:
     """Read every track of `split` that has all `sources` and write them to `out` as one memory-mappable array.
 
     A track's sources are scaled together so that their mixture has the RMS level MIXTURE_RMS, as any mixture to separate will be.
@@ -130,7 +139,8 @@ def build_stems(root: Path, split: str, sources: dict[str, str], sample_rate: in
         parts = [stack.enter_context(tempfile.TemporaryFile(dir=out)) for _ in sources]
         for track in tqdm(tracks, desc=f"stems of {split}", unit="song"):
             stems = [
-                vary(load_source(track, inst_class, sample_rate), sample_rate, share, draws(seed, track.name, source)) for source, inst_class in sources.items()
+                vary(load_source(track, inst_class, sample_rate), sample_rate, share, draws(seed, track.name, source))
+                for source, inst_class in sources.items()
             ]
             length = min(len(s) for s in stems)
             song = np.stack([s[:length] for s in stems])
@@ -152,7 +162,9 @@ def _join(parts: list[BinaryIO], samples: int, path: Path) -> None:
     """Write the rows in `parts` as one array [P, samples], as np.save would."""
     temporary = path.with_name(f"{path.stem}.tmp.npy")
     with temporary.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": SAMPLE, "fortran_order": False, "shape": (len(parts), samples)})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": SAMPLE, "fortran_order": False, "shape": (len(parts), samples)}
+        )
         for part in parts:
             part.seek(0)
             shutil.copyfileobj(part, file)

@@ -17,7 +17,13 @@ def check_step(log_p: Tensor, mixture: Tensor, codes: int, ancestors: Tensor | N
     Raises:
         ValueError: wrong shapes or types, another codebook size, NaN, or a mixture code or ancestor that does not exist.
     """
-    if log_p.ndim != 4 or log_p.dtype != torch.float32 or mixture.shape != log_p.shape[1:2] or log_p.shape[0] != 2 or not log_p.numel():
+    if (
+        log_p.ndim != 4
+        or log_p.dtype != torch.float32
+        or mixture.shape != log_p.shape[1:2]
+        or log_p.shape[0] != 2
+        or not log_p.numel()
+    ):
         raise ValueError(
             f"log-probabilities must be float32 [2, B, N, K] with mixture codes [B], not {log_p.dtype} {list(log_p.shape)} with {list(mixture.shape)}"
         )

@@ -6,10 +6,11 @@ are imported only when one of their bodies runs: installations for the CPU have 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Callable, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor

@@ -26,7 +26,9 @@ def reorder_cache(cache: Tensor, ancestors: Tensor) -> None:
         raise ValueError(f"a cache must be contiguous [C, {rows}, X], not {list(cache.shape)}")
     moving = ancestors[ancestors] != ancestors
     if moving.any():
-        raise ValueError(f"ancestor {int(ancestors[moving][0])} does not stay in place: its row would be read and written")
+        raise ValueError(
+            f"ancestor {int(ancestors[moving][0])} does not stay in place: its row would be read and written"
+        )
     run_body(move_rows, as_wide_numbers(cache), ancestors)
 
 
@@ -123,4 +125,6 @@ def _check_ancestors(ancestors: Tensor) -> int:
 def as_wide_numbers(cache: Tensor) -> Tensor:
     """[C, R, X] as the widest integers that divide a row: copies by index go number by number, and no bit of them is looked at."""
     row_bytes = cache.shape[2] * cache.element_size()
-    return cache.view(next(d for d in (torch.int64, torch.int32, torch.int16, torch.int8) if row_bytes % d.itemsize == 0))
+    return cache.view(
+        next(d for d in (torch.int64, torch.int32, torch.int16, torch.int8) if row_bytes % d.itemsize == 0)
+    )

@@ -66,8 +66,16 @@ def _attend_rows(
         seen = slot < filled
         within = seen[:, None] & (column < width)[None, :]
         physical = tl.load(table + row * table_row + slot * table_slot, mask=seen, other=0).to(tl.int64)
-        key = tl.load(keys + (slot * key_slot + physical * key_row)[:, None] + column[None, :] * key_column, mask=within, other=0.0)
-        value = tl.load(values + (slot * value_slot + physical * value_row)[:, None] + column[None, :] * value_column, mask=within, other=0.0)
+        key = tl.load(
+            keys + (slot * key_slot + physical * key_row)[:, None] + column[None, :] * key_column,
+            mask=within,
+            other=0.0,
+        )
+        value = tl.load(
+            values + (slot * value_slot + physical * value_row)[:, None] + column[None, :] * value_column,
+            mask=within,
+            other=0.0,
+        )
         scores = tl.where(seen[None, :], tl.dot(scaled, tl.trans(key), input_precision="ieee"), float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
         weights = tl.exp(scores - higher[:, None])

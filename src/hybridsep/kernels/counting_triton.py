@@ -32,17 +32,23 @@ def count_keys(first: Tensor, second: Tensor, mixture: Tensor, codes: int) -> tu
     return keys, counts[used][order]
 
 
-def _filled_table(first: Tensor, second: Tensor, mixture: Tensor, codes: int, places: int) -> tuple[Tensor, Tensor] | None:
+def _filled_table(
+    first: Tensor, second: Tensor, mixture: Tensor, codes: int, places: int
+) -> tuple[Tensor, Tensor] | None:
     """Keys and counts int64 [places], or None where a key found no place."""
     keys = torch.full((places,), EMPTY.value, dtype=torch.long, device=first.device)
     counts = torch.zeros_like(keys)
     full = torch.zeros(1, dtype=torch.int32, device=first.device)
-    _count[(triton.cdiv(len(first), BLOCK),)](first, second, mixture, keys, counts, full, len(first), codes, places, PROBES, BLOCK)
+    _count[(triton.cdiv(len(first), BLOCK),)](
+        first, second, mixture, keys, counts, full, len(first), codes, places, PROBES, BLOCK
+    )
     return None if full.item() else (keys, counts)
 
 
 @triton.jit
-def _count(first, second, mixture, keys, counts, full, length, codes, places, PROBES: tl.constexpr, BLOCK: tl.constexpr):
+def _count(
+    first, second, mixture, keys, counts, full, length, codes, places, PROBES: tl.constexpr, BLOCK: tl.constexpr
+):
     """Count BLOCK triples. A place belongs to the key that first swaps itself in; places are never given back."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < length

@@ -9,7 +9,7 @@ evidence is summed, by Gumbel-max (Maddison, Tarlow & Minka 2014, arXiv 1411.003
 
 from __future__ import annotations
 
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -23,7 +23,13 @@ SCRATCH = 2**22
 
 
 def draw_pairs_counts(
-    log_p: Tensor, mixture: Tensor, row_starts: Tensor, pairs: Tensor, log_values: Tensor, seed: int, ancestors: Tensor | None = None
+    log_p: Tensor,
+    mixture: Tensor,
+    row_starts: Tensor,
+    pairs: Tensor,
+    log_values: Tensor,
+    seed: int,
+    ancestors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw one counted pair per particle from its exact posterior over the entries of its mixture code.
 
@@ -46,11 +52,26 @@ def draw_pairs_counts(
     check_step(log_p, mixture, log_p.shape[-1], ancestors)
     check_entries(log_p, row_starts, pairs, log_values)
     check_seed(seed)
-    return run_body(draw_entries, log_p, mixture, row_starts, pairs, log_values, torch.tensor([seed], device=log_p.device), ancestors)
+    return run_body(
+        draw_entries,
+        log_p,
+        mixture,
+        row_starts,
+        pairs,
+        log_values,
+        torch.tensor([seed], device=log_p.device),
+        ancestors,
+    )
 
 
 def top_pairs_counts(
-    log_p: Tensor, mixture: Tensor, row_starts: Tensor, pairs: Tensor, log_values: Tensor, k: int, log_weights: Tensor | None = None
+    log_p: Tensor,
+    mixture: Tensor,
+    row_starts: Tensor,
+    pairs: Tensor,
+    log_values: Tensor,
+    k: int,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k best counted pairs: of every particle by itself (G = N), or with `log_weights` of all particles of a mixture (G = 1).
 
@@ -83,7 +104,9 @@ def top_pairs_counts(
 def _best_together(pair: Tensor, scores: Tensor, log_weights: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best of all particles are among the best of each: [B, N, k] -> pairs, parents and scores [B, 1, k]."""
     if log_weights.shape != scores.shape[:2] or log_weights.isnan().any():
-        raise ValueError(f"log-weights must be numbers [B, N] = {list(scores.shape[:2])}, not {list(log_weights.shape)} or NaN")
+        raise ValueError(
+            f"log-weights must be numbers [B, N] = {list(scores.shape[:2])}, not {list(log_weights.shape)} or NaN"
+        )
     scores = (scores + log_weights[..., None]).flatten(1)
     top = scores.sort(dim=1, descending=True, stable=True)
     order = top.indices[:, None, :k]
@@ -91,11 +114,19 @@ def _best_together(pair: Tensor, scores: Tensor, log_weights: Tensor, k: int) ->
 
 
 def draw_entries(
-    log_p: Tensor, mixture: Tensor, row_starts: Tensor, pairs: Tensor, log_values: Tensor, seed: Tensor, ancestors: Tensor | None
+    log_p: Tensor,
+    mixture: Tensor,
+    row_starts: Tensor,
+    pairs: Tensor,
+    log_values: Tensor,
+    seed: Tensor,
+    ancestors: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See draw_pairs_counts; the seed is int64 [1], which a recorded step can change."""
     batch, particles = log_p.shape[1:3]
-    uniforms = torch.rand(2, batch, particles, generator=torch.Generator(log_p.device).manual_seed(int(seed)), device=log_p.device)
+    uniforms = torch.rand(
+        2, batch, particles, generator=torch.Generator(log_p.device).manual_seed(int(seed)), device=log_p.device
+    )
     codes = torch.empty(2, batch, particles, dtype=torch.long, device=log_p.device)
     log_evidence = torch.empty(batch, particles, device=log_p.device)
     for b, (pair, log_value) in enumerate(_entries(mixture, row_starts, pairs, log_values)):
@@ -109,7 +140,9 @@ def top_entries(
     log_p: Tensor, mixture: Tensor, row_starts: Tensor, pairs: Tensor, log_values: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """The k best entries of every particle: pairs int64 [B, N, k], any where the score is −inf, and scores [B, N, k], best first."""
-    found = [_top_of(log_p[:, b], *entries, k) for b, entries in enumerate(_entries(mixture, row_starts, pairs, log_values))]
+    found = [
+        _top_of(log_p[:, b], *entries, k) for b, entries in enumerate(_entries(mixture, row_starts, pairs, log_values))
+    ]
     pair, scores = zip(*found, strict=True)
     return torch.stack(pair), torch.stack(scores)
 

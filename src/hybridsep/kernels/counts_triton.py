@@ -18,7 +18,13 @@ NOTHING = tl.constexpr(-(2**63))
 
 
 def draw_entries(
-    log_p: Tensor, mixture: Tensor, row_starts: Tensor, pairs: Tensor, log_values: Tensor, seed: Tensor, ancestors: Tensor | None
+    log_p: Tensor,
+    mixture: Tensor,
+    row_starts: Tensor,
+    pairs: Tensor,
+    log_values: Tensor,
+    seed: Tensor,
+    ancestors: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See counts.draw_pairs_counts."""
     _, batch, particles, size = log_p.shape

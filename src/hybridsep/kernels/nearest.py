@@ -35,7 +35,5 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
 def assign(vectors: Tensor, codebook: Tensor) -> Tensor:
     """See nearest_code."""
     half_norms = 0.5 * codebook.square().sum(1)
-    parts = [
-        torch.addmm(half_norms, part, codebook.T, alpha=-1.0).argmin(1) for part in vectors.split(ROWS_AT_ONCE)
-    ]
+    parts = [torch.addmm(half_norms, part, codebook.T, alpha=-1.0).argmin(1) for part in vectors.split(ROWS_AT_ONCE)]
     return torch.cat(parts) if parts else vectors.new_zeros(0, dtype=torch.long)

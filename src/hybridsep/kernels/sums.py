@@ -17,7 +17,13 @@ ROWS_AT_ONCE = 256
 
 
 def draw_pairs_sum(
-    log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, share: Tensor | None, seed: int, ancestors: Tensor | None = None
+    log_p: Tensor,
+    mixture: Tensor,
+    sums: Tensor,
+    table: Tensor,
+    share: Tensor | None,
+    seed: int,
+    ancestors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw one pair per particle from its exact posterior.
 
@@ -91,7 +97,9 @@ def draw_from_marginal(
     """
     _check(log_p, mixture, sums, table, share, ancestors)
     if marginal.shape != log_p.shape[1:] or uniforms.shape != log_p.shape[:3]:
-        raise ValueError(f"marginal {list(marginal.shape)} and uniform numbers {list(uniforms.shape)} do not fit priors {list(log_p.shape)}")
+        raise ValueError(
+            f"marginal {list(marginal.shape)} and uniform numbers {list(uniforms.shape)} do not fit priors {list(log_p.shape)}"
+        )
     return run_body(draw_pairs, marginal, log_p, mixture, sums, table, share, uniforms, ancestors)
 
 
@@ -111,7 +119,14 @@ def log_marginal(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, sh
 
 
 def draw_pairs(
-    marginal: Tensor, log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, share: Tensor | None, uniforms: Tensor, ancestors: Tensor | None
+    marginal: Tensor,
+    log_p: Tensor,
+    mixture: Tensor,
+    sums: Tensor,
+    table: Tensor,
+    share: Tensor | None,
+    uniforms: Tensor,
+    ancestors: Tensor | None,
 ) -> Tensor:
     """See draw_from_marginal."""
     batch, particles, size = marginal.shape
@@ -131,7 +146,9 @@ def draw_pairs(
     return drawn.view(2, batch, particles)
 
 
-def _check(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, share: Tensor | None, ancestors: Tensor | None) -> None:
+def _check(
+    log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, share: Tensor | None, ancestors: Tensor | None
+) -> None:
     size = len(sums)
     if any(x is not None and x.shape != (size, size) for x in (sums, table, share)):
         raise ValueError(f"sums {list(sums.shape)}, table {list(table.shape)} and share must be [K, K]")

@@ -18,7 +18,9 @@ def log_marginal(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, sh
     _, batch, particles, size = log_p.shape
     result = torch.empty(batch, particles, size, device=log_p.device)
     # A product of matrices takes sixteen rows at least.
-    rows = max(16, rows_at_once(particles, BLOCK_I, log_p, on_gpu=min(MOST_PARTICLES, triton.next_power_of_2(particles))))
+    rows = max(
+        16, rows_at_once(particles, BLOCK_I, log_p, on_gpu=min(MOST_PARTICLES, triton.next_power_of_2(particles)))
+    )
     log_p = with_dense_rows(log_p)
     _log_marginal[(triton.cdiv(size, BLOCK_I), triton.cdiv(particles, rows), batch)](
         log_p, mixture.contiguous(), sums.contiguous(), table.contiguous(), None if share is None else share.contiguous(), result,
@@ -28,7 +30,14 @@ def log_marginal(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, sh
 
 
 def draw_pairs(
-    marginal: Tensor, log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, share: Tensor | None, uniforms: Tensor, ancestors: Tensor | None
+    marginal: Tensor,
+    log_p: Tensor,
+    mixture: Tensor,
+    sums: Tensor,
+    table: Tensor,
+    share: Tensor | None,
+    uniforms: Tensor,
+    ancestors: Tensor | None,
 ) -> Tensor:
     """See sums.draw_from_marginal."""
     batch, particles, size = marginal.shape
@@ -99,7 +108,11 @@ def _draw_pairs(
     pair = first.to(tl.int64)[:, None] * size + column
     code = tl.load(sums + pair, mask=within, other=0)
     scores = tl.log(tl.load(table + tl.load(mixture + b) * size + code, mask=within, other=0.0))
-    scores += tl.load(log_p + source_stride + b * mixture_stride + parent[:, None] * particle_stride + column, mask=within, other=float("-inf"))
+    scores += tl.load(
+        log_p + source_stride + b * mixture_stride + parent[:, None] * particle_stride + column,
+        mask=within,
+        other=float("-inf"),
+    )
     if share is not None:
         scores += tl.log(tl.load(share + pair, mask=within, other=0.0))
     # Scaled so that the highest weight is 1: both factors may be small numbers.

@@ -22,7 +22,7 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from hybridsep.errors import HybridsepError
+from hybridsep.core.errors import HybridsepError
 from hybridsep.report.launch import repository_address
 
 KERNEL_NAME = "hybridsep-book"
@@ -89,7 +89,10 @@ def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool 
     landing, *others = _pages(working)
     chapters = [page for page in (*others, landing) if page.suffix == ".ipynb"]
     status = [{"chapter": page.stem, "seconds": None, "status": "waiting"} for page in chapters]
-    with _environment(HYBRIDSEP_ROOT=str(root), HYBRIDSEP_RUNS=str(runs), HYBRIDSEP_TRAIN="1" if anew else ""), _chapter_bar(chapters) as bar:
+    with (
+        _environment(HYBRIDSEP_ROOT=str(root), HYBRIDSEP_RUNS=str(runs), HYBRIDSEP_TRAIN="1" if anew else ""),
+        _chapter_bar(chapters) as bar,
+    ):
         _write_status(working, status)
         for chapter, entry in zip(chapters, status, strict=True):
             _execute_chapter(chapter, entry, {"profile": profile}, bar, lambda: _write_status(working, status))
@@ -129,7 +132,9 @@ def execute_notebook(path: Path, out: Path, parameters: dict[str, Any], log: Any
             )
     except PapermillExecutionError as error:
         line = _failing_line(error.traceback)
-        raise BookError(f"chapter {path.stem}, cell {error.cell_index + 1}: {error.ename}: {error.evalue}{line}") from None
+        raise BookError(
+            f"chapter {path.stem}, cell {error.cell_index + 1}: {error.ename}: {error.evalue}{line}"
+        ) from None
     except (RuntimeError, OSError) as error:  # a killed kernel, a full disk
         raise BookError(f"chapter {path.stem}: {error}") from error
     _hide_parameters(out)

@@ -17,14 +17,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hybridsep.budget import prior_budget, vqvae_budget
-from hybridsep.evaluation import Evaluation, Run
-from hybridsep.pipeline import Pipeline, Step
-from hybridsep.profiles import METHODS, load_profile, method_spec
-from hybridsep.record import RECORDS
+from hybridsep.core.profiles import load_profile, method_spec
+from hybridsep.evaluation.chunks import Evaluation, Run
+from hybridsep.inference.separator import wiener
+from hybridsep.pipeline.pipeline import Pipeline, Step
+from hybridsep.pipeline.record import RECORDS
 from hybridsep.report import runs_root, trains_anew
 from hybridsep.report.figures import PALETTE, WIDTH, number, use_style
 from hybridsep.report.players import stem_player
-from hybridsep.separation import wiener
 from hybridsep.studies.effects import song_values
 
 METHOD_LABELS = {"plain-sum": "plain-sum", "lass": "LASS", "lqvae": "LQ-VAE", "hybrid": "Hybrid"}
@@ -111,7 +111,9 @@ def mean_std(values: Iterable[float], decimals: int = 2) -> str:
     array = np.asarray([v for v in values if np.isfinite(v)], dtype=float)
     if not array.size:
         return "–"
-    spread = f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(float(array.std(ddof=1)), decimals)}" if array.size > 1 else ""
+    spread = (
+        f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(float(array.std(ddof=1)), decimals)}" if array.size > 1 else ""
+    )
     return number(float(array.mean()), decimals) + spread
 
 
@@ -128,7 +130,9 @@ def chunk_values(table: pd.DataFrame, **where: str) -> np.ndarray:
     return song_values(table, **where).to_numpy()
 
 
-def score_table(rows: pd.DataFrame, index: Mapping[str, str], columns: Mapping[str, Mapping[str, str]], key: str, title: str) -> pd.DataFrame:
+def score_table(
+    rows: pd.DataFrame, index: Mapping[str, str], columns: Mapping[str, Mapping[str, str]], key: str, title: str
+) -> pd.DataFrame:
     """Table of "mean ± std" over chunks.
 
     Args:
@@ -139,7 +143,10 @@ def score_table(rows: pd.DataFrame, index: Mapping[str, str], columns: Mapping[s
         title: heading of the first column.
     """
     lines = [
-        {title: label, **{heading: mean_std(chunk_values(rows, **{key: value}, **where)) for heading, where in columns.items()}}
+        {
+            title: label,
+            **{heading: mean_std(chunk_values(rows, **{key: value}, **where)) for heading, where in columns.items()},
+        }
         for value, label in index.items()
     ]
     return pd.DataFrame(lines)
@@ -151,7 +158,10 @@ def sdr_columns(names: Sequence[str], **where: str) -> dict[str, dict[str, str]]
 
 
 def provenance_line(
-    evaluation: Evaluation, *facts: str, spread: str = "mean ± standard deviation over chunks", reference: str = "the real sources"
+    evaluation: Evaluation,
+    *facts: str,
+    spread: str = "mean ± standard deviation over chunks",
+    reference: str = "the real sources",
 ) -> str:
     """What a reader needs to judge a table of scores: n, spread, reference and hardware."""
     chunks = evaluation.chunks
@@ -190,7 +200,10 @@ def latest_steps(pipeline: Pipeline) -> list[Step]:
 def step_times(pipeline: Pipeline) -> pd.DataFrame:
     """Every step with the seconds it took itself, those of the steps it had made first left out, and whether it was recorded elsewhere."""
     kept = ("seconds", "finished", "hardware")
-    rows = [{"step": s.label, **{key: s.record.get(key, "") for key in kept}, "recorded": s.recorded} for s in latest_steps(pipeline)]
+    rows = [
+        {"step": s.label, **{key: s.record.get(key, "") for key in kept}, "recorded": s.recorded}
+        for s in latest_steps(pipeline)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -199,7 +212,9 @@ def recorded_note(steps: Iterable[Step]) -> str:
     records = [step.record for step in steps if step.recorded]
     if not records:
         return ""
-    known = {key: ", ".join(dict.fromkeys(str(r.get(key, "unknown")) for r in records)) for key in ("hardware", "commit")}
+    known = {
+        key: ", ".join(dict.fromkeys(str(r.get(key, "unknown")) for r in records)) for key in ("hardware", "commit")
+    }
     models = f"{len(records)} {'model' if len(records) == 1 else 'models'}"
     taken = minutes(sum(r["seconds"] for r in records))
     return f" Recorded, not trained in this build: {models} on {known['hardware']}, {taken}, commit {known['commit']}; make book TRAIN=1 trains again."
@@ -219,8 +234,13 @@ def budget(pipeline: Pipeline, method: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "step": [what for _, what in found],
-            "wall time": [minutes(times[label]) + (", recorded" if records[label].get("recorded") else "") for label, _ in found],
-            "parameters": [number(int(size)) if (size := records[label]["figures"].get("parameters")) else "–" for label, _ in found],
+            "wall time": [
+                minutes(times[label]) + (", recorded" if records[label].get("recorded") else "") for label, _ in found
+            ],
+            "parameters": [
+                number(int(size)) if (size := records[label]["figures"].get("parameters")) else "–"
+                for label, _ in found
+            ],
         }
     )
 
@@ -244,9 +264,18 @@ def training_figure(pipeline: Pipeline, method: str) -> Figure:
     for source, colour in zip(pipeline.profile.source_names, ("blue", "vermillion"), strict=True):
         step = pipeline.prior_step(spec.vqvae, source)
         curve = history(step)
-        axes[1].plot(curve.seconds, smoothed(curve.nats_per_code), color=PALETTE[colour], label=f"{source}, training songs")
-        axes[1].axhline(step.record["figures"]["validation_nats_per_code"], color=PALETTE[colour], linestyle="--", label=f"{source}, validation, at the end")
-    axes[1].axhline(math.log(pipeline.profile.vqvae.codes), color=PALETTE["black"], linestyle=":", label="uniform guess")
+        axes[1].plot(
+            curve.seconds, smoothed(curve.nats_per_code), color=PALETTE[colour], label=f"{source}, training songs"
+        )
+        axes[1].axhline(
+            step.record["figures"]["validation_nats_per_code"],
+            color=PALETTE[colour],
+            linestyle="--",
+            label=f"{source}, validation, at the end",
+        )
+    axes[1].axhline(
+        math.log(pipeline.profile.vqvae.codes), color=PALETTE["black"], linestyle=":", label="uniform guess"
+    )
     axes[1].set(title="priors", xlabel="seconds of training", ylabel="nats per code", ylim=(0, None))
     for axis in axes:
         axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.3))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from hybridsep.evaluation.statistics import holm
 from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, SMALLEST_MEANINGFUL, number, p_relation, signed
-from hybridsep.statistics import holm
 from hybridsep.studies import effects
 
 EFFECT_LABELS = {
@@ -46,7 +46,9 @@ def comparisons(scores: pd.DataFrame) -> pd.DataFrame:
         test, two-sided), p_holm (corrected for all rows).
     """
     values = {**ingredient_effects(scores), **hybrid_gains(scores)}
-    rows = {label: effects.interval_columns(found) | {"p": effects.permutation_p(found)} for label, found in values.items()}
+    rows = {
+        label: effects.interval_columns(found) | {"p": effects.permutation_p(found)} for label, found in values.items()
+    }
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.assign(p_holm=holm(table.p.to_numpy()))
 
@@ -67,7 +69,9 @@ def effect_sentence(what: str, row: pd.Series) -> str:
     songs = int(row.n)
     if songs < SMALLEST_MEANINGFUL:
         return f"{what} changes the mean by {signed(row['mean'])} dB, but {songs} songs are too few to say anything."
-    span = f"95 % interval {signed(row.low)} to {signed(row.high)} dB, corrected {p_relation(row.p_holm)}, {songs} songs"
+    span = (
+        f"95 % interval {signed(row.low)} to {signed(row.high)} dB, corrected {p_relation(row.p_holm)}, {songs} songs"
+    )
     if row.p_holm < SIGNIFICANT:
         return f"{what} {'raises' if row['mean'] > 0 else 'lowers'} the SDR by {number(abs(row['mean']))} dB ({span})."
     return f"{what} makes no difference that these songs can show beyond chance: {signed(row['mean'])} dB ({span})."
@@ -127,13 +131,21 @@ def study_answer(table: pd.DataFrame) -> str:
         return answer_of(compared)
     certain = further[further.p_holm < SIGNIFICANT]
     found = {"better": certain[certain["mean"] > 0], "worse": certain[certain["mean"] < 0]}
-    elsewhere = [f"{how} than {' and '.join(dict.fromkeys(rows.effect.map(parents)))}" for how, rows in found.items() if len(rows)]
+    elsewhere = [
+        f"{how} than {' and '.join(dict.fromkeys(rows.effect.map(parents)))}"
+        for how, rows in found.items()
+        if len(rows)
+    ]
     main = answer_of(compared, f"; elsewhere {' and '.join(elsewhere)}" if elsewhere else "")
     corrected = f"corrected for the {int((table.family == effects.FURTHER).sum())} further differences"
     if certain.empty:
         nowhere = "Nowhere else, by other searches, as decoded or of single sources, could the Hybrid be told from a method it combines"
         return f"{main} {nowhere} (p-values {corrected})."
-    details = [f"{how} than {', '.join(_where(row, parents[row.effect]) for _, row in rows.iterrows())}" for how, rows in found.items() if len(rows)]
+    details = [
+        f"{how} than {', '.join(_where(row, parents[row.effect]) for _, row in rows.iterrows())}"
+        for how, rows in found.items()
+        if len(rows)
+    ]
     return f"{main} Elsewhere the Hybrid is {'; '.join(details)} (95 % intervals; p-values {corrected})."
 
 
@@ -156,7 +168,12 @@ def to_ceiling(table: pd.DataFrame, method: str) -> dict[str, np.ndarray]:
     sources = [s for s in dict.fromkeys(table[table.method == method].source) if s]
     refined = {"method": method, "search": "particle", "refine": "wiener", **effects.BLIND}
     ceiling = {"method": "codec-linear", "metric": "sdr", "reference": "real"}
-    return {s: (effects.song_values(table, **refined, source=s) - effects.song_values(table, **ceiling, source=s)).to_numpy() for s in sources}
+    return {
+        s: (
+            effects.song_values(table, **refined, source=s) - effects.song_values(table, **ceiling, source=s)
+        ).to_numpy()
+        for s in sources
+    }
 
 
 def over_oracle(table: pd.DataFrame, method: str) -> np.ndarray:
@@ -168,4 +185,6 @@ def over_oracle(table: pd.DataFrame, method: str) -> np.ndarray:
     """
     decoded = {"method": method, "refine": "none"}
     blind = effects.song_values(table, **decoded, search="particle", **effects.BLIND)
-    return (blind - effects.song_values(table, **decoded, search="ancestral", **{**effects.BLIND, "selection": "oracle"})).to_numpy()
+    return (
+        blind - effects.song_values(table, **decoded, search="ancestral", **{**effects.BLIND, "selection": "oracle"})
+    ).to_numpy()

@@ -8,11 +8,19 @@ from __future__ import annotations
 import ipywidgets as widgets
 from IPython.display import HTML
 
-from hybridsep.evaluation import Evaluation
-from hybridsep.metrics import sdr
-from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, chunk_label, chunk_values, estimates, number, separation_player
+from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.evaluation.metrics import sdr
+from hybridsep.inference.separator import posterior_mean, wiener
+from hybridsep.report.chapter import (
+    METHOD_LABELS,
+    SEARCH_LABELS,
+    chunk_label,
+    chunk_values,
+    estimates,
+    number,
+    separation_player,
+)
 from hybridsep.report.players import player_table
-from hybridsep.separation import posterior_mean, wiener
 
 TRACKS = 4
 _WIDE = {"description_width": "6rem"}
@@ -26,31 +34,54 @@ def explorer(evaluation: Evaluation, tracks: int = TRACKS) -> widgets.VBox:
         tracks: how many test chunks to offer, spread from the lowest to the highest score.
     """
     offered = spread_chunks(evaluation, tracks)
-    track = widgets.Dropdown(options=[chunk_label(evaluation, chunk) for chunk in offered], description="track", style=_WIDE)
-    method = widgets.Dropdown(options=[(label, name) for name, label in METHOD_LABELS.items()], description="method", style=_WIDE)
-    search = widgets.Dropdown(options=[(label, name) for name, label in SEARCH_LABELS.items()], value="particle", description="search", style=_WIDE)
-    particles = widgets.BoundedIntText(evaluation.pipeline.profile.search.particles, min=1, max=1024, description="particles", style=_WIDE)
+    track = widgets.Dropdown(
+        options=[chunk_label(evaluation, chunk) for chunk in offered], description="track", style=_WIDE
+    )
+    method = widgets.Dropdown(
+        options=[(label, name) for name, label in METHOD_LABELS.items()], description="method", style=_WIDE
+    )
+    search = widgets.Dropdown(
+        options=[(label, name) for name, label in SEARCH_LABELS.items()],
+        value="particle",
+        description="search",
+        style=_WIDE,
+    )
+    particles = widgets.BoundedIntText(
+        evaluation.pipeline.profile.search.particles, min=1, max=1024, description="particles", style=_WIDE
+    )
     seed = widgets.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", style=_WIDE)
-    button = widgets.Button(description="Separate", tooltip="Separate the track with these settings; needs a live notebook")
+    button = widgets.Button(
+        description="Separate", tooltip="Separate the track with these settings; needs a live notebook"
+    )
     made = widgets.Output()
 
     def on_click(_: widgets.Button) -> None:
         """Show the separation that the menus ask for; the button waits meanwhile."""
         button.disabled, button.description = True, "Separating …"
         try:
-            found = separate_chunk(evaluation, offered[track.index], method.value, search.value, particles.value, seed.value)
+            found = separate_chunk(
+                evaluation, offered[track.index], method.value, search.value, particles.value, seed.value
+            )
             made.outputs = ()
             made.append_display_data(found)
         finally:
             button.disabled, button.description = False, "Separate"
 
     button.on_click(on_click)
-    return widgets.VBox([track, method, _kept(evaluation, offered, track, method), search, particles, seed, button, made])
+    return widgets.VBox(
+        [track, method, _kept(evaluation, offered, track, method), search, particles, seed, button, made]
+    )
 
 
 def spread_chunks(evaluation: Evaluation, count: int) -> list[int]:
     """Indices of `count` chunks, from the lowest to the highest blind, refined SDR of the best cell; all of them when there are no more."""
-    scores = chunk_values(evaluation.run(evaluation.best_method(), "particle").rows, metric="sdr", selection="blind", refine="wiener", reference="real")
+    scores = chunk_values(
+        evaluation.run(evaluation.best_method(), "particle").rows,
+        metric="sdr",
+        selection="blind",
+        refine="wiener",
+        reference="real",
+    )
     order = scores.argsort().tolist()
     count = min(count, len(order))
     return [order[round(place * (len(order) - 1) / max(1, count - 1))] for place in range(count)]
@@ -69,13 +100,20 @@ def separate_chunk(evaluation: Evaluation, chunk: int, method: str, search: str,
     scores = sdr(refined[:, 0].numpy(), chunks.sources[:, chunk].numpy(), chunks.sample_rate)
     length = found.search.codes.shape[-1]
     facts = [f"{name} {number(float(score), 1)} dB refined" for name, score in zip(chunks.names, scores, strict=True)]
-    facts += [f"evidence {number(float(found.search.log_evidence[0]) / length, 3)} nats per code", f"{number(found.seconds, 1)} s"]
+    facts += [
+        f"evidence {number(float(found.search.log_evidence[0]) / length, 3)} nats per code",
+        f"{number(found.seconds, 1)} s",
+    ]
     label = f"{METHOD_LABELS[method]}, {SEARCH_LABELS[search]}, N = {particles}, seed {seed}"
-    everywhere = {heading: stems.expand(-1, len(chunks), -1) for heading, stems in ((label, raw), (f"{label}, refined", refined))}
+    everywhere = {
+        heading: stems.expand(-1, len(chunks), -1) for heading, stems in ((label, raw), (f"{label}, refined", refined))
+    }
     return HTML(f"<p>{', '.join(facts)}.</p>{separation_player(evaluation, chunk, everywhere).data}")
 
 
-def _kept(evaluation: Evaluation, offered: list[int], track: widgets.Dropdown, method: widgets.Dropdown) -> widgets.Stack:
+def _kept(
+    evaluation: Evaluation, offered: list[int], track: widgets.Dropdown, method: widgets.Dropdown
+) -> widgets.Stack:
     """What the chapters' runs made of the offered chunks; browsers show the one that the menus point at."""
     chunks, by_track = evaluation.chunks, []
     kept = {name: estimates(evaluation, evaluation.run(name, "particle")) for name in METHOD_LABELS}

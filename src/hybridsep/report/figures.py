@@ -27,7 +27,9 @@ PALETTE = {
 }
 MAX_PNG_BYTES = 600_000  # ten such figures, as base64 text, still fit a page of 6 MB beside its players
 DPI = 110
-WIDTH = 8.6  # inches of a figure as wide as the page: three quarters of it on the screen, text of 10 points still readable
+WIDTH = (
+    8.6  # inches of a figure as wide as the page: three quarters of it on the screen, text of 10 points still readable
+)
 MIN_WIDTH = 560  # CSS pixels under which the labels of a figure are too small to read
 
 
@@ -60,7 +62,9 @@ def number(value: float, decimals: int = 2) -> str:
         return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
     if not np.isfinite(value):
         return "undefined"
-    return f"{round(float(value), decimals) + 0.0:,.{decimals}f}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
+    return f"{round(float(value), decimals) + 0.0:,.{decimals}f}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace(
+        "-", "−"
+    )
 
 
 def plot_spectrograms(
@@ -91,14 +95,25 @@ def plot_spectrograms(
     columns = min(columns, len(levels))
     lines = -(-len(levels) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(WIDTH, (1.7 if columns > 2 else 2.3) * lines + 0.5), sharex=True, sharey=True, squeeze=False
+        lines,
+        columns,
+        figsize=(WIDTH, (1.7 if columns > 2 else 2.3) * lines + 0.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
     hz = np.fft.rfftfreq(window, 1 / sample_rate)
     audible = hz >= lowest_hz
     for axis, (title, level) in zip(axes.flat, levels.items(), strict=False):
         seconds = np.arange(level.shape[1]) * (window // 4) / sample_rate
         mesh = axis.pcolormesh(
-            seconds, hz[audible], level[audible] - loudest, vmin=-dynamic_range_db, vmax=0, cmap="magma", shading="nearest"
+            seconds,
+            hz[audible],
+            level[audible] - loudest,
+            vmin=-dynamic_range_db,
+            vmax=0,
+            cmap="magma",
+            shading="nearest",
         )
         axis.set(title=title, yscale="log")
         axis.grid(False)
@@ -128,7 +143,9 @@ def show(figure: Figure, caption: str, alt: str) -> HTML:
     plt.close(figure)
     picture = file.getvalue()
     if len(picture) > MAX_PNG_BYTES:
-        raise ValueError(f"the figure weighs {len(picture)} bytes, more than {MAX_PNG_BYTES}; make it smaller or simpler")
+        raise ValueError(
+            f"the figure weighs {len(picture)} bytes, more than {MAX_PNG_BYTES}; make it smaller or simpler"
+        )
     data = base64.b64encode(picture).decode("ascii")
     width = int.from_bytes(picture[16:20], "big")  # from the PNG's header
     # On a telephone it scrolls rather than shrink until its labels cannot be read.
@@ -190,7 +207,11 @@ def _alignment(right: bool) -> str:
 def _format(value: Any, decimals: int) -> str:
     if value is None or value is pd.NA or (isinstance(value, (float, np.floating)) and np.isnan(value)):
         return "–"
-    return number(value, decimals) if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else str(value)
+    return (
+        number(value, decimals)
+        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _level_db(signal: Any, window: int, title: str) -> np.ndarray:

@@ -9,8 +9,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hybridsep.likelihood import CountLikelihood, Likelihood
-from hybridsep.vqvae import VQVAE
+from hybridsep.inference.likelihood import CountLikelihood, Likelihood
+from hybridsep.models.vqvae import VQVAE
 
 LARGEST_PICTURE = 256  # pixels along a side; larger codebooks are averaged down to it
 
@@ -35,9 +35,15 @@ def likelihood_figure(likelihood: Likelihood, vqvae: VQVAE, mixture: int) -> Fig
     counted = isinstance(likelihood, CountLikelihood)
     if counted:
         size = likelihood.codes
-        totals = torch.zeros(size * size).index_add_(0, likelihood.pairs.cpu(), likelihood.counts.cpu().float()).view(size, size)
+        totals = (
+            torch.zeros(size * size)
+            .index_add_(0, likelihood.pairs.cpu(), likelihood.counts.cpu().float())
+            .view(size, size)
+        )
         left = _reduced(totals[order][:, order])
-        picture = axes[0].imshow(np.where(left > 0, left, np.nan), origin="lower", norm=LogNorm(), interpolation="nearest")
+        picture = axes[0].imshow(
+            np.where(left > 0, left, np.nan), origin="lower", norm=LogNorm(), interpolation="nearest"
+        )
         axes[0].set(title="times that a pair was counted")
         axes[0].set_facecolor("white")
     else:
@@ -48,7 +54,13 @@ def likelihood_figure(likelihood: Likelihood, vqvae: VQVAE, mixture: int) -> Fig
     figure.colorbar(picture, ax=axes[0], shrink=0.8)
     values = _reduced(likelihood.matrix(mixture).cpu().float()[order][:, order])
     top = float(values.max())
-    picture = axes[1].imshow(np.maximum(values, top * 1e-6), origin="lower", norm=LogNorm(top * 1e-5, top), interpolation="nearest", cmap="magma")
+    picture = axes[1].imshow(
+        np.maximum(values, top * 1e-6),
+        origin="lower",
+        norm=LogNorm(top * 1e-5, top),
+        interpolation="nearest",
+        cmap="magma",
+    )
     axes[1].set(title=f"$l(m \\mid i, j)$ for m = {mixture}")
     figure.colorbar(picture, ax=axes[1], shrink=0.8)
     for axis in axes:

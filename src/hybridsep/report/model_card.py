@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from hybridsep.data.minislakh import own_soundfont
-from hybridsep.evaluation import read_rows, rows_where
-from hybridsep.pipeline import Pipeline
+from hybridsep.data.minislakh.render import own_soundfont
+from hybridsep.evaluation.chunks import read_rows, rows_where
+from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.report.chapter import METHOD_LABELS, mean_std, minutes, number, score_table, sdr_columns
 from hybridsep.report.conclusion import REFINEMENTS
 from hybridsep.report.verdicts import half_precision_verdict
@@ -54,7 +54,10 @@ def model_card(pipeline: Pipeline, provenance: Mapping, results: Path) -> str:
         "Licence of the sounds they learnt from": _licence(pipeline),
     }
     first, *others = sections.items()
-    return "\n\n".join([f"# {first[0]}", first[1], *(part for title, text in others for part in (f"## {title}", text))]) + "\n"
+    return (
+        "\n\n".join([f"# {first[0]}", first[1], *(part for title, text in others for part in (f"## {title}", text))])
+        + "\n"
+    )
 
 
 def _overview(pipeline: Pipeline) -> str:
@@ -95,7 +98,11 @@ def _scores(pipeline: Pipeline, table: pd.DataFrame) -> str:
     said = (
         f"n = {chunks} chunks of {pipeline.profile.evaluation.chunk_seconds:g} s, one per test song; mean ± standard deviation over chunks; reference: "
         f"the real sources; blind: nothing was chosen with the ground truth; particle filter, N = {particles}; weights in "
-        + ("float16, as they lie here." if any(step.recorded for step in pipeline.model_steps()) else "float32, before they were recorded.")
+        + (
+            "float16, as they lie here."
+            if any(step.recorded for step in pipeline.model_steps())
+            else "float32, before they were recorded."
+        )
     )
     columns = {
         f"{source}, {label} (dB)": {**BLIND, "metric": "sdr", "source": source, "refine": refine}
@@ -103,11 +110,20 @@ def _scores(pipeline: Pipeline, table: pd.DataFrame) -> str:
         for source in pipeline.profile.source_names
     }
     methods = score_table(table, METHOD_LABELS, columns, "method", "SDR of")
-    floor = score_table(table, {"mixture": "mixture, not separated"}, sdr_columns(pipeline.profile.source_names, reference="real"), "method", "SDR of")
+    floor = score_table(
+        table,
+        {"mixture": "mixture, not separated"},
+        sdr_columns(pipeline.profile.source_names, reference="real"),
+        "method",
+        "SDR of",
+    )
     rows, lines = rows_where(table, method="hybrid", **BLIND), []
     for source in pipeline.profile.source_names:
         for refine, label in REFINEMENTS.items():
-            scores = {heading: mean_std(rows_where(rows, source=source, refine=refine, metric=metric).value) for metric, heading in METRICS.items()}
+            scores = {
+                heading: mean_std(rows_where(rows, source=source, refine=refine, metric=metric).value)
+                for metric, heading in METRICS.items()
+            }
             lines.append({"Hybrid": f"{source}, {label}", **scores})
     return "\n\n".join([said, _markdown(methods), _markdown(floor), _markdown(pd.DataFrame(lines))])
 
@@ -125,10 +141,21 @@ def _outside(results: Path) -> str:
         return "How far the scores fall on other sounds was not measured: `hybridsep study out-of-domain` would."
     table = rows_where(read_rows(results / OUTSIDE), method="hybrid", metric="sdr", selection="blind", reference="real")
     sources, conditions = (list(dict.fromkeys(table[name])) for name in ("source", "condition"))
-    columns = {f"{source}, {label} (dB)": {"source": source, "refine": refine} for refine, label in REFINEMENTS.items() for source in sources}
+    columns = {
+        f"{source}, {label} (dB)": {"source": source, "refine": refine}
+        for refine, label in REFINEMENTS.items()
+        for source in sources
+    }
     how = f"n = {table.track.nunique()} chunks, mean ± standard deviation"
     said = f"The Hybrid's SDR where every stem of the test chunks sounds otherwise (`hybridsep study out-of-domain`), {how}:"
-    return "\n\n".join([said, _markdown(score_table(table, dict(zip(conditions, conditions, strict=True)), columns, "condition", "condition"))])
+    return "\n\n".join(
+        [
+            said,
+            _markdown(
+                score_table(table, dict(zip(conditions, conditions, strict=True)), columns, "condition", "condition")
+            ),
+        ]
+    )
 
 
 def _half_precision(results: Path) -> str:
@@ -144,4 +171,6 @@ def _markdown(table: pd.DataFrame) -> str:
         """A row of the table."""
         return "| " + " | ".join(map(str, cells)) + " |"
 
-    return "\n".join([line(table.columns), line("---" for _ in table.columns), *(line(row) for row in table.itertuples(index=False))])
+    return "\n".join(
+        [line(table.columns), line("---" for _ in table.columns), *(line(row) for row in table.itertuples(index=False))]
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from hybridsep.bench.report import plot_scaling
-from hybridsep.evaluation import Evaluation
+from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import (
     METHOD_LABELS,
@@ -18,7 +18,6 @@ from hybridsep.report.chapter import (
     chunk_values,
     estimates,
     latest_steps,
-    mean_std,
     minutes,
     number,
     open_book,
@@ -70,7 +69,14 @@ def write_screenshot(site: Path, picture: Path) -> None:
 
 def write_rehearsal(root: Path) -> None:
     """Fill the part between `<!-- rehearsal -->` and its end mark from book/results/rehearsal.json."""
-    _fill(root, {"rehearsal": _rehearsal(json.loads((root / RESULT).read_text(encoding="utf-8"))) if (root / RESULT).is_file() else _NOT_REHEARSED})
+    _fill(
+        root,
+        {
+            "rehearsal": _rehearsal(json.loads((root / RESULT).read_text(encoding="utf-8")))
+            if (root / RESULT).is_file()
+            else _NOT_REHEARSED
+        },
+    )
 
 
 def write_speed(root: Path) -> None:
@@ -79,9 +85,20 @@ def write_speed(root: Path) -> None:
     results = {name: recorded[f"decode-{name}"] for name in ("particles", "length", "lass", "lqvae")}
     scaling = {**results["particles"], "rows": results["particles"]["rows"] + results["length"]["rows"]}
     plot_scaling(scaling).savefig(root / SCALING, dpi=80)
-    lines = [f"| {row['particles']} | {number(row['ours_seconds'], 1)} | {number(row['nats_per_code'], 3)} |" for row in results["particles"]["rows"]]
-    published = [r for name in ("lass", "lqvae") for r in results[name]["rows"] if r.get("reference_cache", "every head") == "every head"]
-    ratios = [f"| {r['reference_search']}, K = {r['codes']} | {r['dtype']} | {number(r['ours_seconds'], 1)} | {number(r['reference_seconds'], 0)} | {number(r['ratio'], 1)} |" for r in published]
+    lines = [
+        f"| {row['particles']} | {number(row['ours_seconds'], 1)} | {number(row['nats_per_code'], 3)} |"
+        for row in results["particles"]["rows"]
+    ]
+    published = [
+        r
+        for name in ("lass", "lqvae")
+        for r in results[name]["rows"]
+        if r.get("reference_cache", "every head") == "every head"
+    ]
+    ratios = [
+        f"| {r['reference_search']}, K = {r['codes']} | {r['dtype']} | {number(r['ours_seconds'], 1)} | {number(r['reference_seconds'], 0)} | {number(r['ratio'], 1)} |"
+        for r in published
+    ]
     made = results["particles"]["provenance"]
     text = ["One chunk of 3 s with LASS's models and the particle filter, audio to audio:", "", "| N | seconds | evidence (nats per code) |", "|---|---|---|", *lines, "",
             "Search alone, N = 32, beside re-writings of the published code on the same models (LQ-VAE's with untrained ones, timed on its first steps and scaled up):", "",
@@ -104,7 +121,10 @@ def _fill(root: Path, parts: dict[str, str]) -> None:
 def _rehearsal(made: dict) -> str:
     """What a newcomer waits for, step by step."""
     took = {what: made["seconds"][step] for step, what in _REHEARSED.items() if step in made["seconds"]}
-    size = {what: f"{number(count / 1e9, 1)} GB" if count >= 1e9 else f"{number(count / 1e6, 0)} MB" for what, count in made["bytes"].items()}
+    size = {
+        what: f"{number(count / 1e9, 1)} GB" if count >= 1e9 else f"{number(count / 1e6, 0)} MB"
+        for what, count in made["bytes"].items()
+    }
     longest = max(made["chapters"], key=made["chapters"].get)
     return (
         f"A newcomer's way, from an empty folder to the page: {', '.join(f'{what} {minutes(seconds)}' for what, seconds in took.items())}, "
@@ -123,7 +143,10 @@ def _times(evaluation: Evaluation) -> str:
         "encoding": ("codes",),
         "four priors": ("prior",),
         "four likelihoods": ("likelihood",),
-        f"{times.step.str.startswith('separated').sum()} separations of {len(evaluation.chunks)} chunks, with scores": ("separated", "references"),
+        f"{times.step.str.startswith('separated').sum()} separations of {len(evaluation.chunks)} chunks, with scores": (
+            "separated",
+            "references",
+        ),
     }
     lines, rows = [], {}
     for what, starts in groups.items():
@@ -133,7 +156,14 @@ def _times(evaluation: Evaluation) -> str:
         lines.append(f"| {what} | {' + '.join(took)} |")
         rows[what] = own
     hardware = ", ".join(sorted(set(times[~times.recorded].hardware)))
-    table = [f"What the steps of a run took on {hardware}:", "", "| step | wall time |", "|---|---|", *lines, f"| **together** | **{minutes(sum(rows.values()))}** |"]
+    table = [
+        f"What the steps of a run took on {hardware}:",
+        "",
+        "| step | wall time |",
+        "|---|---|",
+        *lines,
+        f"| **together** | **{minutes(sum(rows.values()))}** |",
+    ]
     note = recorded_note(step for step in latest_steps(pipeline) if step.recorded)
     return "\n".join([*table, *(["", f"{note.strip()} Their time is not in the sum."] if note else [])])
 
@@ -141,7 +171,10 @@ def _times(evaluation: Evaluation) -> str:
 def _results(evaluation: Evaluation, root: Path) -> str:
     best = evaluation.best_method()
     strong = evaluation.run(best, "particle", evaluation.settings.many_particles)
-    table = pd.concat([evaluation.references(), *(evaluation.run(method, "particle").rows for method in METHOD_LABELS)], ignore_index=True)
+    table = pd.concat(
+        [evaluation.references(), *(evaluation.run(method, "particle").rows for method in METHOD_LABELS)],
+        ignore_index=True,
+    )
     where = {"search": "particle", "selection": "blind", "reference": "real", "metric": "sdr"}
     columns = {
         f"{name}{label} (dB)": {**where, "source": name, "refine": refine}
@@ -149,10 +182,20 @@ def _results(evaluation: Evaluation, root: Path) -> str:
         for name in evaluation.chunks.names
     }
     frame = score_table(table, METHOD_LABELS, columns, "method", "method")
-    frame["seconds per chunk"] = [number(float(chunk_values(table, method=m, search="particle", metric="seconds").mean()), 1) for m in METHOD_LABELS]
-    stronger = score_table(strong.rows, {best: f"{METHOD_LABELS[best]}, N = {strong.particles}"}, columns, "method", "method")
+    frame["seconds per chunk"] = [
+        number(float(chunk_values(table, method=m, search="particle", metric="seconds").mean()), 1)
+        for m in METHOD_LABELS
+    ]
+    stronger = score_table(
+        strong.rows, {best: f"{METHOD_LABELS[best]}, N = {strong.particles}"}, columns, "method", "method"
+    )
     stronger["seconds per chunk"] = number(float(chunk_values(strong.rows, metric="seconds").mean()), 1)
-    references = {"mixture": "mixture, not separated", "codec-plain": "codec ceiling, plain", "codec-linear": "codec ceiling, linear", "irm": "ideal ratio mask"}
+    references = {
+        "mixture": "mixture, not separated",
+        "codec-plain": "codec ceiling, plain",
+        "codec-linear": "codec ceiling, linear",
+        "irm": "ideal ratio mask",
+    }
     floor = score_table(table, references, sdr_columns(evaluation.chunks.names, reference="real"), "method", "method")
     frame = pd.concat([frame, stronger, floor], ignore_index=True).fillna("")
     run = evaluation.run(best, "particle")
@@ -162,7 +205,8 @@ def _results(evaluation: Evaluation, root: Path) -> str:
     body = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False))
     return "\n".join(
         [
-            " ".join(sentence for sentence in recorded_comparison()[:3] if sentence != "–") + " (Recorded study, `hybridsep study two-by-two`.)",
+            " ".join(sentence for sentence in recorded_comparison()[:3] if sentence != "–")
+            + " (Recorded study, `hybridsep study two-by-two`.)",
             "",
             f"The {len(evaluation.chunks)} chunks of the table below: {answer(cell_scores(table))} {shared_chunks(evaluation)}",
             "",

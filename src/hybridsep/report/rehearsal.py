@@ -11,10 +11,10 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from hybridsep.checkpoint import write_atomically
-from hybridsep.device import default_device
-from hybridsep.errors import HybridsepError
-from hybridsep.provenance import commit, hardware
+from hybridsep.core.device import default_device
+from hybridsep.core.errors import HybridsepError
+from hybridsep.core.files import write_atomically
+from hybridsep.core.provenance import commit, hardware
 from hybridsep.report import repository_root
 
 RESULT = Path("book/results/rehearsal.json")
@@ -53,7 +53,11 @@ def rehearse(repository: Path, folder: Path, profile: str = "cpu", tests: bool =
         "commit": cloned,
         "profile": profile,
         "seconds": seconds,
-        "bytes": {"repository": size, "environment": folder_size(folder / ".venv"), "run": folder_size(folder / "runs")},
+        "bytes": {
+            "repository": size,
+            "environment": folder_size(folder / ".venv"),
+            "run": folder_size(folder / "runs"),
+        },
         "chapters": {entry["chapter"]: entry["seconds"] for entry in status},
     }
     (repository / RESULT).parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +72,11 @@ def folder_size(folder: Path) -> int:
 
 def _time(*command: str) -> float:
     """Seconds that a command took in the environment of somebody who has never run this project."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HYBRIDSEP_", "MAKE", "MFLAGS", "VIRTUAL_ENV"))}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HYBRIDSEP_", "MAKE", "MFLAGS", "VIRTUAL_ENV"))
+    }
     started = time.monotonic()
     status = subprocess.run(command, env=environment, check=False).returncode
     if status:

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 
 from hybridsep.bench.gpu import gpu_tables
 from hybridsep.bench.report import read_json
-from hybridsep.codec_training import codec_dtype
-from hybridsep.device import dtype_name
+from hybridsep.core.device import dtype_name
 from hybridsep.report.chapter import signed
 from hybridsep.report.figures import PALETTE, WIDTH, number, results_table, show
+from hybridsep.training.codec import codec_dtype
 
 BENCH = Path("book/results/bench")
 GPU = Path("book/results/gpu")
@@ -39,14 +39,21 @@ def measured_on(result: dict) -> str:
 def command_of(name: str, result: dict) -> str:
     """The command that measures a recorded result again."""
     options = result["provenance"]["options"]
-    chosen = {key: options[key] for key in ("only", "model", "codes", "particles", "minutes") if options.get(key) is not None}
+    chosen = {
+        key: options[key] for key in ("only", "model", "codes", "particles", "minutes") if options.get(key) is not None
+    }
     parts = ["hybridsep bench", name.split("-")[0], *(f"--{key} {value}" for key, value in chosen.items())]
     return " ".join([*parts, f"--json {BENCH / name}.json"])
 
 
 def against_published(results: Mapping[str, dict]) -> pd.DataFrame:
     """Whole searches of one chunk beside re-writings of the published ones, caches kept as published."""
-    rows = [r for name in ("lass", "lass-beam", "lqvae") for r in results[f"decode-{name}"]["rows"] if r.get("reference_cache", "every head") == "every head"]
+    rows = [
+        r
+        for name in ("lass", "lass-beam", "lqvae")
+        for r in results[f"decode-{name}"]["rows"]
+        if r.get("reference_cache", "every head") == "every head"
+    ]
     return pd.DataFrame(
         [
             {
@@ -77,7 +84,15 @@ def goals(results: Mapping[str, dict]) -> pd.DataFrame:
     """Every row that a goal was set for before it was measured."""
     rows = [row for result in results.values() for row in result["rows"] if "goal" in row]
     return pd.DataFrame(
-        [{"row": r["name"], "goal": r["goal"], "measured": r[r["goal"].split()[0]], "reached": "yes" if r["goal_met"] else "no"} for r in rows]
+        [
+            {
+                "row": r["name"],
+                "goal": r["goal"],
+                "measured": r[r["goal"].split()[0]],
+                "reached": "yes" if r["goal_met"] else "no",
+            }
+            for r in rows
+        ]
     )
 
 
@@ -89,9 +104,17 @@ def posterior_figure(result: dict) -> Figure:
         rows = [row for row in result["rows"] if row["name"].startswith(f"{kind}-")]
         reference = {row["codes"]: 1000 * row["reference_seconds"] for row in rows}
         axis.plot(list(reference), list(reference.values()), "o--", color=PALETTE["vermillion"], label=label)
-        for (dtype, matrix), colour in zip((("float32", "made"), ("bfloat16", "made"), ("bfloat16", "kept")), ("blue", "green", "purple"), strict=True):
-            ours = {row["codes"]: 1000 * row["ours_seconds"] for row in rows if (row["dtype"], row["matrix"]) == (dtype, matrix)}
-            axis.plot(list(ours), list(ours.values()), "o-", color=PALETTE[colour], label=f"here: {dtype}, matrix {matrix}")
+        for (dtype, matrix), colour in zip(
+            (("float32", "made"), ("bfloat16", "made"), ("bfloat16", "kept")), ("blue", "green", "purple"), strict=True
+        ):
+            ours = {
+                row["codes"]: 1000 * row["ours_seconds"]
+                for row in rows
+                if (row["dtype"], row["matrix"]) == (dtype, matrix)
+            }
+            axis.plot(
+                list(ours), list(ours.values()), "o-", color=PALETTE[colour], label=f"here: {dtype}, matrix {matrix}"
+            )
         axis.set(title=f"likelihood {kind}", xlabel="codes K", xscale="log", yscale="log")
         axis.set_xticks(list(reference), [str(codes) for codes in reference])
         axis.minorticks_off()
@@ -219,5 +242,7 @@ def show_gpu(root: Path) -> HTML:
     """What `python -m hybridsep.bench.gpu` measured, where it ever ran."""
     tables = gpu_tables(root / GPU)
     if not tables:
-        return HTML("<p>Nothing was measured on a GPU yet; <code>python -m hybridsep.bench.gpu all</code> would, a few minutes at a time.</p>")
+        return HTML(
+            "<p>Nothing was measured on a GPU yet; <code>python -m hybridsep.bench.gpu all</code> would, a few minutes at a time.</p>"
+        )
     return HTML("".join(results_table(table.frame, table.title, table.measured).data for table in tables))

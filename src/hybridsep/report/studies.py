@@ -17,18 +17,55 @@ from IPython.display import HTML
 from matplotlib.axes import Axes
 from scipy.stats import chi2
 
-from hybridsep.errors import HybridsepError
-from hybridsep.evaluation import Evaluation, read_rows
-from hybridsep.profiles import load_profile
+from hybridsep.core.errors import HybridsepError
+from hybridsep.core.profiles import load_profile
+from hybridsep.evaluation.chunks import Evaluation, read_rows
+from hybridsep.evaluation.statistics import Interval, bootstrap_interval
+from hybridsep.inference.separator import Separator
 from hybridsep.report import repository_root
-from hybridsep.report.chapter import METHOD_COLOURS, METHOD_LABELS, SEARCH_LABELS, chunk_values, mean_std, minutes, number, p_value, score_table, signed
+from hybridsep.report.chapter import (
+    METHOD_COLOURS,
+    METHOD_LABELS,
+    SEARCH_LABELS,
+    chunk_values,
+    mean_std,
+    minutes,
+    number,
+    p_value,
+    score_table,
+    signed,
+)
 from hybridsep.report.conclusion import EFFECT_LABELS as INGREDIENTS
-from hybridsep.report.conclusion import OVER_ORACLE_DB, REFINEMENTS, SIGNIFICANT, TO_CEILING_DB, answer_of, cell_scores, effect_sentence, over_oracle, recorded_comparisons, study_answer, to_ceiling
+from hybridsep.report.conclusion import (
+    OVER_ORACLE_DB,
+    REFINEMENTS,
+    SIGNIFICANT,
+    TO_CEILING_DB,
+    answer_of,
+    cell_scores,
+    effect_sentence,
+    over_oracle,
+    recorded_comparisons,
+    study_answer,
+    to_ceiling,
+)
 from hybridsep.report.figures import PALETTE, results_table, show
-from hybridsep.report.verdicts import KNEE_DB, SETTING_LABELS, STEP_LABELS, gap_verdict, half_precision_verdict, improvements_verdict, kind_of_filters, knees, out_of_domain_verdict
-from hybridsep.report.verdicts import particles_verdict, protocols_verdict, settings_verdict, third_instrument_verdict, tuning_verdict
-from hybridsep.separation import Separator
-from hybridsep.statistics import Interval, bootstrap_interval
+from hybridsep.report.verdicts import (
+    KNEE_DB,
+    SETTING_LABELS,
+    STEP_LABELS,
+    gap_verdict,
+    half_precision_verdict,
+    improvements_verdict,
+    kind_of_filters,
+    knees,
+    out_of_domain_verdict,
+    particles_verdict,
+    protocols_verdict,
+    settings_verdict,
+    third_instrument_verdict,
+    tuning_verdict,
+)
 from hybridsep.studies.comparison import ONE_FILTER
 from hybridsep.studies.effects import BLIND, MAIN, SOURCES_MEAN, interval_columns, song_values
 from hybridsep.studies.half_precision import ANOTHER_SEED, ROUNDING
@@ -40,7 +77,9 @@ from hybridsep.studies.published import NOT_THE_SAME
 from hybridsep.studies.settings import setting_means
 from hybridsep.studies.windows import WAYS
 
-SEARCH_COLOURS = dict(zip(SEARCH_LABELS, (PALETTE[name] for name in ("purple", "green", "blue", "vermillion")), strict=True))
+SEARCH_COLOURS = dict(
+    zip(SEARCH_LABELS, (PALETTE[name] for name in ("purple", "green", "blue", "vermillion")), strict=True)
+)
 EFFECT_LABELS = {
     "linear": "linear codebook − plain", "counts": "counts − sum", "interaction": "interaction",
     **{f"over {name}": f"Hybrid − {METHOD_LABELS[name]}" for name in ("lass", "lqvae", "plain-sum")},
@@ -82,8 +121,10 @@ class Recorded:
         known = self.provenance
         made = f"study {self.name}, profile {known['profile']['name']}, commit {known['commit']}, {known['hardware']}"
         changed = [f"settings changed since: {', '.join(self.changed)}"] if self.changed else []
-        return "; ".join([*facts, made, *changed]) + f". Again: hybridsep study {self.name} --profile {known['profile']['name']}"
-
+        return (
+            "; ".join([*facts, made, *changed])
+            + f". Again: hybridsep study {self.name} --profile {known['profile']['name']}"
+        )
 
     @property
     def changed(self) -> list[str]:
@@ -94,7 +135,9 @@ class Recorded:
         except HybridsepError:
             return []
         pairs = [(block, {**then[block], **now[block]}) for block in MODEL_SETTINGS if block in then]
-        return [f"{block}.{key}" for block, keys in pairs for key in keys if then[block].get(key) != now[block].get(key)]
+        return [
+            f"{block}.{key}" for block, keys in pairs for key in keys if then[block].get(key) != now[block].get(key)
+        ]
 
 
 def recorded(name: str) -> Recorded | None:
@@ -115,6 +158,7 @@ def _shows(name: str) -> Callable:
 
     def decorate(make: Callable[[Recorded], Iterable[HTML]]) -> Callable[[], HTML]:
         """`make` for a study that is recorded, kept in SHOWN."""
+
         @functools.wraps(make)
         def shown() -> HTML:
             study = recorded(name)
@@ -134,7 +178,9 @@ def _paragraph(text: str, strong: bool = False) -> HTML:
 
 
 def _older(study: Recorded) -> HTML:
-    return _paragraph(f"Recorded in an older form, without the paired differences: run it again (hybridsep study {study.name}).")
+    return _paragraph(
+        f"Recorded in an older form, without the paired differences: run it again (hybridsep study {study.name})."
+    )
 
 
 def _songs(count: int) -> str:
@@ -153,7 +199,11 @@ def _sources(table: pd.DataFrame) -> list[str]:
 
 def _blind_columns(sources: Iterable[str], **where: str) -> dict[str, dict[str, str]]:
     """One column of blind SDR for each source, as decoded and refined."""
-    return {f"{s}{label} (dB)": {**BLIND, "source": s, "refine": refine, **where} for refine, label in RAW_AND_REFINED.items() for s in sources}
+    return {
+        f"{s}{label} (dB)": {**BLIND, "source": s, "refine": refine, **where}
+        for refine, label in RAW_AND_REFINED.items()
+        for s in sources
+    }
 
 
 def _interval_band(axis: Axes, x: np.ndarray, spans: list[Interval], label: str, colour: str, style: str = "-") -> None:
@@ -176,7 +226,11 @@ def show_two_by_two(study: Recorded) -> Iterable[HTML]:
     searches = [s for s in SEARCH_LABELS if s in set(table.search)]
     songs = _songs(int(effects.n.max()))
     for refine, label in reversed(REFINEMENTS.items()):
-        columns = {f"{SEARCH_LABELS[s]}, {p} (dB)": {**BLIND, "search": s, "source": p, "refine": refine} for s in searches for p in _sources(table)}
+        columns = {
+            f"{SEARCH_LABELS[s]}, {p} (dB)": {**BLIND, "search": s, "source": p, "refine": refine}
+            for s in searches
+            for p in _sources(table)
+        }
         yield results_table(score_table(table, METHOD_LABELS, columns, "method", "method"), f"Blind SDR of every cell by every search, {label}.",
                             study.line(songs, "mean ± standard deviation over songs", "reference: the real sources"))  # fmt: skip
     families = effects.family.value_counts()
@@ -184,13 +238,22 @@ def show_two_by_two(study: Recorded) -> Iterable[HTML]:
                      f"The {families.sum()} others, by other searches, as decoded and of single sources, are for looking around, and are corrected among themselves.")  # fmt: skip
     yield _effects_figure(effects, searches)
     lines = [
-        {"search": SEARCH_LABELS[row.search], "difference": EFFECT_LABELS[row.effect], "dB (95 % interval)": _span(row), "p": p_value(row.p, 4), "p, corrected": p_value(row.p_holm), "family": row.family}
+        {
+            "search": SEARCH_LABELS[row.search],
+            "difference": EFFECT_LABELS[row.effect],
+            "dB (95 % interval)": _span(row),
+            "p": p_value(row.p, 4),
+            "p, corrected": p_value(row.p_holm),
+            "family": row.family,
+        }
         for _, row in effects[(effects.refine == "wiener") & (effects.source == SOURCES_MEAN)].iterrows()
     ]
     yield results_table(pd.DataFrame(lines), "Paired differences of refined SDR, mean of both sources.",
                         study.line(songs, "95 % bootstrap interval over songs", "paired permutation test, two-sided, corrected after Holm for the differences of the family"))  # fmt: skip
     certain = effects[effects.p_holm < SIGNIFICANT].family.value_counts()
-    yield _paragraph(f"{certain.get(MAIN, 0)} of the {len(effects) - families.sum()} main differences and {certain.drop(MAIN, errors='ignore').sum()} of the {families.sum()} others are more than noise at p < {SIGNIFICANT} after the correction.")
+    yield _paragraph(
+        f"{certain.get(MAIN, 0)} of the {len(effects) - families.sum()} main differences and {certain.drop(MAIN, errors='ignore').sum()} of the {families.sum()} others are more than noise at p < {SIGNIFICANT} after the correction."
+    )
     yield _paragraph(study_answer(effects), strong=True)
     for sentence in main_comparison(effects)[1:]:
         yield _paragraph(sentence, strong=True)
@@ -232,11 +295,27 @@ def show_recorded_targets() -> HTML:
         return _paragraph("On many songs nothing has been recorded yet: hybridsep study two-by-two would.")
     table = study.tables["evaluation"]
     best = cell_scores(table).mean().idxmax()
-    found = [(f"best cell ({METHOD_LABELS[best]}), blind and refined, over the linear codec's ceiling, {source}", TO_CEILING_DB, values) for source, values in to_ceiling(table, best).items()]
-    found += [(f"blind particle filter over oracle ancestral, {label}", OVER_ORACLE_DB, over_oracle(table, method)) for method, label in METHOD_LABELS.items()]
+    found = [
+        (
+            f"best cell ({METHOD_LABELS[best]}), blind and refined, over the linear codec's ceiling, {source}",
+            TO_CEILING_DB,
+            values,
+        )
+        for source, values in to_ceiling(table, best).items()
+    ]
+    found += [
+        (f"blind particle filter over oracle ancestral, {label}", OVER_ORACLE_DB, over_oracle(table, method))
+        for method, label in METHOD_LABELS.items()
+    ]
     spans = [interval_columns(values) for _, _, values in found]
     lines = [
-        {"target": what, "from": f"study {study.name}", "at least (dB)": wanted, "measured (dB, 95 % interval)": _span(pd.Series(span)), "reached": "yes" if span["mean"] >= wanted else "no"}
+        {
+            "target": what,
+            "from": f"study {study.name}",
+            "at least (dB)": wanted,
+            "measured (dB, 95 % interval)": _span(pd.Series(span)),
+            "reached": "yes" if span["mean"] >= wanted else "no",
+        }
         for (what, wanted, _), span in zip(found, spans, strict=True)
     ]
     return results_table(pd.DataFrame(lines), "Targets on many songs, as recorded. The ceiling is that of waveforms as decoded, which the Wiener refinement may pass.",
@@ -253,7 +332,10 @@ def shared_chunks(evaluation: Evaluation) -> str:
     # Songs of another seed have the same names.
     same = evaluation.pipeline.data is None and all(own[key] == settings[key] for key in SONGS)
     places = zip(chunks.tracks, chunks.starts, strict=True)
-    shared = sum(same and track in start_s and abs(start_s[track] - start / chunks.sample_rate) < START_SECONDS for track, start in places)
+    shared = sum(
+        same and track in start_s and abs(start_s[track] - start / chunks.sample_rate) < START_SECONDS
+        for track, start in places
+    )
     if not shared:
         return f"None of the {len(chunks)} chunks of this build is among the {len(start_s)} of the recorded study."
     which, verb = "The" if shared == len(chunks) else f"{shared} of the", "is" if shared == 1 else "are"
@@ -268,8 +350,21 @@ def _effects_figure(effects: pd.DataFrame, searches: list[str]) -> HTML:
         for e, effect in enumerate(EFFECT_LABELS):
             for s, search in enumerate(searches):
                 row, place = rows.loc[(effect, search)], -e - 0.18 * (s - (len(searches) - 1) / 2)
-                axis.plot([row.low, row.high], [place, place], color=SEARCH_COLOURS[search], linewidth=2, label=SEARCH_LABELS[search] if e == 0 else None)
-                axis.plot(row["mean"], place, "o", color=SEARCH_COLOURS[search], markersize=4, markerfacecolor=SEARCH_COLOURS[search] if row.p_holm < SIGNIFICANT else "white")
+                axis.plot(
+                    [row.low, row.high],
+                    [place, place],
+                    color=SEARCH_COLOURS[search],
+                    linewidth=2,
+                    label=SEARCH_LABELS[search] if e == 0 else None,
+                )
+                axis.plot(
+                    row["mean"],
+                    place,
+                    "o",
+                    color=SEARCH_COLOURS[search],
+                    markersize=4,
+                    markerfacecolor=SEARCH_COLOURS[search] if row.p_holm < SIGNIFICANT else "white",
+                )
         axis.axvline(0, color="black", linewidth=1)
         axis.set(title="mean of both" if source == SOURCES_MEAN else source, xlabel="difference (dB)")
         axis.set_yticks([-e for e in range(len(EFFECT_LABELS))], list(EFFECT_LABELS.values()))
@@ -290,7 +385,14 @@ def show_protocols(study: Recorded) -> Iterable[HTML]:
     columns = [(search, source) for search in ("ancestral", "particle") for source in _sources(choices)]
     rows = pooled.set_index(["choice", "search", "source"])
     lines = [
-        {"choice": label, **{f"{SEARCH_LABELS[search]}, {source} (dB)": f"{signed(row['mean'])} ± {number(row['std'])}" for search, source in columns for row in (rows.loc[(choice, search, source)],)}}
+        {
+            "choice": label,
+            **{
+                f"{SEARCH_LABELS[search]}, {source} (dB)": f"{signed(row['mean'])} ± {number(row['std'])}"
+                for search, source in columns
+                for row in (rows.loc[(choice, search, source)],)
+            },
+        }
         for choice, label in CHOICE_LABELS.items()
     ]
     yield results_table(pd.DataFrame(lines), "What each choice of a protocol adds to the SDR of the very same separations, mean over the four cells.",
@@ -357,11 +459,22 @@ def _sweeps_figure(table: pd.DataFrame) -> HTML:
             spans = [_interval_of(rows[rows.tried == value], **BLIND, refine=refine) for value in tried]
             _interval_band(axis, tried, spans, f"SDR{label}", PALETTE["blue"], "-" if refine == "wiener" else ":")
         other = axis.twinx()
-        other.plot(tried, [chunk_values(rows[rows.tried == v], metric="log_evidence").mean() for v in tried], "--", marker=".", color=PALETTE["vermillion"], label="evidence")
+        other.plot(
+            tried,
+            [chunk_values(rows[rows.tried == v], metric="log_evidence").mean() for v in tried],
+            "--",
+            marker=".",
+            color=PALETTE["vermillion"],
+            label="evidence",
+        )
         other.grid(False)
         other.tick_params(axis="y", colors=PALETTE["vermillion"])
         axis.tick_params(axis="y", colors=PALETTE["blue"])
-        axis.set(title=METHOD_LABELS[method], xlabel=SETTING_LABELS[setting], xscale="log" if setting in LOGARITHMIC else "linear")
+        axis.set(
+            title=METHOD_LABELS[method],
+            xlabel=SETTING_LABELS[setting],
+            xscale="log" if setting in LOGARITHMIC else "linear",
+        )
         axis.set_xticks(tried, [f"{value:g}" for value in tried], fontsize="x-small")
         axis.minorticks_off()
     for axis in axes.flat[len(sweeps) :]:
@@ -378,8 +491,17 @@ def _evidence_figure(table: pd.DataFrame, correlation: pd.DataFrame) -> HTML:
         rows = table[table.method == method]
         for s, setting in enumerate(dict.fromkeys(rows.setting)):
             means = setting_means(rows[rows.setting == setting], "wiener").groupby("tried")[["evidence", "sdr"]].mean()
-            axis.plot(means.evidence, means.sdr, "o" if rows[rows.setting == setting].comparable.all() else "x", color=list(PALETTE.values())[s], markersize=5, label=SETTING_LABELS[setting])
-        found = correlation[(correlation.method == method) & (correlation.refine == "wiener") & (correlation.settings == "comparable")].iloc[0]
+            axis.plot(
+                means.evidence,
+                means.sdr,
+                "o" if rows[rows.setting == setting].comparable.all() else "x",
+                color=list(PALETTE.values())[s],
+                markersize=5,
+                label=SETTING_LABELS[setting],
+            )
+        found = correlation[
+            (correlation.method == method) & (correlation.refine == "wiener") & (correlation.settings == "comparable")
+        ].iloc[0]
         axis.set(title=f"{METHOD_LABELS[method]}: ρ = {number(found.rho)}", xlabel="evidence (nats per code)")
         axis.legend(fontsize="x-small")
     for axis in axes.flat[len(methods) :]:
@@ -399,11 +521,24 @@ def show_counting(study: Recorded) -> Iterable[HTML]:
     for refine, label in RAW_AND_REFINED.items():
         spans = [_interval_of(table[table.pairs == n], **BLIND, refine=refine) for n in pairs]
         _interval_band(axes[0], pairs, spans, f"SDR{label}", PALETTE["blue"], "-" if refine == "wiener" else ":")
-    _interval_band(axes[1], pairs, [_interval_of(table[table.pairs == n], metric="log_evidence") for n in pairs], "evidence", PALETTE["vermillion"])
+    _interval_band(
+        axes[1],
+        pairs,
+        [_interval_of(table[table.pairs == n], metric="log_evidence") for n in pairs],
+        "evidence",
+        PALETTE["vermillion"],
+    )
     for split, colour in (("validation", PALETTE["sky"]), ("test", PALETTE["green"])):
         for column, style in (("unseen_pairs", "-"), ("unseen_triples", "--")):
             rows = unseen[unseen.split == split]
-            axes[2].plot(rows.pairs, 100 * rows[column], style, marker=".", color=colour, label=f"{column.removeprefix('unseen_')}, {split}")
+            axes[2].plot(
+                rows.pairs,
+                100 * rows[column],
+                style,
+                marker=".",
+                color=colour,
+                label=f"{column.removeprefix('unseen_')}, {split}",
+            )
     for axis, what in zip(axes, ("blind SDR (dB)", "evidence (nats per code)", "never counted (%)"), strict=True):
         axis.set(xscale="log", xlabel="counted pairs", ylabel=what)
     axes[0].legend(fontsize="small"), axes[2].legend(fontsize="x-small")
@@ -426,20 +561,41 @@ def show_particles(study: Recorded) -> Iterable[HTML]:
         return
     figure, axes = plt.subplots(2, 3, figsize=(9.8, 5.4), layout="constrained")
     # The legend of the second panel serves all but the last.
-    for (size, figures), colour, pale in zip(search.groupby("filter_particles"), ("blue", "vermillion"), ("sky", "orange"), strict=True):
+    for (size, figures), colour, pale in zip(
+        search.groupby("filter_particles"), ("blue", "vermillion"), ("sky", "orange"), strict=True
+    ):
         counts, rows, label = figures.particles.to_numpy(), table[table.filter_particles == size], kind_of_filters(size)
         for refine, shade, style in (("wiener", colour, "-"), ("none", pale, ":")):
             spans = [_interval_of(rows[rows.particles == n], **BLIND, refine=refine) for n in counts]
             _interval_band(axes[0, 0], counts, spans, f"{label}{RAW_AND_REFINED[refine]}", PALETTE[shade], style)
-        _interval_band(axes[0, 1], counts, [_interval_of(rows[rows.particles == n], metric="log_evidence") for n in counts], label, PALETTE[colour])
+        _interval_band(
+            axes[0, 1],
+            counts,
+            [_interval_of(rows[rows.particles == n], metric="log_evidence") for n in counts],
+            label,
+            PALETTE[colour],
+        )
         drawn = (figures.seconds_per_chunk, figures.resamplings_per_chunk, 100 * figures.ess / figures.particles)
         for axis, values in zip((axes[0, 2], axes[1, 0], axes[1, 1]), drawn, strict=True):
             axis.plot(counts, values, marker=".", color=PALETTE[colour], label=label)
     shown = [n for n in course.particles[course.filter_particles == ONE_FILTER].unique() if n > 1]
     for i, count in enumerate(shown[:: max(1, len(shown) // 4)]):
         rows = course[(course.filter_particles == ONE_FILTER) & (course.particles == count)]
-        axes[1, 2].plot(rows.seconds, 100 * rows.ess / count, color=list(PALETTE.values())[i % len(PALETTE)], linewidth=1, label=f"N = {count}")
-    labels = ("blind SDR (dB)", "evidence (nats per code)", "seconds per chunk", "resamplings per chunk", "effective sample size (% of N)", "effective sample size (% of N)")
+        axes[1, 2].plot(
+            rows.seconds,
+            100 * rows.ess / count,
+            color=list(PALETTE.values())[i % len(PALETTE)],
+            linewidth=1,
+            label=f"N = {count}",
+        )
+    labels = (
+        "blind SDR (dB)",
+        "evidence (nats per code)",
+        "seconds per chunk",
+        "resamplings per chunk",
+        "effective sample size (% of N)",
+        "effective sample size (% of N)",
+    )
     for axis, what in zip(axes.flat, labels, strict=True):
         axis.set(ylabel=what, xlabel="particles, N", xscale="log")
     axes[0, 2].set_yscale("log")
@@ -456,9 +612,20 @@ def show_particles(study: Recorded) -> Iterable[HTML]:
             "largest N tried": int(knee.most), "seconds per chunk": row.seconds_per_chunk, "resamplings per chunk": number(row.resamplings_per_chunk, 0),
         })  # fmt: skip
     songs = _songs(table.track.nunique())
-    yield results_table(pd.DataFrame(lines), "Where more particles stop to pay.", study.line(songs, "mean over songs and both sources, their intervals in the figure"))
+    yield results_table(
+        pd.DataFrame(lines),
+        "Where more particles stop to pay.",
+        study.line(songs, "mean over songs and both sources, their intervals in the figure"),
+    )
     gains = study.tables["differences"]
-    lines = [{"particles, N": int(row.particles), "gain (dB, 95 % interval)": _span(row), "p, corrected": p_value(row.p_holm)} for _, row in gains.iterrows()]
+    lines = [
+        {
+            "particles, N": int(row.particles),
+            "gain (dB, 95 % interval)": _span(row),
+            "p, corrected": p_value(row.p_holm),
+        }
+        for _, row in gains.iterrows()
+    ]
     yield results_table(pd.DataFrame(lines), "What averaging several filters gains over one filter of as many particles: refined SDR, mean of both sources.",
                         study.line(songs, "95 % bootstrap interval over songs", "paired permutation test, two-sided, corrected after Holm"))  # fmt: skip
     yield _paragraph(particles_verdict(table, gains), strong=True)
@@ -473,7 +640,10 @@ def show_contributions(study: Recorded) -> Iterable[HTML]:
         for priors, label in PRIOR_LABELS.items():
             rows = table[(table.method == method) & (table.priors == priors)]
             known = nats[(nats.method == method) & (nats.priors == priors)]
-            scores = {heading: mean_std(chunk_values(rows, **where)) for heading, where in _blind_columns(_sources(table)).items()}
+            scores = {
+                heading: mean_std(chunk_values(rows, **where))
+                for heading, where in _blind_columns(_sources(table)).items()
+            }
             nats_text = ", ".join(number(v) for v in known.nats_per_code) or "–"
             lines.append({"method": METHOD_LABELS[method], "priors": label, "nats per code": nats_text, **scores})
     yield results_table(pd.DataFrame(lines), f"What the priors contribute: the same likelihood and particle filter with poorer ones. Nats per code of {', '.join(_sources(table))} on validation songs.",
@@ -487,19 +657,42 @@ def show_precision(study: Recorded) -> Iterable[HTML]:
     lines = []
     for precision in dict.fromkeys(table.precision):
         rows = table[table.precision == precision]
-        scores = {heading: mean_std(chunk_values(rows, **where)) for heading, where in _blind_columns(_sources(table)).items()}
-        figures = {"evidence (nats per code)": mean_std(chunk_values(rows, metric="log_evidence"), 3), "seconds per chunk": number(rows[rows.metric == "seconds"].value.mean(), 1)}
+        scores = {
+            heading: mean_std(chunk_values(rows, **where)) for heading, where in _blind_columns(_sources(table)).items()
+        }
+        figures = {
+            "evidence (nats per code)": mean_std(chunk_values(rows, metric="log_evidence"), 3),
+            "seconds per chunk": number(rows[rows.metric == "seconds"].value.mean(), 1),
+        }
         lines.append({"search in": precision, **scores, **figures})
     facts = _songs(table.track.nunique()), f"mean of {table.seed.nunique()} seeds"
-    yield results_table(pd.DataFrame(lines), "The Hybrid's search in both precisions.", study.line(*facts, "± standard deviation over songs"))
+    yield results_table(
+        pd.DataFrame(lines),
+        "The Hybrid's search in both precisions.",
+        study.line(*facts, "± standard deviation over songs"),
+    )
     if "differences" not in study.tables:
         yield _older(study)
         return
     changes = study.tables["differences"].set_index("metric")
-    lines = [{"score": f"refined SDR, {'mean of both' if row.source == SOURCES_MEAN else row.source} (dB)", "bfloat16 against float32": _span(row)} for _, row in changes.loc[["sdr"]].iterrows()]
-    lines.append({"score": "evidence (nats per code)", "bfloat16 against float32": _span(changes.loc["log_evidence"], 4)})
-    lines.append({"score": "seconds", "bfloat16 against float32": f"{number(changes.loc['seconds_ratio', 'mean'])} times"})
-    yield results_table(pd.DataFrame(lines), "What bfloat16 changes, on the same songs with the same seeds.", study.line(*facts, "95 % bootstrap interval over songs; the ratio of the times has none"))
+    lines = [
+        {
+            "score": f"refined SDR, {'mean of both' if row.source == SOURCES_MEAN else row.source} (dB)",
+            "bfloat16 against float32": _span(row),
+        }
+        for _, row in changes.loc[["sdr"]].iterrows()
+    ]
+    lines.append(
+        {"score": "evidence (nats per code)", "bfloat16 against float32": _span(changes.loc["log_evidence"], 4)}
+    )
+    lines.append(
+        {"score": "seconds", "bfloat16 against float32": f"{number(changes.loc['seconds_ratio', 'mean'])} times"}
+    )
+    yield results_table(
+        pd.DataFrame(lines),
+        "What bfloat16 changes, on the same songs with the same seeds.",
+        study.line(*facts, "95 % bootstrap interval over songs; the ratio of the times has none"),
+    )
 
 
 @_shows("refinement")
@@ -525,13 +718,22 @@ def show_linearity(study: Recorded) -> Iterable[HTML]:
     axes[0].plot(places, 100 * figures.hit_rate, marker=".", color=PALETTE["blue"], label="measured")
     axes[0].plot(places, 100 * figures.by_chance, ":", marker=".", color=PALETTE["black"], label="by chance")
     axes[1].plot(places, figures.distance, marker=".", color=PALETTE["green"])
-    lines = {"codec-linear": ("codec ceiling", "none", PALETTE["black"]), **{m: (f"{METHOD_LABELS[m]}, refined", "wiener", METHOD_COLOURS[m]) for m in ("lqvae", "hybrid")}}
+    lines = {
+        "codec-linear": ("codec ceiling", "none", PALETTE["black"]),
+        **{m: (f"{METHOD_LABELS[m]}, refined", "wiener", METHOD_COLOURS[m]) for m in ("lqvae", "hybrid")},
+    }
     for method, (label, refine, colour) in lines.items():
         rows = scores[scores.method == method]
         spans = [_interval_of(rows[rows.weight == w], **BLIND, refine=refine) for w in weights]
         _interval_band(axes[2], places, spans, label, colour)
         if method != "codec-linear":
-            axes[3].plot(places, [chunk_values(rows[rows.weight == w], metric="log_evidence").mean() for w in weights], marker=".", color=colour, label=METHOD_LABELS[method])
+            axes[3].plot(
+                places,
+                [chunk_values(rows[rows.weight == w], metric="log_evidence").mean() for w in weights],
+                marker=".",
+                color=colour,
+                label=METHOD_LABELS[method],
+            )
     labels = ("hit rate (%)", "relative distance", "SDR (dB)", "evidence (nats per code)")
     for axis, label in zip(axes, labels, strict=True):
         axis.set(ylabel=label, xlabel="weight of L_lin")
@@ -542,7 +744,10 @@ def show_linearity(study: Recorded) -> Iterable[HTML]:
                "Four line charts against the weight of the linear loss: hit rate, latent distance, SDR, evidence.")  # fmt: skip
     chosen = study.provenance["profile"]["vqvae"]["linear_weight"]
     by_weight, names = figures.set_index("weight"), ("codec-linear", "lqvae", "hybrid")
-    for weight, why in ((figures.weight[figures.hit_rate.idxmax()], "where the hit rate is highest"), (chosen, "which this book uses")):
+    for weight, why in (
+        (figures.weight[figures.hit_rate.idxmax()], "where the hit rate is highest"),
+        (chosen, "which this book uses"),
+    ):
         codec, lqvae, hybrid = (_interval(_paired_gain(scores[scores.method == m], weight)) for m in names)
         found, without = by_weight.loc[weight], by_weight.loc[0.0]
         yield _paragraph(
@@ -550,7 +755,14 @@ def show_linearity(study: Recorded) -> Iterable[HTML]:
             f"({number(without.distance, 3)}). Against no loss the codec ceiling changes by {codec} dB, LQ-VAE by {lqvae} dB, the Hybrid by {hybrid} dB."
         )
     yield _paragraph(weight_reason(figures, scores, chosen), strong=True)
-    yield _paragraph(study.line(_songs(scores.track.nunique()), "validation songs", "95 % intervals over songs", "one training each, whose luck they do not cover"))
+    yield _paragraph(
+        study.line(
+            _songs(scores.track.nunique()),
+            "validation songs",
+            "95 % intervals over songs",
+            "one training each, whose luck they do not cover",
+        )
+    )
 
 
 def weight_reason(figures: pd.DataFrame, scores: pd.DataFrame, chosen: float) -> str:
@@ -562,12 +774,23 @@ def weight_reason(figures: pd.DataFrame, scores: pd.DataFrame, chosen: float) ->
         chosen: the weight in use.
     """
     table = figures.set_index("weight").sort_index()
-    ceiling = pd.Series({w: song_values(scores[(scores.method == "codec-linear") & (scores.weight == w)], **BLIND, refine="none").mean() for w in table.index})
+    ceiling = pd.Series(
+        {
+            w: song_values(
+                scores[(scores.method == "codec-linear") & (scores.weight == w)], **BLIND, refine="none"
+            ).mean()
+            for w in table.index
+        }
+    )
     change = ceiling - ceiling[0.0]
     kept = table[change > -CEILING_SPENT_DB]
     found = kept.distance.idxmin()
     methods = [m for m in dict.fromkeys(scores.method) if m != "codec-linear"]
-    helped = [w for w in table.index[table.index > 0] if all(_paired_gain(scores[scores.method == m], w).low > 0 for m in methods)]
+    helped = [
+        w
+        for w in table.index[table.index > 0]
+        if all(_paired_gain(scores[scores.method == m], w).low > 0 for m in methods)
+    ]
     spent = ", ".join(f"{signed(change[w])} dB at {w:g}" for w in table.index.difference(kept.index))
     return (
         f"The rule: of the weights that cost the codec ceiling less than {CEILING_SPENT_DB:g} dB, the one whose sums of codes lie nearest. That is weight {found:g}, with a relative distance of "
@@ -575,7 +798,11 @@ def weight_reason(figures: pd.DataFrame, scores: pd.DataFrame, chosen: float) ->
         + ("uses it. " if found == chosen else f"uses {chosen:g} instead. ")
         + (f"Other weights cost more ({spent}). " if spent else "")
         + f"It buys little: the hit rate goes from {number(100 * table.hit_rate[0.0], 1)} to {number(100 * table.hit_rate[found], 1)} % ({number(100 * table.hit_rate.iloc[-1], 1)} % at weight {table.index[-1]:g}), and "
-        + (f"the SDR of all methods rises by more than its interval only at {', '.join(f'{w:g}' for w in helped)}. " if helped else "at no weight does the SDR of all methods rise by more than its interval. ")
+        + (
+            f"the SDR of all methods rises by more than its interval only at {', '.join(f'{w:g}' for w in helped)}. "
+            if helped
+            else "at no weight does the SDR of all methods rise by more than its interval. "
+        )
         + f"Each weight was trained once, from one seed, with {100 * SHARE:g} % of the steps. The evidence of different codebooks cannot be compared."
     )
 
@@ -594,7 +821,11 @@ def _interval(span: Interval) -> str:
 @_shows("windows")
 def show_windows(study: Recorded) -> Iterable[HTML]:
     """Windows of a long recording, searched at once or one after the other."""
-    scores, changes, times = study.tables["scores"], study.tables["differences"].set_index(["way", "metric", "refine"]), study.tables["times"].set_index("way")
+    scores, changes, times = (
+        study.tables["scores"],
+        study.tables["differences"].set_index(["way", "metric", "refine"]),
+        study.tables["times"].set_index("way"),
+    )
     wanted = {
         "SDR (dB)": ("sdr", "none"), "SDR, refined (dB)": ("sdr", "wiener"), "refined, where windows meet (dB)": ("sdr_where_windows_meet", "wiener"),
         "jump, refined (dB)": ("jump_db", "wiener"), "evidence (nats per code)": ("log_evidence", ""),
@@ -604,9 +835,19 @@ def show_windows(study: Recorded) -> Iterable[HTML]:
     for way in (first, *others):
         line = {"windows": way}
         for heading, (metric, refine) in wanted.items():
-            values = scores[(scores.way == way) & (scores.metric == metric) & (scores.refine == refine)].groupby("track").value.mean()
+            values = (
+                scores[(scores.way == way) & (scores.metric == metric) & (scores.refine == refine)]
+                .groupby("track")
+                .value.mean()
+            )
             line[heading] = mean_std(values) if way == first else _span(changes.loc[(way, metric, refine)])
-        lines.append(line | {"seconds, one song": number(times.seconds_alone[way], 1), "seconds a song, all together": number(times.seconds[way], 1)})
+        lines.append(
+            line
+            | {
+                "seconds, one song": number(times.seconds_alone[way], 1),
+                "seconds a song, all together": number(times.seconds[way], 1),
+            }
+        )
     true = study.tables["jumps_of_true_sources"].drop(columns="track").to_numpy().mean()
     row = times.loc[first]
     yield results_table(pd.DataFrame(lines), f"Songs of {row.song_seconds:g} s in {row.windows:.0f} windows that overlap. First line: mean ± standard deviation over songs; below it what changes, with 95 % intervals over songs. "
@@ -623,14 +864,20 @@ def windows_verdict(changes: pd.DataFrame, times: pd.DataFrame) -> str:
         times: times.csv, by way.
     """
     first, *_, carried = WAYS
-    sdr, evidence, jump = (changes.loc[(carried, *what)] for what in (("sdr", "wiener"), ("log_evidence", ""), ("jump_db", "wiener")))
+    sdr, evidence, jump = (
+        changes.loc[(carried, *what)] for what in (("sdr", "wiener"), ("log_evidence", ""), ("jump_db", "wiener"))
+    )
     slower = times.seconds_alone[carried] / times.seconds_alone[first]
     if sdr.low > 0:
         better, why = carried, "refined stems are better by more than chance"
     elif sdr.high < 0:
         better, why = first, "refined stems are better by more than chance"
     else:
-        better, why = (first, "the difference in refined stems may be chance, and it is faster") if slower > 1 else (carried, "it is no slower, and stems may be alike")
+        better, why = (
+            (first, "the difference in refined stems may be chance, and it is faster")
+            if slower > 1
+            else (carried, "it is no slower, and stems may be alike")
+        )
     default = carried if signature(Separator.separate).parameters["carry"].default else first
     agrees = "the default" if better == default else f"the default is “{default}” none the less"
     return (
@@ -664,7 +911,11 @@ def show_improvements(study: Recorded) -> Iterable[HTML]:
 
 def _steps_of(profile: dict) -> dict[str, str]:
     """What every step is, in numbers of the profile that the study was made with."""
-    search, many, steps = profile["search"], profile["evaluation"]["many_particles"], profile["prior"]["training"]["steps"]
+    search, many, steps = (
+        profile["search"],
+        profile["evaluation"]["many_particles"],
+        profile["prior"]["training"]["steps"],
+    )
     few, size = search["particles"], search.get("filter_particles", 0)
     windows = {name: f"window {window}, trust {trust:g}" for name, (window, trust) in ASIDE.items()}
     return {
@@ -680,11 +931,17 @@ def _steps_figure(table: pd.DataFrame, sources: list[str]) -> HTML:
     places, hybrid = np.arange(len(STEPS)), table[table.method == METHOD]
     for axis, source in zip(axes, sources, strict=True):
         for refine, colour in (("none", PALETTE["sky"]), ("wiener", PALETTE["blue"])):
-            shown = [k for k, step in enumerate(STEPS) if len(hybrid[(hybrid.step == step) & (hybrid.refine == refine)])]
-            spans = [_interval_of(hybrid[hybrid.step == STEPS[k]], **BLIND, refine=refine, source=source) for k in shown]
+            shown = [
+                k for k, step in enumerate(STEPS) if len(hybrid[(hybrid.step == step) & (hybrid.refine == refine)])
+            ]
+            spans = [
+                _interval_of(hybrid[hybrid.step == STEPS[k]], **BLIND, refine=refine, source=source) for k in shown
+            ]
             _interval_band(axis, places[shown], spans, REFINEMENTS[refine], colour)
         ceilings = [chunk_values(table[table.step == step], method=CODEC, source=source, **BLIND) for step in STEPS]
-        axis.plot(places, [np.nanmean(values) for values in ceilings], "--", color=PALETTE["black"], label="codec ceiling")
+        axis.plot(
+            places, [np.nanmean(values) for values in ceilings], "--", color=PALETTE["black"], label="codec ceiling"
+        )
         axis.set(title=source, ylim=(min(0, axis.get_ylim()[0]), None))
         axis.set_xticks(places, [STEP_LABELS[step] for step in STEPS], rotation=35, ha="right", fontsize="x-small")
     axes[0].set_ylabel("blind SDR (dB)")
@@ -699,23 +956,42 @@ def show_baselines(study: Recorded) -> Iterable[HTML]:
     if "differences" not in study.tables:
         yield _older(study)
         return
-    table, times, differences = study.tables["scores"], study.tables["times"].set_index("method"), study.tables["differences"]
+    table, times, differences = (
+        study.tables["scores"],
+        study.tables["times"].set_index("method"),
+        study.tables["differences"],
+    )
     sources, songs = _sources(table), _songs(table.track.nunique())
     columns = _blind_columns(sources)
     unrefined = {h: {**w, "selection": ""} for h, w in columns.items() if w["refine"] == "none"}
     kinds = ((SEPARATOR_LABELS, columns), (REFERENCE_LABELS, unrefined))
-    lines = pd.concat([score_table(table, labels, wanted, "method", "method") for labels, wanted in kinds], ignore_index=True).fillna("–")
+    lines = pd.concat(
+        [score_table(table, labels, wanted, "method", "method") for labels, wanted in kinds], ignore_index=True
+    ).fillna("–")
     yield results_table(lines, "What somebody would use instead, on the same chunks, beside the floor and the ceilings.",
                         study.line(songs, "blind, mean ± standard deviation over songs", "reference: the real sources"))  # fmt: skip
     costs = [
-        {"method": label, "training": _duration(row.training_seconds), "training steps": _count(row.steps), "weights": _count(row.weights), "seconds per chunk": number(row.seconds_per_chunk)}
+        {
+            "method": label,
+            "training": _duration(row.training_seconds),
+            "training steps": _count(row.steps),
+            "weights": _count(row.weights),
+            "seconds per chunk": number(row.seconds_per_chunk),
+        }
         for label, row in ((label, times.loc[method]) for method, label in SEPARATOR_LABELS.items())
     ]
     yield results_table(pd.DataFrame(costs), "What each costs. The network was trained on mixtures of the same training songs, for as long as all of the Hybrid's training took. The Hybrid's weights are those of its VQ-VAE and priors, without the counts.",
                         study.line(f"seconds per chunk: mean of {table.track.nunique()} chunks", "wall time when each was made"))  # fmt: skip
     labels, rows = SEPARATOR_LABELS | REFERENCE_LABELS, differences.set_index(["method", "other", "source"])
     lines = [
-        {"difference": f"{labels[method]} − {labels[other]}", **{f"{'mean' if s == SOURCES_MEAN else s} (dB)": f"{_span(row)}, ± {number(row['std'])}" for s in (SOURCES_MEAN, *sources) for row in (rows.loc[(method, other, s)],)}}
+        {
+            "difference": f"{labels[method]} − {labels[other]}",
+            **{
+                f"{'mean' if s == SOURCES_MEAN else s} (dB)": f"{_span(row)}, ± {number(row['std'])}"
+                for s in (SOURCES_MEAN, *sources)
+                for row in (rows.loc[(method, other, s)],)
+            },
+        }
         for method, other in dict.fromkeys(zip(differences.method, differences.other, strict=True))
     ]
     yield results_table(pd.DataFrame(lines), "Paired differences of SDR: the Hybrid refined, everything else as it is. Mean, 95 % interval and standard deviation over songs.",
@@ -764,13 +1040,21 @@ def luck(spread: pd.DataFrame, effects: pd.DataFrame) -> str:
     """
     found = effects[effects.family == MAIN].set_index("effect")["mean"].abs()
     sentences = []
-    for varied, of in (("search", "search"), ("training", "training (of toys, so that of trained models may be smaller or larger)")):
+    for varied, of in (
+        ("search", "search"),
+        ("training", "training (of toys, so that of trained models may be smaller or larger)"),
+    ):
         deviation = spread.loc[varied]["std"]
         small = [EFFECT_LABELS[e] for e in INGREDIENTS if found[e] < 2 * deviation[e]]
         sentences.append(f"Smaller than twice the spread over seeds of {of}: {', '.join(small) or 'no effect'}.")
     seeds = int(spread.seeds.min())
     low, high = spread_factors(seeds)
-    return " ".join([*sentences, f"A standard deviation from {seeds} seeds is itself uncertain: the true one lies between {number(low, 1)} and {number(high, 1)} times it (95 %, for normal scores)."])
+    return " ".join(
+        [
+            *sentences,
+            f"A standard deviation from {seeds} seeds is itself uncertain: the true one lies between {number(low, 1)} and {number(high, 1)} times it (95 %, for normal scores).",
+        ]
+    )
 
 
 def spread_factors(seeds: int) -> tuple[float, float]:
@@ -790,12 +1074,23 @@ def show_third_instrument(study: Recorded) -> Iterable[HTML]:
     for pair in dict.fromkeys(table.pair):
         rows = table[table.pair == pair]
         for source in _sources(rows):
-            lines.append({"mixture of": pair, "source": source, **{f"{label} (dB)": mean_std(chunk_values(rows, method=m, source=source, **where)) for m, (label, where) in signals.items()}})
+            lines.append(
+                {
+                    "mixture of": pair,
+                    "source": source,
+                    **{
+                        f"{label} (dB)": mean_std(chunk_values(rows, method=m, source=source, **where))
+                        for m, (label, where) in signals.items()
+                    },
+                }
+            )
     yield results_table(pd.DataFrame(lines), "A third instrument: its prior was trained on solo recordings alone, with the VQ-VAE and the other priors left as they were; only the counts were made for each pair. The network knows the first two sources, and no other.",
                         study.line(f"n = {table.groupby('pair').track.nunique().max()} songs for each pair", "blind, mean ± standard deviation over songs"))  # fmt: skip
     nats = ", ".join(f"{row.source} {number(row.nats_per_code)}" for _, row in priors.iterrows())
     new = priors.iloc[-1]
-    yield _paragraph(f"Nats per code of the priors on validation songs: {nats}. The new prior took {minutes(new.seconds)} of training.")
+    yield _paragraph(
+        f"Nats per code of the priors on validation songs: {nats}. The new prior took {minutes(new.seconds)} of training."
+    )
     for sentence in third_instrument_verdict(table):
         yield _paragraph(sentence, strong=True)
 
@@ -809,14 +1104,42 @@ def show_half_precision(study: Recorded) -> Iterable[HTML]:
         rows = part.set_index("compared")
         what = " ".join(filter(None, [metric, source, "refined" if refine == "wiener" else ""]))
         line = {"method": METHOD_LABELS[method], "score": what.replace("_", " ")}
-        lines.append(line | {f"{name}: mean difference": _span(rows.loc[name]) for name in (ROUNDING, ANOTHER_SEED)} | {"rounding: spread over seeds": rows.loc[ROUNDING].seed_std})
+        lines.append(
+            line
+            | {f"{name}: mean difference": _span(rows.loc[name]) for name in (ROUNDING, ANOTHER_SEED)}
+            | {"rounding: spread over seeds": rows.loc[ROUNDING].seed_std}
+        )
     seeds, songs = int(found.seeds.max()), int(found.n.max())
     yield results_table(pd.DataFrame(lines), "Weights in float16, as they come with the project, minus the trained ones: mean over seeds and songs with 95 % intervals over songs. Beside it what another seed of the search changes with the trained weights: the noise in which a difference is looked for.",
                         study.line(_songs(songs), f"{seeds} seeds of the search", "blind, particle filter", "reference: the real sources", "dB, evidence in nats per code"))  # fmt: skip
-    shown = [{"method": METHOD_LABELS[r.method], "figure": f"{r.figure} {r.source}".strip(), "trained": r.trained, "in float16": r.rounded, "change": r.rounded - r.trained, "unit": r.unit} for r in figures.itertuples()]
-    yield results_table(pd.DataFrame(shown), "What needs no search, and so has no chance in it.", study.line("no spread: every figure follows from the weights alone"), decimals=4)
+    shown = [
+        {
+            "method": METHOD_LABELS[r.method],
+            "figure": f"{r.figure} {r.source}".strip(),
+            "trained": r.trained,
+            "in float16": r.rounded,
+            "change": r.rounded - r.trained,
+            "unit": r.unit,
+        }
+        for r in figures.itertuples()
+    ]
+    yield results_table(
+        pd.DataFrame(shown),
+        "What needs no search, and so has no chance in it.",
+        study.line("no spread: every figure follows from the weights alone"),
+        decimals=4,
+    )
     same = study.tables["same_particles"]
-    shown = [{"method": METHOD_LABELS[r.method], "score": f"{r.metric} {r.source}{RAW_AND_REFINED[r.refine]}".replace("_", " "), "trained (dB)": r.trained, "in float16 (dB)": r.rounded, "largest change in a chunk (dB)": r.largest} for r in same.itertuples()]
+    shown = [
+        {
+            "method": METHOD_LABELS[r.method],
+            "score": f"{r.metric} {r.source}{RAW_AND_REFINED[r.refine]}".replace("_", " "),
+            "trained (dB)": r.trained,
+            "in float16 (dB)": r.rounded,
+            "largest change in a chunk (dB)": r.largest,
+        }
+        for r in same.itertuples()
+    ]
     yield results_table(pd.DataFrame(shown), "Blind scores of the same particles: found by the trained models, and weighed and decoded anew by the rounded ones.",
                         study.line(_songs(int(same.n.max())), "mean over songs; spread: the largest change", "reference: the real sources"), decimals=4)  # fmt: skip
     yield _paragraph(half_precision_verdict(found, figures, same), strong=True)
@@ -832,23 +1155,42 @@ SIGNALS_OUTSIDE = {
 def show_out_of_domain(study: Recorded) -> Iterable[HTML]:
     """Falls of the scores in other sounds, of methods and of ceilings, and what the models find likely."""
     falls, nats = study.tables["falls"], study.tables["nats"]
-    facts = _songs(int(falls.n.max())), "blind, particle filter", "other SoundFont: " + study.provenance["notes"]["soundfont"]
+    facts = (
+        _songs(int(falls.n.max())),
+        "blind, particle filter",
+        "other SoundFont: " + study.provenance["notes"]["soundfont"],
+    )
     yield _falls_figure(falls)
     cells = falls.set_index(["method", "refine", "source", "condition"]).sort_index()
     lines = []
     for condition in dict.fromkeys(falls.condition):
         line = {"condition": condition}
         for source in _sources(falls):
-            ours, ceiling = cells.loc[("hybrid", "wiener", source, condition)], cells.loc[("codec-linear", "none", source, condition)]
+            ours, ceiling = (
+                cells.loc[("hybrid", "wiener", source, condition)],
+                cells.loc[("codec-linear", "none", source, condition)],
+            )
             changes = ("–", "–") if condition == AS_RENDERED else (_span(ours), _span(ceiling))
-            line |= dict(zip((f"{source} (dB)", f"{source}, change (95 % interval)", f"{source}, codec ceiling's change"), (ours.score, *changes), strict=True))
+            line |= dict(
+                zip(
+                    (f"{source} (dB)", f"{source}, change (95 % interval)", f"{source}, codec ceiling's change"),
+                    (ours.score, *changes),
+                    strict=True,
+                )
+            )
         lines.append(line)
     yield results_table(pd.DataFrame(lines), "The Hybrid's refined SDR on the test songs as rendered and in other sounds, with the paired change against the same songs as rendered, and that of the ceiling which the codec sets.",
                         study.line(*facts, "95 % bootstrap interval over songs", "reference: the changed stems"))  # fmt: skip
     lines = []
     for (condition, method), rows in nats.groupby(["condition", "method"], sort=False):
         means = rows.groupby(["part", "source"], sort=False).value.mean()
-        lines.append({"condition": condition, "method": METHOD_LABELS[method], **{f"{part} {source}".strip(): value for (part, source), value in means.items()}})
+        lines.append(
+            {
+                "condition": condition,
+                "method": METHOD_LABELS[method],
+                **{f"{part} {source}".strip(): value for (part, source), value in means.items()},
+            }
+        )
     yield results_table(pd.DataFrame(lines), "Nats per code of the true codes: of each source under its prior, and of the mixture given both under the likelihood. What rises most has never met such a sound.",
                         study.line(_songs(nats.track.nunique()), "mean over songs"))  # fmt: skip
     yield _paragraph(out_of_domain_verdict(falls), strong=True)
@@ -856,7 +1198,9 @@ def show_out_of_domain(study: Recorded) -> Iterable[HTML]:
 
 def _falls_figure(falls: pd.DataFrame) -> HTML:
     sources, conditions = _sources(falls), [c for c in dict.fromkeys(falls.condition) if c != AS_RENDERED]
-    figure, axes = plt.subplots(1, len(sources), figsize=(9.2, 1.2 + 0.7 * len(conditions)), sharey=True, sharex=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(sources), figsize=(9.2, 1.2 + 0.7 * len(conditions)), sharey=True, sharex=True, layout="constrained"
+    )
     for axis, source in zip(axes, sources, strict=True):
         rows = falls[falls.source == source].set_index(["method", "refine", "condition"]).sort_index()
         for s, ((method, refine), label) in enumerate(SIGNALS_OUTSIDE.items()):

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hybridsep.likelihood import Likelihood
-from hybridsep.markov import MarkovPriors
-from hybridsep.search import SearchResult
+from hybridsep.inference.likelihood import Likelihood
+from hybridsep.inference.markov import MarkovPriors
+from hybridsep.inference.search import SearchResult
 
 
 class TabularLikelihood(Likelihood):
@@ -70,7 +70,9 @@ def ancestral_probabilities(world: World) -> Tensor:
     """Exact probability of every pair under ancestral sampling, which draws each step from its own normalised posterior: float64 [len(pairs)]."""
     first, second = torch.tensor(world.pairs).unbind(1)
     starts = (world.priors.first[0][:, None] * world.priors.first[1]).double()
-    moves = (world.priors.transition[0][:, None, :, None] * world.priors.transition[1][None, :, None, :]).double()  # from i, j to i', j'
+    moves = (
+        world.priors.transition[0][:, None, :, None] * world.priors.transition[1][None, :, None, :]
+    ).double()  # from i, j to i', j'
     result = torch.ones(len(world.pairs), dtype=torch.float64)
     for t, code in enumerate(world.mixture[0].tolist()):
         joint = (moves if t else starts) * world.likelihood.table[code]
@@ -98,7 +100,11 @@ def listing(world: World) -> pd.DataFrame:
 def frequencies(world: World, result: SearchResult, weighted: bool = True) -> Tensor:
     """Share of every pair among the particles of one mixture, by their weights or each counted once: float64 [len(pairs)]."""
     particles, length = result.log_weights.shape[1], world.mixture.shape[1]
-    weights = result.log_weights[0].double().softmax(0) if weighted else torch.full((particles,), 1 / particles, dtype=torch.float64)
+    weights = (
+        result.log_weights[0].double().softmax(0)
+        if weighted
+        else torch.full((particles,), 1 / particles, dtype=torch.float64)
+    )
     # A sequence's place in the list of all sequences is the number it spells.
     places = world.likelihood.codes ** torch.arange(length - 1, -1, -1)
     first, second = (result.codes[:, 0] * places).sum(-1)
@@ -124,4 +130,6 @@ def _enumerate(priors: MarkovPriors, likelihood: TabularLikelihood, mixture: lis
     prior, observed = (chain(0)[:, None] * chain(1)).flatten(), observed.flatten()
     evidence = float(prior @ observed)
     pairs = tuple(itertools.product(sequences, repeat=2))
-    return World(priors, likelihood, torch.tensor([mixture]), pairs, prior, observed, prior * observed / evidence, evidence)
+    return World(
+        priors, likelihood, torch.tensor([mixture]), pairs, prior, observed, prior * observed / evidence, evidence
+    )

@@ -59,10 +59,14 @@ def half_precision_verdict(differences: pd.DataFrame, figures: pd.DataFrame, sam
     apart = ~small & ((rounding.low > chance.high) | (rounding.high < chance.low))
     kinds = [f"{int(small.sum()) or 'none'} shown to change by less than {SMALL_CHANGE:g} dB"]
     if apart.any():
-        kinds.append(f"{int(apart.sum())} changed otherwise than by another seed, by {number(float(bound[apart].max()))} dB at most")
+        kinds.append(
+            f"{int(apart.sum())} changed otherwise than by another seed, by {number(float(bound[apart].max()))} dB at most"
+        )
     rest = ~small & ~apart
     if rest.any():
-        kinds.append(f"{int(rest.sum())} that cannot be told from another seed, bounded by {number(float(bound[rest].max()))} dB")
+        kinds.append(
+            f"{int(rest.sum())} that cannot be told from another seed, bounded by {number(float(bound[rest].max()))} dB"
+        )
     facts = f"95 % intervals over {int(rounding.n.max())} songs, {int(rounding.seeds.max())} pairs of seeds"
     return f"Rounding changes {', '.join(exact)}. Of {len(rounding)} scores of searches made anew: {', '.join(kinds)} ({facts})."
 
@@ -81,7 +85,11 @@ def settings_verdict(differences: pd.DataFrame) -> str:
     if certain.empty:
         return f"No setting changes the refined SDR beyond chance: no value tried can be told from the profile's own ({facts})."
     better, worse = certain[certain["mean"] > 0], certain[certain["mean"] < 0]
-    best = f"Better than the profile's own beyond chance: {_values(better)}" if len(better) else "No value tried is better than the profile's own beyond chance"
+    best = (
+        f"Better than the profile's own beyond chance: {_values(better)}"
+        if len(better)
+        else "No value tried is better than the profile's own beyond chance"
+    )
     rest = tried - len(certain)
     others = [f"worse: {_values(worse)}"] * bool(len(worse)) + [f"{rest} cannot be told from it"] * bool(rest)
     return f"{'; '.join([best, *others])} ({facts})."
@@ -90,7 +98,8 @@ def settings_verdict(differences: pd.DataFrame) -> str:
 def _values(rows: pd.DataFrame) -> str:
     """Settings with what they change, rows of `settings.differences_table`."""
     return ", ".join(
-        f"{SETTING_LABELS[row.setting]} {row.tried:g} instead of {row.own:g}, {METHOD_LABELS[row.method]} ({_interval(row)})" for _, row in rows.iterrows()
+        f"{SETTING_LABELS[row.setting]} {row.tried:g} instead of {row.own:g}, {METHOD_LABELS[row.method]} ({_interval(row)})"
+        for _, row in rows.iterrows()
     )
 
 
@@ -111,7 +120,11 @@ def tuning_verdict(correlation: pd.DataFrame) -> str:
     if songs < SMALLEST_MEANINGFUL:
         return f"Whether evidence predicts the score cannot be said: {songs} songs are too few."
     kinds = {"higher": rows.low > 0, "lower": rows.high < 0, "unclear": (rows.low <= 0) & (rows.high >= 0)}
-    found = {kind: " and ".join(METHOD_LABELS[m] for m in rows.index[chosen]) for kind, chosen in kinds.items() if chosen.any()}
+    found = {
+        kind: " and ".join(METHOD_LABELS[m] for m in rows.index[chosen])
+        for kind, chosen in kinds.items()
+        if chosen.any()
+    }
     if "lower" in found:
         verdict = f"No: with {found['lower']} settings of higher evidence score lower"
     elif "unclear" not in found:
@@ -120,7 +133,10 @@ def tuning_verdict(correlation: pd.DataFrame) -> str:
         verdict = f"In part: settings of higher evidence also score higher with {found['higher']}; with {found['unclear']} chance cannot be ruled out"
     else:
         verdict = "Not shown: that settings of higher evidence also score higher cannot be told from chance"
-    details = ", ".join(f"{METHOD_LABELS[m]} ρ = {number(row.rho_song)} ({number(row.low)} to {number(row.high)}, {int(row.n)} settings)" for m, row in rows.iterrows())
+    details = ", ".join(
+        f"{METHOD_LABELS[m]} ρ = {number(row.rho_song)} ({number(row.low)} to {number(row.high)}, {int(row.n)} settings)"
+        for m, row in rows.iterrows()
+    )
     return f"{verdict}. Rank correlation within a song, refined, without numbers of particles, {songs} songs, 95 % intervals, each by itself: {details}."
 
 
@@ -130,20 +146,33 @@ def protocols_verdict(choices: pd.DataFrame) -> str:
     Args:
         choices: table of the study, as `protocols.choices_table` makes it.
     """
-    pooled = choices[(choices.method == ALL_CELLS) & (choices.source == effects.SOURCES_MEAN)].set_index(["search", "choice"]).sort_index()
+    pooled = (
+        choices[(choices.method == ALL_CELLS) & (choices.source == effects.SOURCES_MEAN)]
+        .set_index(["search", "choice"])
+        .sort_index()
+    )
     songs = int(pooled.n.max())
     if songs < SMALLEST_MEANINGFUL:
         return f"What a protocol is worth cannot be said: {songs} songs are too few."
-    said = "; ".join(f"by {SEARCH_LABELS[search]} {_protocol_worth(pooled.loc[search])}" for search in ("ancestral", "particle"))
+    said = "; ".join(
+        f"by {SEARCH_LABELS[search]} {_protocol_worth(pooled.loc[search])}" for search in ("ancestral", "particle")
+    )
     return f"What the seed's choices of a protocol add to the very same separations: {said} (as decoded, mean of both sources and of all cells, 95 % intervals over {songs} songs)."
 
 
 def _protocol_worth(rows: pd.DataFrame) -> str:
     """Choices of one search, by name: all together, and the largest by itself."""
     total, with_codec = rows.loc["seed protocol"], rows.loc["seed protocol, codec reference"]
-    together = f"together {_interval(total)}" if total.low > 0 or total.high < 0 else f"together nothing beyond chance ({_interval(total)})"
+    together = (
+        f"together {_interval(total)}"
+        if total.low > 0 or total.high < 0
+        else f"together nothing beyond chance ({_interval(total)})"
+    )
     single = rows.loc[list(SINGLE_CHOICES)]
-    single = single.assign(least=np.where(single.low * single.high > 0, single[["low", "high"]].abs().min(axis=1), 0.0), most=single[["low", "high"]].abs().max(axis=1))
+    single = single.assign(
+        least=np.where(single.low * single.high > 0, single[["low", "high"]].abs().min(axis=1), 0.0),
+        most=single[["low", "high"]].abs().max(axis=1),
+    )
     order = single["mean"].abs().sort_values(ascending=False).index
     first, rest = single.loc[order[0]], single.loc[order[1:]]
     name = f"{SINGLE_CHOICES[order[0]]} ({_interval(first)})"
@@ -152,7 +181,9 @@ def _protocol_worth(rows: pd.DataFrame) -> str:
     elif first.least > rest.most.max():
         largest = f"the largest by itself is {name}"
     else:
-        equals = " and ".join(f"{SINGLE_CHOICES[c]} ({signed(row['mean'])} dB)" for c, row in rest.iterrows() if row.most >= first.least)
+        equals = " and ".join(
+            f"{SINGLE_CHOICES[c]} ({signed(row['mean'])} dB)" for c, row in rest.iterrows() if row.most >= first.least
+        )
         largest = f"the largest by itself, {name}, cannot be told in size from {equals}"
     return f"{together}, with the codec's reconstruction as reference {_interval(with_codec)}; {largest}"
 
@@ -168,7 +199,12 @@ def knees(scores: pd.DataFrame) -> pd.DataFrame:
     """
     rows = {}
     for size, kind in scores.groupby("filter_particles"):
-        means = pd.Series({n: effects.song_values(each, **effects.BLIND, refine="wiener").mean() for n, each in kind.groupby("particles")})
+        means = pd.Series(
+            {
+                n: effects.song_values(each, **effects.BLIND, refine="wiener").mean()
+                for n, each in kind.groupby("particles")
+            }
+        )
         enough = means.index[means >= means.max() - KNEE_DB][0]
         rows[size] = {"particles": enough, "sdr": means[enough], "best": means.max(), "most": means.index.max()}
     return pd.DataFrame.from_dict(rows, orient="index").astype({"particles": int, "most": int})
@@ -192,7 +228,9 @@ def particles_verdict(scores: pd.DataFrame, differences: pd.DataFrame) -> str:
     for size, knee in knees(scores).iterrows():
         figures = f"{number(knee.sdr)} dB, best {number(knee.best)} dB"
         still = f"no knee up to N = {int(knee.most)}, the best score lies there ({figures})"
-        found.append(f"{kind_of_filters(size)}: {still if knee.particles == knee.most else f'N = {int(knee.particles)} ({figures})'}")
+        found.append(
+            f"{kind_of_filters(size)}: {still if knee.particles == knee.most else f'N = {int(knee.particles)} ({figures})'}"
+        )
     size = int(scores.filter_particles.max())
     certain = differences[differences.p_holm < SIGNIFICANT]
     listed = ", ".join(f"{_interval(row)} at N = {int(row.particles)}" for _, row in differences.iterrows())
@@ -200,7 +238,11 @@ def particles_verdict(scores: pd.DataFrame, differences: pd.DataFrame) -> str:
         gain = f"makes no difference beyond chance at any N: {listed}"
     else:
         ways = {"better": certain[certain["mean"] > 0], "worse": certain[certain["mean"] < 0]}
-        where = [f"{how} beyond chance at N = {', '.join(str(int(n)) for n in rows.particles)}" for how, rows in ways.items() if len(rows)]
+        where = [
+            f"{how} beyond chance at N = {', '.join(str(int(n)) for n in rows.particles)}"
+            for how, rows in ways.items()
+            if len(rows)
+        ]
         gain = f"is {' and '.join(where)}: {listed}"
     return (
         f"The first N within {KNEE_DB:g} dB of the best refined SDR: {'; '.join(found)}. At equal N, the mean of filters of {size} instead of one filter {gain} "
@@ -221,14 +263,26 @@ def improvements_verdict(gains: pd.DataFrame) -> str:
         return f"What the steps were worth cannot be said: {songs} songs are too few."
     taken, total = rows.loc[list(STEPS[1:])], rows.loc[TOGETHER]
     raised, lowered, unclear = _by_verdict(taken)
-    parts = [f"Raised beyond chance by {_steps(raised)}" if len(raised) else "No single step raised the refined SDR beyond chance"]
-    parts += [f"lowered by {_steps(lowered)}"] * bool(len(lowered)) + [f"not to be told from chance: {_steps(unclear)}"] * bool(len(unclear))
+    parts = [
+        f"Raised beyond chance by {_steps(raised)}"
+        if len(raised)
+        else "No single step raised the refined SDR beyond chance"
+    ]
+    parts += [f"lowered by {_steps(lowered)}"] * bool(len(lowered)) + [
+        f"not to be told from chance: {_steps(unclear)}"
+    ] * bool(len(unclear))
     better, worse, same = _by_verdict(rows.loc[list(ASIDE)])
-    beside = [f"{how} {_steps(kind)}" for how, kind in (("better by", better), ("worse by", worse), ("not to be told apart:", same)) if len(kind)]
+    beside = [
+        f"{how} {_steps(kind)}"
+        for how, kind in (("better by", better), ("worse by", worse), ("not to be told apart:", same))
+        if len(kind)
+    ]
     beyond = "" if total.p_holm < SIGNIFICANT else ", which cannot be told from chance"
     together = f"From the first settings as decoded to the present ones refined, all steps together are worth {_interval(total)}{beyond}"
     last = refined[refined.step == STEPS[-1]]
-    remains = ", ".join(f"{row.source} {number(row.remaining)} dB" for _, row in last[last.source != effects.SOURCES_MEAN].iterrows())
+    remains = ", ".join(
+        f"{row.source} {number(row.remaining)} dB" for _, row in last[last.source != effects.SOURCES_MEAN].iterrows()
+    )
     return (
         f"{'; '.join(parts)}. {together}. Other refinements in place of the present one, one filter of few particles: {'; '.join(beside)}. "
         f"To the codec's ceiling remain {remains} ({songs} test songs, mean of both sources, paired, 95 % intervals, p-values corrected for the {len(rows)} differences)."
@@ -251,7 +305,11 @@ def out_of_domain_verdict(falls: pd.DataFrame) -> str:
     Args:
         falls: table of the study, as `out_of_domain.falls_table` makes it.
     """
-    rows = falls[(falls.source == effects.SOURCES_MEAN) & (falls.condition != AS_RENDERED)].set_index(["method", "refine", "condition"]).sort_index()
+    rows = (
+        falls[(falls.source == effects.SOURCES_MEAN) & (falls.condition != AS_RENDERED)]
+        .set_index(["method", "refine", "condition"])
+        .sort_index()
+    )
     ours, ceiling = rows.loc[("hybrid", "wiener")], rows.loc[("codec-linear", "none")]
     songs = int(ours.n.min())
     if songs < SMALLEST_MEANINGFUL:
@@ -262,7 +320,9 @@ def out_of_domain_verdict(falls: pd.DataFrame) -> str:
     worst, *others = order
     if ours.high.min() >= 0:
         return f"In no other sound do the separations fall beyond chance; {worst} changes them most for the worse, by {_interval(ours.loc[worst])} ({facts})."
-    elsewhere = "; ".join(f"{condition}, {signed(ours.loc[condition, 'mean'])} dB: {blamed[condition]}" for condition in others)
+    elsewhere = "; ".join(
+        f"{condition}, {signed(ours.loc[condition, 'mean'])} dB: {blamed[condition]}" for condition in others
+    )
     return (
         f"The separations change most for the worse in the condition {worst}, by {_interval(ours.loc[worst])}; the codec's ceiling by {_interval(ceiling.loc[worst])}: "
         f"{blamed[worst]}.{f' The others: {elsewhere}' if elsewhere else ''} ({facts})."
@@ -286,18 +346,27 @@ def third_instrument_verdict(scores: pd.DataFrame) -> list[str]:
     Args:
         scores: table of the study, as `third_instrument.third_instrument` writes it.
     """
-    signals = {"hybrid": {**effects.BLIND, "refine": "wiener"}, "mixture": {"metric": "sdr", "reference": "real"}, "convtasnet": {**effects.BLIND, "refine": "none"}}
+    signals = {
+        "hybrid": {**effects.BLIND, "refine": "wiener"},
+        "mixture": {"metric": "sdr", "reference": "real"},
+        "convtasnet": {**effects.BLIND, "refine": "none"},
+    }
     sentences = []
     for pair, rows in scores.groupby("pair", sort=False):
         sdr = {method: effects.song_values(rows, method=method, **where) for method, where in signals.items()}
         network = "the network of the first pair" if THIRD in pair else "the network trained for this pair"
-        found = [(other, effects.interval_columns((sdr["hybrid"] - sdr[name]).to_numpy())) for other, name in (("the unseparated mixture", "mixture"), (network, "convtasnet"))]
+        found = [
+            (other, effects.interval_columns((sdr["hybrid"] - sdr[name]).to_numpy()))
+            for other, name in (("the unseparated mixture", "mixture"), (network, "convtasnet"))
+        ]
         songs = min(int(row["n"]) for _, row in found)
         if songs < SMALLEST_MEANINGFUL:
             sentences.append(f"{pair}: {songs} songs are too few to say anything.")
             continue
         said = " and ".join(f"{_compared(row)} {other} ({_interval(row)})" for other, row in found)
-        sentences.append(f"{pair}: the Hybrid, refined, {said}; mean of both sources, {songs} songs, paired, 95 % intervals, each by itself.")
+        sentences.append(
+            f"{pair}: the Hybrid, refined, {said}; mean of both sources, {songs} songs, paired, 95 % intervals, each by itself."
+        )
     return sentences
 
 
@@ -322,7 +391,9 @@ def gap_verdict(differences: pd.DataFrame) -> str:
         rows[(rows.method == method) & (rows.other == other)]
         for method, other in (("hybrid", "convtasnet"), ("convtasnet", "codec-linear"), ("hybrid", "codec-linear"))
     )
-    said = "; ".join(f"{source}: {_gap(gaps.loc[source], over.loc[source], under.loc[source])}" for source in gaps.index)
+    said = "; ".join(
+        f"{source}: {_gap(gaps.loc[source], over.loc[source], under.loc[source])}" for source in gaps.index
+    )
     return f"The Hybrid, refined, against Conv-TasNet: {said} ({songs} songs, paired, 95 % intervals, each by itself)."
 
 

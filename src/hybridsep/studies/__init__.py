@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from hybridsep.errors import HybridsepError
-from hybridsep.evaluation import Evaluation
-from hybridsep.pipeline import Pipeline
-from hybridsep.provenance import provenance
-from hybridsep.training import write_atomically
+from hybridsep.core.errors import HybridsepError
+from hybridsep.core.files import write_atomically
+from hybridsep.core.provenance import provenance
+from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.pipeline.pipeline import Pipeline
 
 
 class Study:
@@ -41,12 +41,19 @@ class Study:
         """The same run with some settings of some blocks of its profile changed, block = {setting: value}."""
         profile = self.pipeline.profile
         blocks = {name: getattr(profile, name).model_copy(update=values) for name, values in changes.items()}
-        return Pipeline(profile.model_copy(update=blocks), self.pipeline.root.parent, self.pipeline.data, records=self.pipeline.records)
+        return Pipeline(
+            profile.model_copy(update=blocks),
+            self.pipeline.root.parent,
+            self.pipeline.data,
+            records=self.pipeline.records,
+        )
 
     def write(self, name: str, table: pd.DataFrame) -> None:
         """Keep a table as `name`.csv."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g", na_rep="nan").encode())
+        write_atomically(
+            self.folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g", na_rep="nan").encode()
+        )
 
     def finish(self) -> None:
         """Write provenance.json: settings, hardware, versions and commit; the study is complete."""

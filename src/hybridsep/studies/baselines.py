@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from torchaudio.models import ConvTasNet
 from tqdm import tqdm
 
+from hybridsep.core.device import seeded_generator
+from hybridsep.core.errors import HybridsepError
+from hybridsep.core.files import load_weights, write_atomically
+from hybridsep.core.profiles import method_spec
 from hybridsep.data.stems import StemSet, mix
-from hybridsep.device import seeded_generator
-from hybridsep.errors import HybridsepError
-from hybridsep.pipeline import Pipeline, Step
-from hybridsep.profiles import method_spec
-from hybridsep.separation import STFT_SIZE
+from hybridsep.inference.separator import STFT_SIZE
+from hybridsep.pipeline.pipeline import Pipeline, Step
 from hybridsep.studies import Study
 from hybridsep.studies.comparison import CHUNKS
 from hybridsep.studies.effects import SOURCES_MEAN, interval_columns, song_values
-from hybridsep.training import load_weights, write_atomically
 
 METHOD = "hybrid"
 CEILING, FLOOR = "codec-linear", "mixture"  # of METHOD, among `Evaluation.references`
@@ -60,7 +60,9 @@ class SpectralBases:
         """Non-negative matrix factorisation of magnitudes, Kullback-Leibler divergence (Lee & Seung 2001)."""
         length = int(3 * stems.sample_rate)
         crops = stems.random_pairs(int(NMF_SECONDS / 3), length, seeded_generator(seed)).numpy()
-        bases = [_factorise(np.concatenate(list(np.abs(librosa.stft(source, n_fft=STFT_SIZE))), 1), seed) for source in crops]
+        bases = [
+            _factorise(np.concatenate(list(np.abs(librosa.stft(source, n_fft=STFT_SIZE))), 1), seed) for source in crops
+        ]
         return cls(np.stack(bases))
 
     def separate(self, mixture: Tensor) -> Tensor:
@@ -78,7 +80,15 @@ class SpectralBases:
 
 def _factorise(magnitudes: np.ndarray, seed: int) -> np.ndarray:
     """Bases [components, bins] of magnitudes [bins, frames], each of unit sum."""
-    model = NMF(NMF_COMPONENTS, init="nndsvda", solver="mu", beta_loss="kullback-leibler", max_iter=NMF_ITERATIONS, random_state=seed, tol=0)
+    model = NMF(
+        NMF_COMPONENTS,
+        init="nndsvda",
+        solver="mu",
+        beta_loss="kullback-leibler",
+        max_iter=NMF_ITERATIONS,
+        random_state=seed,
+        tol=0,
+    )
     model.fit(magnitudes.T + 1e-6)
     return model.components_ / model.components_.sum(1, keepdims=True)
 
@@ -94,7 +104,16 @@ def _activations(magnitudes: np.ndarray, bases: np.ndarray) -> np.ndarray:
 
 def make_tasnet() -> ConvTasNet:
     """A Conv-TasNet (Luo & Mesgarani 2019, arXiv 1809.07454) of about a million weights, as many as the priors of a method have."""
-    return ConvTasNet(2, enc_kernel_size=32, enc_num_feats=192, msk_kernel_size=3, msk_num_feats=96, msk_num_hidden_feats=192, msk_num_layers=7, msk_num_stacks=2)
+    return ConvTasNet(
+        2,
+        enc_kernel_size=32,
+        enc_num_feats=192,
+        msk_kernel_size=3,
+        msk_num_feats=96,
+        msk_num_hidden_feats=192,
+        msk_num_layers=7,
+        msk_num_stacks=2,
+    )
 
 
 def train_tasnet(stems: StemSet, seconds: float, seed: int) -> tuple[ConvTasNet, int]:
@@ -155,11 +174,19 @@ def baselines(study: Study) -> None:
         with torch.no_grad():
             return separate_by(network, mixture)
 
-    taught, spectra, hybrid = tasnet_step(pipeline, budget).record, spectra_step(pipeline).record, evaluation.blind_run(METHOD)
+    taught, spectra, hybrid = (
+        tasnet_step(pipeline, budget).record,
+        spectra_step(pipeline).record,
+        evaluation.blind_run(METHOD),
+    )
     learnt = {
         "hpss": {},
         "nmf": {"training_seconds": spectra["seconds"], "weights": bases.spectra.size},
-        "convtasnet": {"training_seconds": taught["seconds"], "weights": _weights(network), "steps": taught["figures"]["steps"]},
+        "convtasnet": {
+            "training_seconds": taught["seconds"],
+            "weights": _weights(network),
+            "steps": taught["figures"]["steps"],
+        },
         METHOD: {"training_seconds": budget, "weights": _method_weights(pipeline, METHOD)},
     }
     rows, seconds = [hybrid.rows, evaluation.references()], {METHOD: hybrid.figures["seconds_per_chunk"]}
@@ -169,7 +196,9 @@ def baselines(study: Study) -> None:
         seconds[name] = (time.perf_counter() - started) / len(evaluation.chunks)
         rows.append(evaluation.score_estimates(name, estimates))
     scores = pd.concat(rows, ignore_index=True)
-    times = pd.DataFrame([{"method": name, "seconds_per_chunk": seconds[name], **known} for name, known in learnt.items()])
+    times = pd.DataFrame(
+        [{"method": name, "seconds_per_chunk": seconds[name], **known} for name, known in learnt.items()]
+    )
     study.write("scores", scores)
     study.write("differences", baseline_differences(scores))
     study.write("times", times.astype({"weights": "Int64", "steps": "Int64"}))
@@ -189,8 +218,16 @@ def baseline_differences(scores: pd.DataFrame) -> pd.DataFrame:
     for source in (SOURCES_MEAN, *dict.fromkeys(s for s in scores.source if s)):
         only = {"metric": "sdr", "reference": "real"} | ({} if source == SOURCES_MEAN else {"source": source})
         for pair in COMPARED:
-            first, second = (song_values(scores, method=name, refine="wiener" if name == METHOD else "none", **only) for name in pair)
-            rows.append({**dict(zip(("method", "other"), pair, strict=True)), "source": source, **interval_columns((first - second).to_numpy())})
+            first, second = (
+                song_values(scores, method=name, refine="wiener" if name == METHOD else "none", **only) for name in pair
+            )
+            rows.append(
+                {
+                    **dict(zip(("method", "other"), pair, strict=True)),
+                    "source": source,
+                    **interval_columns((first - second).to_numpy()),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -205,7 +242,15 @@ def training_seconds(pipeline: Pipeline, method: str) -> float:
 
 def tasnet_step(pipeline: Pipeline, seconds: float) -> Step:
     """Where a network trained for so many seconds is kept."""
-    return pipeline.step("convtasnet", pipeline.vqvae_step("linear").folder.name, round(seconds), TASNET_BATCH, TASNET_RATE, TASNET_CROP_SECONDS, TASNET_LIMIT_DB)
+    return pipeline.step(
+        "convtasnet",
+        pipeline.vqvae_step("linear").folder.name,
+        round(seconds),
+        TASNET_BATCH,
+        TASNET_RATE,
+        TASNET_CROP_SECONDS,
+        TASNET_LIMIT_DB,
+    )
 
 
 def trained_tasnet(pipeline: Pipeline, stems: StemSet, seconds: float) -> ConvTasNet:
@@ -214,7 +259,9 @@ def trained_tasnet(pipeline: Pipeline, stems: StemSet, seconds: float) -> ConvTa
 
     def make() -> dict:
         network, steps = train_tasnet(stems, seconds, pipeline.profile.seed)
-        write_atomically(step.folder / "model.safetensors", save({k: v.contiguous() for k, v in network.state_dict().items()}))
+        write_atomically(
+            step.folder / "model.safetensors", save({k: v.contiguous() for k, v in network.state_dict().items()})
+        )
         return {"steps": steps}
 
     pipeline.make(step, make)
@@ -225,7 +272,9 @@ def trained_tasnet(pipeline: Pipeline, stems: StemSet, seconds: float) -> ConvTa
 
 def spectra_step(pipeline: Pipeline) -> Step:
     """Where learnt spectra are kept."""
-    return pipeline.step("spectra", pipeline.vqvae_step("linear").folder.name, NMF_COMPONENTS, NMF_SECONDS, NMF_ITERATIONS)
+    return pipeline.step(
+        "spectra", pipeline.vqvae_step("linear").folder.name, NMF_COMPONENTS, NMF_SECONDS, NMF_ITERATIONS
+    )
 
 
 def learnt_spectra(pipeline: Pipeline, stems: StemSet) -> SpectralBases:

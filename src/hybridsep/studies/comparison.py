@@ -7,12 +7,12 @@ from functools import partial
 import pandas as pd
 import torch
 
-from hybridsep.bench.models import dtype_name, separator_in
-from hybridsep.device import seeded_generator
-from hybridsep.evaluation import Evaluation, rows_where
-from hybridsep.markov import bigram_priors, uniform_priors, unigram_priors
-from hybridsep.profiles import METHODS, method_spec
-from hybridsep.statistics import holm
+from hybridsep.bench.models import separator_in
+from hybridsep.core.device import dtype_name, seeded_generator
+from hybridsep.core.profiles import METHODS, method_spec
+from hybridsep.evaluation.chunks import Evaluation, rows_where
+from hybridsep.evaluation.statistics import holm
+from hybridsep.inference.markov import bigram_priors, uniform_priors, unigram_priors
 from hybridsep.studies import Study
 from hybridsep.studies.effects import BLIND, SOURCES_MEAN, effects_table, interval_columns, permutation_p, song_values
 from hybridsep.studies.settings import with_search
@@ -41,7 +41,9 @@ def two_by_two(study: Study) -> None:
 
 def all_runs(evaluation: Evaluation) -> pd.DataFrame:
     """Scores of every cell by every search."""
-    return pd.concat([evaluation.run(method, search).rows for search in SEARCHES for method in METHODS], ignore_index=True)
+    return pd.concat(
+        [evaluation.run(method, search).rows for search in SEARCHES for method in METHODS], ignore_index=True
+    )
 
 
 def particles(study: Study) -> None:
@@ -53,7 +55,9 @@ def particles(study: Study) -> None:
     rows, figures, courses = [], [], []
     for size, counts in ((ONE_FILTER, PARTICLE_COUNTS), (FILTER_PARTICLES, AVERAGED_COUNTS)):
         for count in counts:
-            run = evaluation.blind_run("hybrid", "particle", count, f"filters-of-{size or count}", partial(with_search, filter_particles=size))
+            run = evaluation.blind_run(
+                "hybrid", "particle", count, f"filters-of-{size or count}", partial(with_search, filter_particles=size)
+            )
             kind = {"filter_particles": size, "particles": count}
             rows.append(run.rows[run.rows.metric.isin(("sdr", "seconds", "log_evidence"))].assign(**kind))
             figures.append({**kind, **run.figures})
@@ -75,7 +79,9 @@ def averaging_gains(table: pd.DataFrame) -> pd.DataFrame:
         particles, mean, low, high (95 % bootstrap interval over songs), std, n, p (paired permutation test) and p_holm, corrected for all rows.
     """
     one, averaged = table[table.filter_particles == ONE_FILTER], table[table.filter_particles != ONE_FILTER]
-    shared = averaged.particles[(averaged.particles > averaged.filter_particles) & averaged.particles.isin(one.particles)].unique()
+    shared = averaged.particles[
+        (averaged.particles > averaged.filter_particles) & averaged.particles.isin(one.particles)
+    ].unique()
     rows = []
     for count in shared:
         scores = [song_values(kind[kind.particles == count], **BLIND, refine="wiener") for kind in (averaged, one)]
@@ -101,11 +107,21 @@ def contributions(study: Study) -> None:
             "bigram": bigram_priors(train, validation, size),
         }
         for name, chain in priors.items():
-            run = evaluation.blind_run(method, variant=f"{name}-priors", change=lambda separator, chain=chain: separator.with_priors(chain))
+            run = evaluation.blind_run(
+                method, variant=f"{name}-priors", change=lambda separator, chain=chain: separator.with_priors(chain)
+            )
             rows.append(run.rows.assign(priors=name))
-            held_out = [validation.random_crops(p, 32, settings.prior.crop_codes, seeded_generator(0, p)) for p in range(sources)]
+            held_out = [
+                validation.random_crops(p, 32, settings.prior.crop_codes, seeded_generator(0, p))
+                for p in range(sources)
+            ]
             nats += [
-                {"method": method, "priors": name, "source": source, "nats_per_code": chain.nats_per_code(held_out[p], p)}
+                {
+                    "method": method,
+                    "priors": name,
+                    "source": source,
+                    "nats_per_code": chain.nats_per_code(held_out[p], p),
+                }
                 for p, source in enumerate(evaluation.chunks.names)
             ]
         rows.append(evaluation.blind_run(method).rows.assign(priors="transformer"))
@@ -120,7 +136,9 @@ def precision(study: Study) -> None:
     evaluation, rows = study.evaluation(chunks=CONTRIBUTION_CHUNKS), []
     for dtype in PRECISIONS:
         for seed in range(PRECISION_SEEDS):
-            run = evaluation.blind_run("hybrid", variant=dtype_name(dtype), change=partial(separator_in, dtype=dtype), seed=seed)
+            run = evaluation.blind_run(
+                "hybrid", variant=dtype_name(dtype), change=partial(separator_in, dtype=dtype), seed=seed
+            )
             rows.append(run.rows.assign(precision=dtype_name(dtype), seed=seed))
     table = pd.concat(rows, ignore_index=True)
     study.write("scores", table[table.metric.isin(("sdr", "log_evidence", "seconds"))])
@@ -141,7 +159,11 @@ def precision_differences(table: pd.DataFrame) -> pd.DataFrame:
     wanted |= {(s, "sdr"): {**BLIND, "refine": "wiener", "source": s} for s in dict.fromkeys(table.source) if s}
     full, half = (table[table.precision == dtype_name(dtype)] for dtype in PRECISIONS)
     rows = [
-        {"metric": metric, "source": source, **interval_columns((song_values(half, **where) - song_values(full, **where)).to_numpy())}
+        {
+            "metric": metric,
+            "source": source,
+            **interval_columns((song_values(half, **where) - song_values(full, **where)).to_numpy()),
+        }
         for (source, metric), where in wanted.items()
     ]
     seconds, reference = (rows_where(kind, metric="seconds").groupby("seed").value.mean() for kind in (half, full))

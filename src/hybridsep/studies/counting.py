@@ -5,13 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
+from hybridsep.core.profiles import method_spec
 from hybridsep.data.stems import MIXTURE_RMS
-from hybridsep.evaluation import Chunks
-from hybridsep.likelihood import CountLikelihood
-from hybridsep.profiles import method_spec
+from hybridsep.evaluation.chunks import Chunks
+from hybridsep.inference.likelihood import CountLikelihood
+from hybridsep.models.vqvae import VQVAE
 from hybridsep.studies import Study
 from hybridsep.studies.settings import with_likelihood
-from hybridsep.vqvae import VQVAE
 
 METHOD = "hybrid"
 CHUNKS = 8
@@ -28,12 +28,21 @@ def counting(study: Study) -> None:
     rows, unseen = [], []
     for pairs in PAIRS:
         seconds = pairs * vqvae.hop / pipeline.profile.data.sample_rate
-        likelihood = study.changed_pipeline(likelihood={"counted_seconds": seconds}).likelihood(spec.vqvae, spec.likelihood)
+        likelihood = study.changed_pipeline(likelihood={"counted_seconds": seconds}).likelihood(
+            spec.vqvae, spec.likelihood
+        )
         counted = int(likelihood.counts.sum())
-        run = evaluation.blind_run(METHOD, variant=f"counted-{counted}", change=lambda separator, made=likelihood: with_likelihood(separator, made))
+        run = evaluation.blind_run(
+            METHOD,
+            variant=f"counted-{counted}",
+            change=lambda separator, made=likelihood: with_likelihood(separator, made),
+        )
         rows.append(run.rows[run.rows.metric.isin(("sdr", "log_evidence"))].assign(pairs=counted))
         shares = [{"split": split, **unseen_shares(likelihood, vqvae, chunks)} for split, chunks in heard.items()]
-        unseen += [{"pairs": counted, "distinct_triples": len(likelihood.keys), "smoothing": likelihood.smoothing, **share} for share in shares]
+        unseen += [
+            {"pairs": counted, "distinct_triples": len(likelihood.keys), "smoothing": likelihood.smoothing, **share}
+            for share in shares
+        ]
     study.write("scores", pd.concat(rows, ignore_index=True))
     study.write("unseen", pd.DataFrame(unseen))
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from hybridsep.evaluation import rows_where
-from hybridsep.profiles import METHODS
-from hybridsep.statistics import Interval, bootstrap_interval, holm, paired_permutation_test
+from hybridsep.core.profiles import METHODS
+from hybridsep.evaluation.chunks import rows_where
+from hybridsep.evaluation.statistics import Interval, bootstrap_interval, holm, paired_permutation_test
 
 COMBINED = ("linear", "counts")  # the cell with both ingredients
 BLIND = {"metric": "sdr", "selection": "blind", "reference": "real"}
@@ -44,10 +44,15 @@ def ingredient_effects(scores: pd.DataFrame) -> dict[str, np.ndarray]:
     """
 
     def mean_of(**spec: str) -> np.ndarray:
-        chosen = [name for name, cell in METHODS.items() if all(getattr(cell, key) == value for key, value in spec.items())]
+        chosen = [
+            name for name, cell in METHODS.items() if all(getattr(cell, key) == value for key, value in spec.items())
+        ]
         return scores[chosen].mean(axis=1).to_numpy()
 
-    linear_with = {kind: mean_of(vqvae="linear", likelihood=kind) - mean_of(vqvae="plain", likelihood=kind) for kind in ("sum", "counts")}
+    linear_with = {
+        kind: mean_of(vqvae="linear", likelihood=kind) - mean_of(vqvae="plain", likelihood=kind)
+        for kind in ("sum", "counts")
+    }
     return {
         "linear": mean_of(vqvae="linear") - mean_of(vqvae="plain"),
         "counts": mean_of(likelihood="counts") - mean_of(likelihood="sum"),
@@ -73,7 +78,13 @@ def interval_columns(values: np.ndarray) -> dict[str, float]:
     if not finite.size:
         return {**dict.fromkeys(("mean", "low", "high", "std"), np.nan), "n": 0}
     span = bootstrap_interval(finite)
-    return {"mean": span.mean, "low": span.low, "high": span.high, "std": float(finite.std(ddof=1)) if len(finite) > 1 else np.nan, "n": len(finite)}
+    return {
+        "mean": span.mean,
+        "low": span.low,
+        "high": span.high,
+        "std": float(finite.std(ddof=1)) if len(finite) > 1 else np.nan,
+        "n": len(finite),
+    }
 
 
 def effects_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -96,7 +107,14 @@ def effects_table(table: pd.DataFrame) -> pd.DataFrame:
                 scores = cell_scores(table, **BLIND, search=search, refine=refine, **only)
                 gains = {f"over {name}": values for name, values in combination_gains(scores).items()}
                 rows += [
-                    {"search": search, "refine": refine, "source": source, "effect": effect, **interval_columns(values), "p": permutation_p(values)}
+                    {
+                        "search": search,
+                        "refine": refine,
+                        "source": source,
+                        "effect": effect,
+                        **interval_columns(values),
+                        "p": permutation_p(values),
+                    }
                     for effect, values in {**ingredient_effects(scores), **gains}.items()
                 ]
     effects = pd.DataFrame(rows)

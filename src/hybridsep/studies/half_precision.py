@@ -16,18 +16,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hybridsep.device import seeded_generator
-from hybridsep.errors import HybridsepError
-from hybridsep.evaluation import Evaluation
-from hybridsep.likelihood import likelihood_from_tensors
-from hybridsep.metrics import sdr
-from hybridsep.prior import nats_per_code
-from hybridsep.profiles import method_spec
-from hybridsep.record import packed, unpacked
-from hybridsep.separation import Separator, level_factor
+from hybridsep.core.device import seeded_generator
+from hybridsep.core.errors import HybridsepError
+from hybridsep.core.profiles import method_spec
+from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.evaluation.metrics import sdr
+from hybridsep.inference.likelihood import likelihood_from_tensors
+from hybridsep.inference.separator import Separator, level_factor
+from hybridsep.models.prior import nats_per_code
+from hybridsep.models.vqvae import VQVAE
+from hybridsep.pipeline.record import packed, unpacked
 from hybridsep.studies import Study
 from hybridsep.studies.effects import BLIND, interval_columns
-from hybridsep.vqvae import VQVAE
 
 CHUNKS = 12
 SEEDS = 4
@@ -48,7 +48,9 @@ def half_precision(study: Study) -> None:
             if step.recorded:
                 again = f"hybridsep train {method} --train trains one to compare"
                 raise HybridsepError(f"{step.folder.name} came with the project, in half precision already: {again}")
-        rows += [evaluation.blind_run(method, seed=seed).rows.assign(weights=TRAINED, seed=seed) for seed in range(2 * SEEDS)]
+        rows += [
+            evaluation.blind_run(method, seed=seed).rows.assign(weights=TRAINED, seed=seed) for seed in range(2 * SEEDS)
+        ]
         for seed in range(SEEDS):
             rounded = evaluation.blind_run(method, variant="weights-in-float16", change=as_recorded, seed=seed).rows
             rows.append(rounded.assign(weights=ROUNDED, seed=seed))
@@ -67,7 +69,9 @@ def as_recorded(separator: Separator) -> Separator:
     vqvae, *priors = (copy.deepcopy(module) for module in (separator.vqvae, *separator.priors))
     for module in (vqvae, *priors):
         module.load_state_dict(_through_record(module.state_dict()))
-    likelihood = {name: value.to(separator.device) for name, value in _through_record(separator.likelihood.to_tensors()).items()}
+    likelihood = {
+        name: value.to(separator.device) for name, value in _through_record(separator.likelihood.to_tensors()).items()
+    }
     return Separator(vqvae, priors, likelihood_from_tensors(likelihood), separator.profile)
 
 
@@ -85,10 +89,20 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
     for keys, part in table.groupby(KEYS, sort=False):
         scores = part.pivot_table(index=["weights", "seed"], columns="track", values="value")
         rounded = scores.loc[ROUNDED]
-        trained, other = scores.loc[TRAINED].iloc[: len(rounded)], scores.loc[TRAINED].iloc[len(rounded) :].set_axis(rounded.index)
+        trained, other = (
+            scores.loc[TRAINED].iloc[: len(rounded)],
+            scores.loc[TRAINED].iloc[len(rounded) :].set_axis(rounded.index),
+        )
         for compared, found in ((ROUNDING, rounded - trained), (ANOTHER_SEED, other - trained)):
             spread = {"seed_std": found.mean(axis=1).std(), "seeds": len(found)}
-            rows.append({**dict(zip(KEYS, keys, strict=True)), "compared": compared, **interval_columns(found.mean().to_numpy()), **spread})
+            rows.append(
+                {
+                    **dict(zip(KEYS, keys, strict=True)),
+                    "compared": compared,
+                    **interval_columns(found.mean().to_numpy()),
+                    **spread,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -104,15 +118,26 @@ def same_particles(evaluation: Evaluation, method: str) -> pd.DataFrame:
     """
     trained = evaluation.pipeline.separator(method)
     rounded = as_recorded(trained)
-    found = trained.candidates(evaluation.chunks.mixture, seed=evaluation.settings.seed, label=f"{method}, the same particles").search
+    found = trained.candidates(
+        evaluation.chunks.mixture, seed=evaluation.settings.seed, label=f"{method}, the same particles"
+    ).search
     level = level_factor(evaluation.chunks.mixture).to(trained.device)
     ratio = _log_joint(rounded, found.codes, evaluation) - _log_joint(trained, found.codes, evaluation)
     scores = {}
-    for name, separator, log_weights in ((TRAINED, trained, found.log_weights), (ROUNDED, rounded, found.log_weights + ratio)):
-        rows = evaluation.score_estimates(method, (separator.decode(found.codes, log_weights.softmax(-1)) / level).cpu(), "particle")
+    for name, separator, log_weights in (
+        (TRAINED, trained, found.log_weights),
+        (ROUNDED, rounded, found.log_weights + ratio),
+    ):
+        rows = evaluation.score_estimates(
+            method, (separator.decode(found.codes, log_weights.softmax(-1)) / level).cpu(), "particle"
+        )
         scores[name] = rows[rows.metric.isin(METRICS)].set_index([*KEYS, "track"]).value
     table = pd.DataFrame(scores).assign(change=lambda both: (both[ROUNDED] - both[TRAINED]).abs())
-    return table.groupby(KEYS, sort=False).agg(trained=(TRAINED, "mean"), rounded=(ROUNDED, "mean"), largest=("change", "max"), n=("change", "count")).reset_index()
+    return (
+        table.groupby(KEYS, sort=False)
+        .agg(trained=(TRAINED, "mean"), rounded=(ROUNDED, "mean"), largest=("change", "max"), n=("change", "count"))
+        .reset_index()
+    )
 
 
 def _log_joint(separator: Separator, codes: Tensor, evaluation: Evaluation) -> Tensor:
@@ -122,7 +147,10 @@ def _log_joint(separator: Separator, codes: Tensor, evaluation: Evaluation) -> T
     total = separator.likelihood.log_likelihood(heard[:, None].expand(codes.shape[1:]), codes[0], codes[1]).sum(-1)
     for prior, own in zip(separator.priors, codes, strict=True):
         parts = own.flatten(0, 1).split(8)
-        found = [(prior(part) / separator.stack.temperature).log_softmax(-1).gather(-1, part[..., None]).sum((1, 2)) for part in parts]
+        found = [
+            (prior(part) / separator.stack.temperature).log_softmax(-1).gather(-1, part[..., None]).sum((1, 2))
+            for part in parts
+        ]
         total = total + torch.cat(found).view_as(total)
     return total
 
@@ -135,14 +163,23 @@ def _figures(evaluation: Evaluation, method: str) -> pd.DataFrame:
     rows = []
     held_out = pipeline.codes(spec.vqvae, "validation")
     for p, source in enumerate(evaluation.chunks.names):
-        crops = held_out.random_crops(p, 32, pipeline.profile.prior.crop_codes, seeded_generator(pipeline.profile.seed, 4)).to(pipeline.device)
-        rows.append(("prior, validation songs", source, *(nats_per_code(s.priors[p], crops) for s in (trained, rounded)), NATS))
+        crops = held_out.random_crops(
+            p, 32, pipeline.profile.prior.crop_codes, seeded_generator(pipeline.profile.seed, 4)
+        ).to(pipeline.device)
+        rows.append(
+            ("prior, validation songs", source, *(nats_per_code(s.priors[p], crops) for s in (trained, rounded)), NATS)
+        )
     triples = pipeline.triples(spec.vqvae, "validation").to(pipeline.device)
     nats = [-float(s.likelihood.log_likelihood(triples[2], triples[0], triples[1]).mean()) for s in (trained, rounded)]
     rows.append(("likelihood, validation songs", "", *nats, NATS))
     ceilings, codes = zip(*(_decoded(evaluation, s.vqvae) for s in (trained, rounded)), strict=True)
-    rows += [(CEILING, source, *(float(np.nanmean(c[p])) for c in ceilings), "dB") for p, source in enumerate(evaluation.chunks.names)]
-    rows.append(("codes of the sources that stay the same", "", 1.0, float((codes[0] == codes[1]).float().mean()), "share"))
+    rows += [
+        (CEILING, source, *(float(np.nanmean(c[p])) for c in ceilings), "dB")
+        for p, source in enumerate(evaluation.chunks.names)
+    ]
+    rows.append(
+        ("codes of the sources that stay the same", "", 1.0, float((codes[0] == codes[1]).float().mean()), "share")
+    )
     return pd.DataFrame(rows, columns=["figure", "source", "trained", "rounded", "unit"]).assign(method=method)
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import pandas as pd
 from torch import Tensor
 
-from hybridsep.evaluation import Evaluation, rows_where
-from hybridsep.metrics import sdr
-from hybridsep.pipeline import Pipeline
-from hybridsep.profiles import Profile, method_spec
-from hybridsep.separation import STFT_SIZE, wiener
-from hybridsep.statistics import holm
+from hybridsep.core.profiles import Profile, method_spec
+from hybridsep.evaluation.chunks import Evaluation, rows_where
+from hybridsep.evaluation.metrics import sdr
+from hybridsep.evaluation.statistics import holm
+from hybridsep.inference.separator import STFT_SIZE, wiener
+from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.studies import Study
 from hybridsep.studies.effects import BLIND, SOURCES_MEAN, interval_columns, permutation_p, song_values
 
@@ -21,7 +21,15 @@ METHOD = "hybrid"
 CODEC = f"codec-{method_spec(METHOD).vqvae}"
 CHUNKS = 16
 FIRST_SHARE = 0.25  # of the present steps of the priors
-START, REFINED, LONGER, TEMPERED, VARIED, MORE, AVERAGED = "start", "refinement", "longer", "temperature", "effects", "particles", "filters"
+START, REFINED, LONGER, TEMPERED, VARIED, MORE, AVERAGED = (
+    "start",
+    "refinement",
+    "longer",
+    "temperature",
+    "effects",
+    "particles",
+    "filters",
+)
 STEPS = (START, REFINED, LONGER, TEMPERED, VARIED, MORE, AVERAGED)
 TOGETHER = "together"
 # Window and trust of the filter that refines the stems in place of the present ones, each pair alone. Its first form was plain masks, of a shorter window.
@@ -113,7 +121,11 @@ def _scores(evaluation: Evaluation, stems: Tensor) -> dict[tuple[str, str], floa
     """SDR in dB of stems [P, B, T], by source and song."""
     chunks = evaluation.chunks
     values = sdr(stems.numpy(), chunks.sources[..., : stems.shape[-1]].numpy(), chunks.sample_rate)
-    return {(source, track): float(values[p, b]) for p, source in enumerate(chunks.names) for b, track in enumerate(chunks.tracks)}
+    return {
+        (source, track): float(values[p, b])
+        for p, source in enumerate(chunks.names)
+        for b, track in enumerate(chunks.tracks)
+    }
 
 
 def gains_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -156,4 +168,11 @@ def _gain(score: Scorer, step: str, refine: str, before: str, before_refine: str
     ceiling = score(CODEC, BEFORE_ASIDE if step in ASIDE else step, "none").mean()
     found = (now - then).to_numpy()
     figures = {"score": now.mean(), "ceiling": ceiling, "remaining": ceiling - now.mean()}
-    return {"step": step, "refine": refine, "source": source, **interval_columns(found), "p": permutation_p(found), **figures}
+    return {
+        "step": step,
+        "refine": refine,
+        "source": source,
+        **interval_columns(found),
+        "p": permutation_p(found),
+        **figures,
+    }

@@ -6,9 +6,9 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from hybridsep.evaluation import Evaluation
-from hybridsep.linearity import measure_linearity
-from hybridsep.profiles import METHODS, TrainingSettings, method_spec
+from hybridsep.core.profiles import METHODS, TrainingSettings, method_spec
+from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.evaluation.linearity import measure_linearity
 from hybridsep.studies import Study
 
 WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -30,7 +30,9 @@ def linearity(study: Study) -> None:
             evaluation={"chunks": CHUNKS},
         )
         evaluation = Evaluation(pipeline, "validation")
-        of_codebook = measure_linearity(pipeline.vqvae("linear").codebook.cpu(), pipeline.triples("linear", "validation"))
+        of_codebook = measure_linearity(
+            pipeline.vqvae("linear").codebook.cpu(), pipeline.triples("linear", "validation")
+        )
         ceiling = evaluation.score_estimates("codec-linear", evaluation.codec("linear"))
         runs = [evaluation.blind_run(method).rows for method in METHODS if method_spec(method).vqvae == "linear"]
         records = {f"nats_{source}": pipeline.prior_step("linear", source).record for source in profile.source_names}

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hybridsep.data.composer import COMPOSER_VERSION, compose_song
+from hybridsep.core.files import write_atomically
 from hybridsep.data.effects import EFFECTS, apply_effect, as_loud_as, draws
-from hybridsep.data.minislakh import own_soundfont, render_song
+from hybridsep.data.minislakh.composer import COMPOSER_VERSION, compose_song
+from hybridsep.data.minislakh.render import own_soundfont, render_song
 from hybridsep.data.slakh import read_tracks
 from hybridsep.data.stems import MIXTURE_RMS
-from hybridsep.evaluation import Evaluation, pair_sources, read_rows
-from hybridsep.pipeline import Pipeline
-from hybridsep.prior import nats_per_code
+from hybridsep.evaluation.chunks import Evaluation, pair_sources, read_rows
+from hybridsep.models.prior import nats_per_code
+from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.studies import Study
 from hybridsep.studies.effects import SOURCES_MEAN, interval_columns, song_values
-from hybridsep.training import write_atomically
 
 SEPARATED_BY = ("hybrid", "lass")
 KEPT_METRICS = ("sdr", "si_sdr_improvement", "stft_distance", "log_evidence", "seconds")
@@ -57,8 +57,15 @@ class ChangedSound(Evaluation):
         for name, start in zip(self.chunks.tracks, self.chunks.starts, strict=True):
             track = stems.names.index(name)
             around = slice(max(0, start - context), min(stems.lengths[track], start + length + context))
-            heard = [stems.crop(p, track, around.start, around.stop - around.start).numpy() for p in range(len(stems.audio))]
-            changed = np.stack([change(source, name, around, samples) for source, samples in zip(self.chunks.names, heard, strict=True)])
+            heard = [
+                stems.crop(p, track, around.start, around.stop - around.start).numpy() for p in range(len(stems.audio))
+            ]
+            changed = np.stack(
+                [
+                    change(source, name, around, samples)
+                    for source, samples in zip(self.chunks.names, heard, strict=True)
+                ]
+            )
             pieces.append(torch.from_numpy(changed)[:, start - around.start :][:, :length])
         return pair_sources(torch.stack(pieces, 1), stems.pairing)
 
@@ -74,14 +81,22 @@ class ChangedSound(Evaluation):
             """Encode the changed stems and their mixtures at the level that the method hears them at."""
             separator, chunks = self.pipeline.separator(method), self.chunks
             level = MIXTURE_RMS / chunks.mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-9)
-            *sources, mixture = (separator.vqvae.encode((x * level).to(separator.device)) for x in (*chunks.sources, chunks.mixture))
+            *sources, mixture = (
+                separator.vqvae.encode((x * level).to(separator.device)) for x in (*chunks.sources, chunks.mixture)
+            )
             rows = [
                 (track, "prior", name, nats_per_code(prior, codes[b : b + 1]))
                 for name, prior, codes in zip(chunks.names, separator.priors, sources, strict=True)
                 for b, track in enumerate(chunks.tracks)
             ]
-            given = separator.likelihood.log_likelihood(*(codes.flatten() for codes in (mixture, *sources))).view(mixture.shape).mean(1)
-            rows += [(track, "likelihood", "", -float(value)) for track, value in zip(chunks.tracks, given, strict=True)]
+            given = (
+                separator.likelihood.log_likelihood(*(codes.flatten() for codes in (mixture, *sources)))
+                .view(mixture.shape)
+                .mean(1)
+            )
+            rows += [
+                (track, "likelihood", "", -float(value)) for track, value in zip(chunks.tracks, given, strict=True)
+            ]
             table = pd.DataFrame(rows, columns=["track", "part", "source", "value"])
             write_atomically(step.folder / "nats.csv", table.to_csv(index=False, na_rep="nan").encode())
             return {"chunks": len(chunks)}
@@ -91,13 +106,20 @@ class ChangedSound(Evaluation):
 
     def _chunk_settings(self) -> dict:
         settings = super()._chunk_settings()
-        return {**settings, "sound": hashlib.sha256(self.chunks.sources.numpy().tobytes()).hexdigest()} if self.changed else settings
+        return (
+            {**settings, "sound": hashlib.sha256(self.chunks.sources.numpy().tobytes()).hexdigest()}
+            if self.changed
+            else settings
+        )
 
 
 def out_of_domain(study: Study) -> None:
     """Hybrid and LASS, the mixture itself and both codecs on the test chunks in every condition; nats per code of the true codes."""
     pipeline = study.evaluation().pipeline
-    conditions = {AS_RENDERED: ChangedSound(pipeline), **{name: ChangedSound(pipeline, change) for name, change in _changes(study, pipeline).items()}}
+    conditions = {
+        AS_RENDERED: ChangedSound(pipeline),
+        **{name: ChangedSound(pipeline, change) for name, change in _changes(study, pipeline).items()},
+    }
     rows, nats = [], []
     for method in SEPARATED_BY:
         for name, evaluation in conditions.items():
@@ -129,7 +151,13 @@ def falls_table(table: pd.DataFrame) -> pd.DataFrame:
             before = song_values(of_signal, condition=AS_RENDERED, **only)
             for condition in dict.fromkeys(of_signal.condition):
                 now = song_values(of_signal, condition=condition, **only)
-                labels = {"condition": condition, "method": method, "refine": refine, "source": source, "score": now.mean()}
+                labels = {
+                    "condition": condition,
+                    "method": method,
+                    "refine": refine,
+                    "source": source,
+                    "score": now.mean(),
+                }
                 rows.append({**labels, **interval_columns((now - before).to_numpy())})
     return pd.DataFrame(rows)
 
@@ -139,7 +167,9 @@ def _changes(study: Study, pipeline: Pipeline) -> dict[str, Change]:
     seed, sample_rate = pipeline.profile.evaluation.seed, pipeline.profile.data.sample_rate
 
     def by_effect(effect: str) -> Change:
-        return lambda source, track, _, samples: apply_effect(effect, samples, sample_rate, draws(seed, effect, track, source))
+        return lambda source, track, _, samples: apply_effect(
+            effect, samples, sample_rate, draws(seed, effect, track, source)
+        )
 
     changes = {effect: by_effect(effect) for effect in EFFECTS}
     font = find_soundfont()
@@ -171,7 +201,9 @@ def _rendered_with(font: Path, pipeline: Pipeline) -> Change:
 
     @lru_cache(maxsize=1)
     def song(track: str) -> dict[str, np.ndarray]:
-        return render_song(compose_song(made["seed"], indices[track], made["seconds"]), sample_rate, parts.values(), font)
+        return render_song(
+            compose_song(made["seed"], indices[track], made["seconds"]), sample_rate, parts.values(), font
+        )
 
     return lambda source, track, place, samples: as_loud_as(samples, song(track)[parts[source]][place])
 

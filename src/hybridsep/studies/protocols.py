@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from hybridsep.profiles import METHODS
+from hybridsep.core.profiles import METHODS
 from hybridsep.studies import Study
 from hybridsep.studies.comparison import CHUNKS, all_runs
 from hybridsep.studies.effects import SOURCES_MEAN, interval_columns, song_values
@@ -49,9 +49,15 @@ def choices_table(table: pd.DataFrame) -> pd.DataFrame:
         for search in dict.fromkeys(table.search):
             for source in (SOURCES_MEAN, *dict.fromkeys(s for s in table.source if s)):
                 where = {"search": search, **({} if source == SOURCES_MEAN else {"source": source})}
-                each = {m: song_values(table, method=m, **where, **to) - song_values(table, method=m, **where, **origin) for m in METHODS}
+                each = {
+                    m: song_values(table, method=m, **where, **to) - song_values(table, method=m, **where, **origin)
+                    for m in METHODS
+                }
                 each[ALL_CELLS] = sum(each.values()) / len(METHODS)
-                rows += [{"choice": choice, "search": search, "method": m, "source": source, **interval_columns(values)} for m, values in each.items()]
+                rows += [
+                    {"choice": choice, "search": search, "method": m, "source": source, **interval_columns(values)}
+                    for m, values in each.items()
+                ]
     return pd.DataFrame(rows)
 
 
@@ -66,7 +72,9 @@ def published_table(table: pd.DataFrame) -> pd.DataFrame:
         search = score.search or "ancestral"
         seconds = song_values(table, method=score.method, search=search, metric="seconds").mean()
         for source, published in score.sdr.items():
-            own = interval_columns(song_values(table, method=score.method, search=search, source=source, **_SEED).to_numpy())
+            own = interval_columns(
+                song_values(table, method=score.method, search=search, source=source, **_SEED).to_numpy()
+            )
             rows.append({
                 "who": score.who, "method": score.method, "search": score.search, "source": source, "published": published, "published_seconds": score.seconds,
                 "ours": own["mean"], "std": own["std"], "n": own["n"], "ours_seconds": seconds,

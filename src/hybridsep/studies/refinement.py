@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 from torch import Tensor
 
-from hybridsep.evaluation import Evaluation
-from hybridsep.metrics import sdr
-from hybridsep.profiles import METHODS
-from hybridsep.separation import wiener
+from hybridsep.core.profiles import METHODS
+from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.evaluation.metrics import sdr
+from hybridsep.inference.separator import wiener
 from hybridsep.studies import Study
 
 CHUNKS = 12
@@ -21,11 +21,15 @@ def refinement(study: Study) -> None:
     evaluation = study.evaluation("validation", chunks=CHUNKS)
     frames = []
     for method in METHODS:
-        found = evaluation.pipeline.separator(method).estimate(evaluation.chunks.mixture, seed=evaluation.settings.seed, label=method)
+        found = evaluation.pipeline.separator(method).estimate(
+            evaluation.chunks.mixture, seed=evaluation.settings.seed, label=method
+        )
         stems, mixture = found.stems.cpu(), found.mixture.cpu()
         frames.append(_scores(evaluation, stems).assign(method=method, size=0, trust=float("nan")))
         frames += [
-            _scores(evaluation, wiener(stems, mixture, size, trust)).assign(method=method, size=size, trust=trust) for size in SIZES for trust in TRUSTS
+            _scores(evaluation, wiener(stems, mixture, size, trust)).assign(method=method, size=size, trust=trust)
+            for size in SIZES
+            for trust in TRUSTS
         ]
     study.write("scores", pd.concat(frames, ignore_index=True))
 
@@ -34,5 +38,7 @@ def _scores(evaluation: Evaluation, stems: Tensor) -> pd.DataFrame:
     """SDR in dB of stems [P, B, T]: one row per source and chunk."""
     chunks = evaluation.chunks
     values = sdr(stems.numpy(), chunks.sources[..., : stems.shape[-1]].numpy(), chunks.sample_rate)
-    rows = [(track, source, values[p, b]) for p, source in enumerate(chunks.names) for b, track in enumerate(chunks.tracks)]
+    rows = [
+        (track, source, values[p, b]) for p, source in enumerate(chunks.names) for b, track in enumerate(chunks.tracks)
+    ]
     return pd.DataFrame(rows, columns=("track", "source", "sdr"))

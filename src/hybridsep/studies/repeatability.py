@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from hybridsep.evaluation import Evaluation
-from hybridsep.pipeline import Pipeline
-from hybridsep.profiles import METHODS, load_profile
+from hybridsep.core.profiles import METHODS, load_profile
+from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.studies import Study
 from hybridsep.studies.effects import BLIND, SOURCES_MEAN, cell_scores, ingredient_effects
 
@@ -22,7 +22,9 @@ def repeatability(study: Study) -> None:
     tables = []
     for seed in range(SEEDS):
         for kind, evaluation, search_seed in (("training", _trained(study, seed), None), ("search", searched, seed)):
-            rows = pd.concat([evaluation.blind_run(method, seed=search_seed).rows for method in METHODS], ignore_index=True)
+            rows = pd.concat(
+                [evaluation.blind_run(method, seed=search_seed).rows for method in METHODS], ignore_index=True
+            )
             tables.append(rows[rows.metric.isin(("sdr", "log_evidence"))].assign(varied=kind, seed=seed))
     table = pd.concat(tables, ignore_index=True)
     study.write("scores", table)
@@ -32,7 +34,11 @@ def repeatability(study: Study) -> None:
 def _trained(study: Study, seed: int) -> Evaluation:
     """Models of their own for each seed, on the same songs; in a folder of their own beside the other runs."""
     profile = load_profile(TRAINING_PROFILE)
-    changes = {"name": "repeatability", "seed": seed, "evaluation": profile.evaluation.model_copy(update={"chunks": TRAINING_CHUNKS})}
+    changes = {
+        "name": "repeatability",
+        "seed": seed,
+        "evaluation": profile.evaluation.model_copy(update={"chunks": TRAINING_CHUNKS}),
+    }
     return Evaluation(Pipeline(profile.model_copy(update=changes), study.pipeline.root.parent))
 
 
@@ -51,7 +57,11 @@ def spread_table(table: pd.DataFrame) -> pd.DataFrame:
             for source in (SOURCES_MEAN, *dict.fromkeys(s for s in table.source if s)):
                 means = pd.DataFrame([_means(part, refine, source) for _, part in of_kind.groupby("seed")])
                 summary = means.agg(["mean", "std", "min", "max"]).T.rename(columns={"min": "low", "max": "high"})
-                rows.append(summary.rename_axis("what").reset_index().assign(varied=varied, refine=refine, source=source, seeds=len(means)))
+                rows.append(
+                    summary.rename_axis("what")
+                    .reset_index()
+                    .assign(varied=varied, refine=refine, source=source, seeds=len(means))
+                )
     return pd.concat(rows, ignore_index=True)
 
 

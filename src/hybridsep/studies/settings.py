@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import pandas as pd
 from scipy.stats import spearmanr
 
-from hybridsep.decoding import PriorStack
-from hybridsep.evaluation import Evaluation
-from hybridsep.likelihood import CountLikelihood, Likelihood, SumLikelihood
-from hybridsep.profiles import METHODS
-from hybridsep.separation import SearchOptions, Separator
-from hybridsep.statistics import holm
+from hybridsep.core.profiles import METHODS
+from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.evaluation.statistics import holm
+from hybridsep.inference.decoder import PriorStack
+from hybridsep.inference.likelihood import CountLikelihood, Likelihood, SumLikelihood
+from hybridsep.inference.separator import SearchOptions, Separator
 from hybridsep.studies import Study
 from hybridsep.studies.effects import BLIND, interval_columns, permutation_p, song_values
 
@@ -124,9 +124,16 @@ def settings(study: Study) -> None:
     rows = []
     for sweep in SWEEPS:
         own = own_values(evaluation, sweep.method)[sweep.setting]
-        rows.append(evaluation.blind_run(sweep.method).rows.assign(setting=sweep.setting, tried=own, own=True, comparable=True))
+        rows.append(
+            evaluation.blind_run(sweep.method).rows.assign(setting=sweep.setting, tried=own, own=True, comparable=True)
+        )
         tried = (value for value in sweep.values if value != own)
-        rows += [_run(evaluation, sweep, value).assign(setting=sweep.setting, tried=value, own=False, comparable=sweep.comparable) for value in tried]
+        rows += [
+            _run(evaluation, sweep, value).assign(
+                setting=sweep.setting, tried=value, own=False, comparable=sweep.comparable
+            )
+            for value in tried
+        ]
     table = pd.concat(rows, ignore_index=True)
     study.write("scores", table[table.metric.isin(("sdr", "log_evidence", "seconds"))])
     study.write("differences", differences_table(table))
@@ -146,7 +153,12 @@ def own_values(evaluation: Evaluation, method: str) -> dict[str, float]:
 
 def _run(evaluation: Evaluation, sweep: Sweep, value: float) -> pd.DataFrame:
     changed = sweep.change(evaluation.pipeline.separator(sweep.method), value)
-    return evaluation.blind_run(sweep.method, particles=changed.profile.search.particles, variant=f"{sweep.setting}-{value:g}", change=lambda _: changed).rows
+    return evaluation.blind_run(
+        sweep.method,
+        particles=changed.profile.search.particles,
+        variant=f"{sweep.setting}-{value:g}",
+        change=lambda _: changed,
+    ).rows
 
 
 def differences_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -165,7 +177,14 @@ def differences_table(table: pd.DataFrame) -> pd.DataFrame:
         own = part.tried[part.own].iloc[0]
         found = {tried: (values - scores[own]).to_numpy() for tried, values in scores.items() if tried != own}
         rows += [
-            {"method": method, "setting": setting, "tried": tried, "own": own, **interval_columns(values), "p": permutation_p(values)}
+            {
+                "method": method,
+                "setting": setting,
+                "tried": tried,
+                "own": own,
+                **interval_columns(values),
+                "p": permutation_p(values),
+            }
             for tried, values in found.items()
         ]
     differences = pd.DataFrame(rows)
@@ -186,7 +205,11 @@ def correlation_table(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for method, of_method in table.groupby("method", sort=False):
         comparable = of_method[of_method.comparable]
-        for which, chosen in ((COMPARABLE, comparable), (WITHOUT_N, comparable[~comparable.setting.isin(NUMBERS)]), (ALL_SETTINGS, of_method)):
+        for which, chosen in (
+            (COMPARABLE, comparable),
+            (WITHOUT_N, comparable[~comparable.setting.isin(NUMBERS)]),
+            (ALL_SETTINGS, of_method),
+        ):
             for refine in ("none", "wiener"):
                 pairs = setting_means(chosen, refine)
                 # The profile's own run stands once for each setting.
@@ -205,6 +228,8 @@ def setting_means(table: pd.DataFrame, refine: str) -> pd.DataFrame:
     """Evidence (nats per code) and SDR (dB, mean over sources) of every setting and song: columns setting, tried, track, evidence, sdr."""
     parts = []
     for (setting, tried), rows in table.groupby(["setting", "tried"], sort=False):
-        both = pd.DataFrame({"evidence": song_values(rows, metric="log_evidence"), "sdr": song_values(rows, **BLIND, refine=refine)})
+        both = pd.DataFrame(
+            {"evidence": song_values(rows, metric="log_evidence"), "sdr": song_values(rows, **BLIND, refine=refine)}
+        )
         parts.append(both.reset_index().assign(setting=setting, tried=tried))
     return pd.concat(parts, ignore_index=True)

@@ -12,14 +12,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from hybridsep.data.minislakh import PARTS, make_minislakh
-from hybridsep.evaluation import Evaluation
-from hybridsep.pipeline import Pipeline, Step
-from hybridsep.prior import Prior
-from hybridsep.profiles import VQVAEKind, method_spec
+from hybridsep.core.profiles import VQVAEKind, method_spec
+from hybridsep.data.minislakh.render import PARTS, make_minislakh
+from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.models.prior import Prior
+from hybridsep.models.vqvae import VQVAE
+from hybridsep.pipeline.pipeline import Pipeline, Step
 from hybridsep.studies import Study
 from hybridsep.studies.baselines import separate_by, trained_tasnet, training_seconds
-from hybridsep.vqvae import VQVAE
 
 METHOD = "hybrid"
 THIRD, THIRD_CLASS = "piano", "Piano"
@@ -37,7 +37,9 @@ class OtherPair(Pipeline):
     """
 
     def __init__(self, base: Pipeline, sources: dict[str, str], trained: Mapping[str, Pipeline]):
-        super().__init__(base.profile.model_copy(update={"sources": sources}), base.root.parent, base.data, records=base.records)
+        super().__init__(
+            base.profile.model_copy(update={"sources": sources}), base.root.parent, base.data, records=base.records
+        )
         self.base, self.trained = base, trained
         self.root = base.root / "-".join(sources)
         self._recorded_inputs = base._recorded_inputs
@@ -50,7 +52,14 @@ class OtherPair(Pipeline):
         step = self.base.step(f"songs-{THIRD}", settings, parts)
 
         def make() -> dict:
-            make_minislakh(step.folder / "MiniSlakh", settings.tracks, settings.seconds, settings.seed, settings.sample_rate, parts=parts)
+            make_minislakh(
+                step.folder / "MiniSlakh",
+                settings.tracks,
+                settings.seconds,
+                settings.seed,
+                settings.sample_rate,
+                parts=parts,
+            )
             return {"tracks": settings.tracks, "seconds": settings.seconds}
 
         self.base.make(step, make)
@@ -70,7 +79,11 @@ class OtherPair(Pipeline):
 
     def prior_step(self, kind: VQVAEKind, source: str) -> Step:
         """Where it is kept."""
-        return self.trained[source].prior_step(kind, source) if source in self.trained else super().prior_step(kind, source)
+        return (
+            self.trained[source].prior_step(kind, source)
+            if source in self.trained
+            else super().prior_step(kind, source)
+        )
 
     @property
     def _record(self) -> Path:
@@ -95,7 +108,13 @@ def third_instrument(study: Study) -> None:
     kind = method_spec(METHOD).vqvae
     for source, run in trained.items():
         figures = run.prior_step(kind, source).record["figures"]
-        nats.append({"source": source, "nats_per_code": figures["validation_nats_per_code"], "seconds": run.prior_step(kind, source).record["seconds"]})
+        nats.append(
+            {
+                "source": source,
+                "nats_per_code": figures["validation_nats_per_code"],
+                "seconds": run.prior_step(kind, source).record["seconds"],
+            }
+        )
     table = pd.concat(rows, ignore_index=True)
     study.write("scores", table[table.metric.isin(KEPT_METRICS)])
     study.write("priors", pd.DataFrame(nats))
@@ -104,7 +123,11 @@ def third_instrument(study: Study) -> None:
 def _first_pair(base: Pipeline, network: torch.nn.Module) -> pd.DataFrame:
     """The pair that both methods were trained for."""
     evaluation = Evaluation(base)
-    runs = [evaluation.blind_run(METHOD).rows, evaluation.score_estimates("convtasnet", _separated(evaluation, network)), evaluation.references()]
+    runs = [
+        evaluation.blind_run(METHOD).rows,
+        evaluation.score_estimates("convtasnet", _separated(evaluation, network)),
+        evaluation.references(),
+    ]
     return pd.concat(runs, ignore_index=True).assign(pair=" + ".join(base.profile.source_names))
 
 

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from hybridsep.evaluation import Chunks, Evaluation
-from hybridsep.metrics import sdr, si_sdr
-from hybridsep.separation import SearchOptions, Separator, wiener
-from hybridsep.statistics import bootstrap_interval, paired_permutation_test
+from hybridsep.core.files import load_weights, write_atomically
+from hybridsep.evaluation.chunks import Chunks, Evaluation
+from hybridsep.evaluation.metrics import sdr, si_sdr
+from hybridsep.evaluation.statistics import bootstrap_interval, paired_permutation_test
+from hybridsep.inference.separator import SearchOptions, Separator, wiener
+from hybridsep.inference.windows import Windows
 from hybridsep.studies import Study
-from hybridsep.training import load_weights, write_atomically
-from hybridsep.windows import Windows
 
 SONGS = 8
 SECONDS = 12.0
@@ -56,13 +56,22 @@ def windows(study: Study) -> None:
     true = jumps(chunks.sources.numpy(), places, chunks.sample_rate)
     study.write("jumps_of_true_sources", pd.DataFrame(true.T, columns=chunks.names).assign(track=chunks.tracks))
     times = pd.DataFrame([{"way": way, **separated.figures} for way, separated in found.items()])
-    study.write("times", times.assign(songs_at_once=len(chunks), song_seconds=SECONDS, windows=len(places), threads=torch.get_num_threads()))
+    study.write(
+        "times",
+        times.assign(
+            songs_at_once=len(chunks), song_seconds=SECONDS, windows=len(places), threads=torch.get_num_threads()
+        ),
+    )
 
 
 def _separated(study: Study, evaluation: Evaluation, separator: Separator, way: str) -> Separated:
     """Made once for a method, the songs and a way."""
     settings = study.pipeline.profile.search.model_dump(), evaluation.chunks.tracks, evaluation.chunks.starts, SECONDS
-    step = study.pipeline.step("windows-" + way.replace(",", "").replace("'", "").replace(" ", "-"), study.pipeline.method_version(METHOD), *settings)
+    step = study.pipeline.step(
+        "windows-" + way.replace(",", "").replace("'", "").replace(" ", "-"),
+        study.pipeline.method_version(METHOD),
+        *settings,
+    )
     mixture, seed = evaluation.chunks.mixture, evaluation.settings.seed
 
     def make() -> dict:
@@ -73,7 +82,9 @@ def _separated(study: Study, evaluation: Evaluation, separator: Separator, way: 
         separator.estimate_windows(mixture[:1], SearchOptions(seed=seed, label=f"{way}, one song"), *WAYS[way])
         together, alone = (all_done - started) / len(mixture), _clocks() - all_done
         tensors = {"stems": stems, "log_evidence": nats}
-        write_atomically(step.folder / "separated.safetensors", save({name: value.contiguous() for name, value in tensors.items()}))
+        write_atomically(
+            step.folder / "separated.safetensors", save({name: value.contiguous() for name, value in tensors.items()})
+        )
         names = ("seconds", "processor_seconds", "seconds_alone", "processor_seconds_alone")
         return dict(zip(names, [*together, *alone], strict=True))
 
@@ -104,7 +115,10 @@ def _scores(chunks: Chunks, way: str, found: Separated, places: Windows) -> pd.D
             for p, source in enumerate(chunks.names)
             for b, track in enumerate(chunks.tracks)
         ]
-    rows += [(way, track, "", "", "log_evidence", float(nats)) for track, nats in zip(chunks.tracks, found.log_evidence, strict=True)]
+    rows += [
+        (way, track, "", "", "log_evidence", float(nats))
+        for track, nats in zip(chunks.tracks, found.log_evidence, strict=True)
+    ]
     return pd.DataFrame(rows, columns=["way", "track", "refine", "source", "metric", "value"])
 
 

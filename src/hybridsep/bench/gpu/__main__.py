@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hybridsep.errors import HybridsepError
+from hybridsep.core.errors import HybridsepError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 ALL = "all"
@@ -17,10 +17,14 @@ ALL = "all"
 
 @app.command()
 def measure(
-    stage: Annotated[str, typer.Argument(help="verify, kernels, decode, train, evaluate, or all of them one after the other")],
+    stage: Annotated[
+        str, typer.Argument(help="verify, kernels, decode, train, evaluate, or all of them one after the other")
+    ],
     out: Annotated[Path, typer.Option("--out", help="folder of the results")] = Path("book/results/gpu"),
     runs: Annotated[Path, typer.Option("--runs", help="folder of all runs; keep it between the calls")] = Path("runs"),
-    minutes: Annotated[float, typer.Option(min=0.0, help="for this call; what is thought not to fit into them is left for the next")] = 9.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.0, help="for this call; what is thought not to fit into them is left for the next")
+    ] = 9.0,
     quick: Annotated[bool, typer.Option("--quick", help="tiny sizes, on any device, to see that it runs")] = False,
     again: Annotated[bool, typer.Option("--again", help="measure the stage's parts anew")] = False,
 ) -> None:
@@ -30,7 +34,13 @@ def measure(
     from hybridsep.bench.gpu import decode, evaluate, kernels, train, verify
     from hybridsep.bench.gpu.session import Session
 
-    stages = {"verify": verify.parts, "kernels": kernels.parts, "decode": decode.parts, "train": train.parts, "evaluate": evaluate.parts}
+    stages = {
+        "verify": verify.parts,
+        "kernels": kernels.parts,
+        "decode": decode.parts,
+        "train": train.parts,
+        "evaluate": evaluate.parts,
+    }
     if stage not in (*stages, ALL):
         raise HybridsepError(f"unknown stage '{stage}': choose one of {', '.join(stages)} or {ALL}")
     session, right = Session(out, runs, minutes, quick, typer.echo), True

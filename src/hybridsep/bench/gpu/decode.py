@@ -10,13 +10,13 @@ import torch
 
 from hybridsep.bench.gpu.session import Part, Session, peak_gib
 from hybridsep.bench.measure import Timing, machine_rates, time_calls
-from hybridsep.bench.models import dtype_name, song_mixture, untrained_separator
+from hybridsep.bench.models import song_mixture, untrained_separator
 from hybridsep.bench.profile import weight_products
 from hybridsep.bench.report import Goal, Row
 from hybridsep.budget import cache_bytes
-from hybridsep.device import fast_dtype
-from hybridsep.profiles import load_profile
-from hybridsep.separation import SearchOptions, Separator
+from hybridsep.core.device import dtype_name, fast_dtype
+from hybridsep.core.profiles import load_profile
+from hybridsep.inference.separator import SearchOptions, Separator
 
 PROFILES, QUICK_PROFILES = ("cpu", "t4", "paper"), ("smoke",)
 WINDOWS, QUICK_WINDOWS = (1, 8, 80), (1, 3)
@@ -62,7 +62,11 @@ def _timed(name: str, windows: int, session: Session) -> list[dict]:
         return separator.search_codes(codes[:, :steps], SearchOptions("particle", particles))
 
     search(WARM_UP_CODES)
-    calls = {"short": partial(search, shorter), "long": partial(search, length), "audio": lambda: separator.estimate(mixture, "particle", particles)}
+    calls = {
+        "short": partial(search, shorter),
+        "long": partial(search, length),
+        "audio": lambda: separator.estimate(mixture, "particle", particles),
+    }
     times = time_calls(calls, 1 if quick else REPEATS, BUDGET_SECONDS, session.device)
     step = Timing((max(1e-9, times["long"].median - times["short"].median) / (length - shorter),))
     audio_seconds, at_once = windows * seconds, min(windows, max(1, separator.profile.search.max_rows // particles))
@@ -70,11 +74,26 @@ def _timed(name: str, windows: int, session: Session) -> list[dict]:
         "profile": name, "windows": windows, "particles": particles, "steps": length, "codes": separator.likelihood.codes,
         "dtype": dtype_name(separator.stack.dtype), "windows_at_once": at_once,
     } | peak_gib(session.device)  # fmt: skip
-    speed = {"audio_seconds": audio_seconds, "times_real_time": audio_seconds / times["audio"].median, "search_seconds": times["long"].median}
-    whole = Row(f"audio/{name}/{windows}", times["audio"], None, common | speed, None if quick else CHUNK_GOALS.get((name, windows)))
+    speed = {
+        "audio_seconds": audio_seconds,
+        "times_real_time": audio_seconds / times["audio"].median,
+        "search_seconds": times["long"].median,
+    }
+    whole = Row(
+        f"audio/{name}/{windows}",
+        times["audio"],
+        None,
+        common | speed,
+        None if quick else CHUNK_GOALS.get((name, windows)),
+    )
     floor = _floor(separator, windows * particles, -(-windows // at_once), step.median, quick)
     goal = FLOOR_GOAL if floor["weights_dominate"] and not quick else None
-    return [whole.as_dict(), Row(f"step/{name}/{windows}", step, None, common | {"step_milliseconds": 1000 * step.median} | floor, goal).as_dict()]
+    return [
+        whole.as_dict(),
+        Row(
+            f"step/{name}/{windows}", step, None, common | {"step_milliseconds": 1000 * step.median} | floor, goal
+        ).as_dict(),
+    ]
 
 
 @lru_cache(maxsize=1)

@@ -10,10 +10,10 @@ import pandas as pd
 from hybridsep.bench.gpu.session import Part, Session, peak_gib
 from hybridsep.bench.gpu.train import trained_profile
 from hybridsep.bench.gpu.weights import export_weights, exported, model_steps
-from hybridsep.checkpoint import write_atomically
-from hybridsep.evaluation import Evaluation, read_rows
-from hybridsep.pipeline import Pipeline, Step
-from hybridsep.profiles import METHODS, method_spec
+from hybridsep.core.files import write_atomically
+from hybridsep.core.profiles import METHODS, method_spec
+from hybridsep.evaluation.chunks import Evaluation, read_rows
+from hybridsep.pipeline.pipeline import Pipeline, Step
 
 METRICS = ("sdr", "si_sdr_improvement", "seconds", "log_evidence")
 SCORES = "evaluation.csv"
@@ -55,7 +55,11 @@ def _run(session: Session, pipeline: Pipeline, method: str, search: str) -> list
     run = Evaluation(pipeline).run(method, search)
     _keep_scores(session, run.rows)
     seconds = float(run.rows[run.rows.metric == "seconds"].value.mean())
-    measured = {"particles": run.particles, "seconds_per_chunk": seconds, "nats_per_code": float(run.log_evidence.mean())}
+    measured = {
+        "particles": run.particles,
+        "seconds_per_chunk": seconds,
+        "nats_per_code": float(run.log_evidence.mean()),
+    }
     return [{"name": f"{method}/{search}", **measured, **peak_gib(session.device)}]
 
 

@@ -21,4 +21,7 @@ def _timed(name: str, quick: bool) -> list[dict]:
     options = Options(only=name, quick=True, repeats=2) if quick else Options(only=name, repeats=50, budget_seconds=5.0)
     rows = run_benchmarks(kernels.BENCHMARKS, options)["rows"]
     plain = next(row for row in rows if row["body"] == "torch")
-    return [row | {"torch_seconds": plain["ours_seconds"], "ratio_to_torch": plain["ours_seconds"] / row["ours_seconds"]} for row in rows]
+    return [
+        row | {"torch_seconds": plain["ours_seconds"], "ratio_to_torch": plain["ours_seconds"] / row["ours_seconds"]}
+        for row in rows
+    ]

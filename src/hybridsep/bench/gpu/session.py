@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from hybridsep.bench.report import read_json, write_json
-from hybridsep.checkpoint import write_atomically
-from hybridsep.deadline import Deadline
-from hybridsep.device import default_device
-from hybridsep.errors import HybridsepError
-from hybridsep.provenance import provenance
+from hybridsep.core.deadline import Deadline
+from hybridsep.core.device import default_device
+from hybridsep.core.errors import HybridsepError
+from hybridsep.core.files import write_atomically
+from hybridsep.core.provenance import provenance
 
 STATE, LOG = "state.json", "log.txt"
 
@@ -55,11 +55,15 @@ class Session:
         HybridsepError: no CUDA device, or the folder holds results of another device or of other sizes.
     """
 
-    def __init__(self, out: Path, runs: Path, minutes: float, quick: bool, say: Callable[[str], object] = lambda line: None):
+    def __init__(
+        self, out: Path, runs: Path, minutes: float, quick: bool, say: Callable[[str], object] = lambda line: None
+    ):
         self.out, self.runs, self.quick, self._tell = out, runs, quick, say
         self.deadline, self.device = Deadline(minutes), default_device()
         if not quick and self.device.type != "cuda":
-            raise HybridsepError("no CUDA device: nothing can be measured here (--quick runs everything at sizes that say nothing)")
+            raise HybridsepError(
+                "no CUDA device: nothing can be measured here (--quick runs everything at sizes that say nothing)"
+            )
         self.seed = secrets.randbits(31)
         self.provenance = provenance(self.device) | {"quick": quick}
         self._state = self._read_state()
@@ -89,7 +93,11 @@ class Session:
             self.say(f"{stage}/{part.name}: {len(rows)} rows, {seconds:.1f} s")
         if wrong:
             self.say(f"{stage}: wrong in {', '.join(wrong)}; see {self.out / LOG} and {stage}.json")
-        self.say(f"{stage}: not finished, {left}; run the same command again to go on" if left else f"{stage}: {len(done)} parts done")
+        self.say(
+            f"{stage}: not finished, {left}; run the same command again to go on"
+            if left
+            else f"{stage}: {len(done)} parts done"
+        )
         self._unfinished = bool(left)
         return not wrong
 
@@ -127,7 +135,9 @@ class Session:
         """In the place of what an earlier call found."""
         made = {"part": part.name, "hardware": self.provenance["hardware"], "commit": self.provenance["commit"]}
         others = [row for row in self.kept(stage) if row["part"] != part.name]
-        write_json({"provenance": self.provenance, "rows": others + [row | made for row in rows]}, self.out / f"{stage}.json")
+        write_json(
+            {"provenance": self.provenance, "rows": others + [row | made for row in rows]}, self.out / f"{stage}.json"
+        )
 
     def _read_state(self) -> dict:
         own = {"hardware": self.provenance["hardware"], "quick": self.quick}
@@ -137,7 +147,9 @@ class Session:
         state = json.loads(path.read_text())
         if {name: state.get(name) for name in own} != own:
             sizes = " at quick sizes" if state.get("quick") else ""
-            raise HybridsepError(f"{self.out} holds results of {state.get('hardware')}{sizes}: give another --out, or remove them")
+            raise HybridsepError(
+                f"{self.out} holds results of {state.get('hardware')}{sizes}: give another --out, or remove them"
+            )
         return state
 
     def _log(self, text: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from hybridsep.bench.report import read_json
-from hybridsep.evaluation import read_rows
+from hybridsep.evaluation.chunks import read_rows
 
 KERNELS = {
     "name": "kernel", "ours_seconds": "time (µs)", "device_seconds": "busy (µs)", "floor_seconds": "floor (µs)", "times_floor": "times the floor",
@@ -79,7 +79,12 @@ def _verified(rows: pd.DataFrame, folder: Path) -> list[tuple[str, pd.DataFrame]
         codes=("codes", lambda codes: ", ".join(str(k) for k in sorted(set(codes)))), cases=("cases", "sum"), compared=("compared", "sum"),
         largest_error=("largest_error", "max"), tolerance=("tolerance", "max"), passed=("passed", "all"),
     )  # fmt: skip
-    return [("Kernels against their definitions in float64", frame.reset_index().rename(columns={"largest_error": "largest error", "codes": "K"}))]
+    return [
+        (
+            "Kernels against their definitions in float64",
+            frame.reset_index().rename(columns={"largest_error": "largest error", "codes": "K"}),
+        )
+    ]
 
 
 def _kernels(rows: pd.DataFrame, folder: Path) -> list[tuple[str, pd.DataFrame]]:
@@ -89,12 +94,18 @@ def _kernels(rows: pd.DataFrame, folder: Path) -> list[tuple[str, pd.DataFrame]]
 
 def _decoded(rows: pd.DataFrame, folder: Path) -> list[tuple[str, pd.DataFrame]]:
     steps = rows.name.str.startswith("step/")
-    return [("A step of the search", _chosen(rows[steps], STEPS)), ("From audio to audio", _chosen(rows[~steps], AUDIO))]
+    return [
+        ("A step of the search", _chosen(rows[steps], STEPS)),
+        ("From audio to audio", _chosen(rows[~steps], AUDIO)),
+    ]
 
 
 def _trained(rows: pd.DataFrame, folder: Path) -> list[tuple[str, pd.DataFrame]]:
     resumed = rows.model.str.startswith("resume of")
-    return [("Stopped and whole trainings", _chosen(rows[resumed], RESUMED)), ("Training of the profile t4", _chosen(rows[~resumed], TRAINING))]
+    return [
+        ("Stopped and whole trainings", _chosen(rows[resumed], RESUMED)),
+        ("Training of the profile t4", _chosen(rows[~resumed], TRAINING)),
+    ]
 
 
 def _evaluated(rows: pd.DataFrame, folder: Path) -> list[tuple[str, pd.DataFrame]]:
@@ -102,7 +113,11 @@ def _evaluated(rows: pd.DataFrame, folder: Path) -> list[tuple[str, pd.DataFrame
         return []
     scores = read_rows(folder / "evaluation.csv")
     shown = scores[(scores.metric == "sdr") & (scores.reference == "real") & scores.selection.isin(("blind", ""))]
-    found = shown.groupby(["method", "search", "refine", "source"], sort=False).value.agg(["mean", "std", "count"]).reset_index()
+    found = (
+        shown.groupby(["method", "search", "refine", "source"], sort=False)
+        .value.agg(["mean", "std", "count"])
+        .reset_index()
+    )
     found = found.rename(columns={"mean": "mean (dB)", "std": "deviation (dB)", "count": "chunks"})
     return [("SDR of the trained models, nothing chosen with the ground truth", found)]
 

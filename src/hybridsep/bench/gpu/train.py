@@ -14,10 +14,10 @@ import torch
 from hybridsep.bench.gpu.session import Part, Session, peak_gib
 from hybridsep.bench.gpu.weights import VQVAE_KINDS, export_weights, restore_weights
 from hybridsep.bench.report import Goal
-from hybridsep.checkpoint import load_weights
-from hybridsep.deadline import NEVER, Deadline, OutOfTime
-from hybridsep.pipeline import Pipeline, Step
-from hybridsep.profiles import Profile, load_profile
+from hybridsep.core.deadline import NEVER, Deadline, OutOfTime
+from hybridsep.core.files import load_weights
+from hybridsep.core.profiles import Profile, load_profile
+from hybridsep.pipeline.pipeline import Pipeline, Step
 
 PROFILE = "t4"
 MEMORY = Goal("memory_peak_gib", 15, at_most=True)
@@ -50,7 +50,11 @@ def parts(session: Session) -> Iterator[Part]:
             yield Part(f"prior-{kind}-{source}", partial(_model, session, pipeline.prior_step(kind, source), make))
         for likelihood in ("sum", "counts"):
             make = partial(pipeline.likelihood, kind, likelihood)
-            yield Part(f"likelihood-{kind}-{likelihood}", partial(_likelihood, pipeline.likelihood_step(kind, likelihood), make), 3.0)
+            yield Part(
+                f"likelihood-{kind}-{likelihood}",
+                partial(_likelihood, pipeline.likelihood_step(kind, likelihood), make),
+                3.0,
+            )
 
 
 def trained_profile(session: Session) -> Profile:
@@ -73,7 +77,15 @@ def _songs(session: Session, pipeline: Pipeline) -> list[dict]:
     """Songs and stems; models that were exported are taken up."""
     restored = restore_weights(pipeline, session.out / "weights")
     data = pipeline.profile.data
-    return [{"model": "songs", "songs": data.tracks, "sample_rate": data.sample_rate, "train": len(pipeline.stems("train")), "restored": restored}]
+    return [
+        {
+            "model": "songs",
+            "songs": data.tracks,
+            "sample_rate": data.sample_rate,
+            "train": len(pipeline.stems("train")),
+            "restored": restored,
+        }
+    ]
 
 
 def _model(session: Session, step: Step, make: Callable[[], object]) -> list[dict]:
@@ -81,9 +93,19 @@ def _model(session: Session, step: Step, make: Callable[[], object]) -> list[dic
     left = _until_out_of_time(make)
     before = next((row for row in session.kept("train") if row["part"] == step.label), {})
     peaks = {name: max(gib, before.get(name, 0.0)) for name, gib in peak_gib(session.device).items()}
-    row = {"model": step.label, **_progress(step), **peaks, "goal": str(MEMORY), "goal_met": MEMORY.met(peaks), "left": left}
+    row = {
+        "model": step.label,
+        **_progress(step),
+        **peaks,
+        "goal": str(MEMORY),
+        "goal_met": MEMORY.met(peaks),
+        "left": left,
+    }
     if step.done:
-        row |= {"finished": step.record["figures"], "files": [path.name for path in export_weights(step, session.out / "weights")]}
+        row |= {
+            "finished": step.record["figures"],
+            "files": [path.name for path in export_weights(step, session.out / "weights")],
+        }
     return [row]
 
 
@@ -112,7 +134,13 @@ def _progress(step: Step) -> dict:
     speed = (last.step - history.step.iloc[0]) / max(1e-9, last.seconds - history.seconds.iloc[0])
     figures = {name: float(value) for name, value in last.drop(["step", "seconds"]).items() if pd.notna(value)}
     loss = figures.get("loss", figures.get("nats_per_code"))
-    return {"steps": int(last.step) + 1, "minutes": last.seconds / 60, "steps_per_second": speed, "loss": loss, "figures": figures}
+    return {
+        "steps": int(last.step) + 1,
+        "minutes": last.seconds / 60,
+        "steps_per_second": speed,
+        "loss": loss,
+        "figures": figures,
+    }
 
 
 # --- exact resume ----------------------------------------------------------------------------------------------------------
@@ -144,13 +172,34 @@ def _resume(session: Session) -> list[dict]:
         with _deterministic():
             stops = {name: _trained(pipeline, NEVER if name != "stopped" else None) for name, pipeline in runs.items()}
         models = {name: _weights(pipeline()) for name, pipeline in runs.items()}
-    unrepeatable = sorted({str(w.message).split(" does not have")[0][:80] for w in caught if "deterministic" in str(w.message)})
+    unrepeatable = sorted(
+        {str(w.message).split(" does not have")[0][:80] for w in caught if "deterministic" in str(w.message)}
+    )
     rows = []
     for label, whole in models["whole"].items():
-        stopped, again = (max(float((models[run][label][key].double() - whole[key].double()).abs().max()) for key in whole) for run in ("stopped", "again"))
-        passed = stopped == 0 if not unrepeatable and again == 0 else stopped <= NOISE * max(again, torch.finfo(torch.float16).eps)
-        differences = {"stopped_differs": stopped, "whole_differs": again, "bit_equal": stopped == 0, "not_deterministic": unrepeatable}
-        rows.append({"model": f"resume of {label}", "stops": stops["stopped"], **differences, "passed": passed and stops["stopped"] > 1})
+        stopped, again = (
+            max(float((models[run][label][key].double() - whole[key].double()).abs().max()) for key in whole)
+            for run in ("stopped", "again")
+        )
+        passed = (
+            stopped == 0
+            if not unrepeatable and again == 0
+            else stopped <= NOISE * max(again, torch.finfo(torch.float16).eps)
+        )
+        differences = {
+            "stopped_differs": stopped,
+            "whole_differs": again,
+            "bit_equal": stopped == 0,
+            "not_deterministic": unrepeatable,
+        }
+        rows.append(
+            {
+                "model": f"resume of {label}",
+                "stops": stops["stopped"],
+                **differences,
+                "passed": passed and stops["stopped"] > 1,
+            }
+        )
     return rows
 
 
@@ -173,7 +222,10 @@ class _deterministic:
     """Inside, operations take their deterministic form, and those that have none warn."""
 
     def __enter__(self) -> None:
-        self._before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        self._before = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
         torch.use_deterministic_algorithms(True, warn_only=True)
 
     def __exit__(self, *_: object) -> None:

@@ -12,20 +12,21 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from hybridsep import decoding, search
 from hybridsep.bench import references
 from hybridsep.bench.gpu.session import Part, Session
 from hybridsep.bench.models import random_likelihood, song_codes, untrained_separator
 from hybridsep.bench.references import DEVICE, counted_rows, log_priors, rand, randint, randn, sum_tables
-from hybridsep.device import seeded_generator
+from hybridsep.core.device import seeded_generator
+from hybridsep.core.profiles import LikelihoodKind, load_profile
+from hybridsep.inference import decoder as decoding
+from hybridsep.inference import search
+from hybridsep.inference.search import SearchResult, particle_filter, stay_in_place, systematic_resampling
+from hybridsep.inference.separator import Separator
 from hybridsep.kernels.cache import AncestryTable, attend_by_ancestry, reorder_cache
 from hybridsep.kernels.counting import count_triples
 from hybridsep.kernels.counts import draw_pairs_counts, top_pairs_counts
 from hybridsep.kernels.nearest import nearest_code
 from hybridsep.kernels.sums import draw_from_marginal, draw_pairs_sum, log_marginal_sum, marginal_sum
-from hybridsep.profiles import LikelihoodKind, load_profile
-from hybridsep.search import SearchResult, particle_filter, stay_in_place, systematic_resampling
-from hybridsep.separation import Separator
 
 ROUNDING, HALF_ROUNDING, INVERSION, EXACT = 1e-4, 5e-3, 1e-5, 0.0
 DEVIATIONS = 5.0
@@ -81,7 +82,10 @@ def parts(session: Session) -> Iterator[Part]:
         for codes in sizes.codes:
             for name, (check, tolerance) in CHECKS.items():
                 if codes == sizes.codes[0] or not name.startswith("attend"):
-                    yield Part(f"{name}/{codes}/{body}", partial(_checked, name, check, tolerance, codes, sizes, body, session.seed))
+                    yield Part(
+                        f"{name}/{codes}/{body}",
+                        partial(_checked, name, check, tolerance, codes, sizes, body, session.seed),
+                    )
         for name, draw in DRAWS.items():
             yield Part(f"{name} draws/{body}", partial(_draws, name, draw, sizes, body, session.seed))
     for kind in ("sum", "counts"):
@@ -134,7 +138,9 @@ def check_counts(codes: int, sizes: Sizes, seed: int) -> Iterator[Case]:
                 best = scores.topk(min(k, codes**2), 1).values
                 yield largest_error(found[b, :, : best.shape[1]], best)
     certain, first, second, ancestors = _certain(codes, 2, sizes.particles[-1], seed)
-    found, _ = draw_pairs_counts(certain, torch.tensor([0, 1], device=DEVICE), *_rows_of(codes, (codes**2,) * 2, seed), seed, ancestors)
+    found, _ = draw_pairs_counts(
+        certain, torch.tensor([0, 1], device=DEVICE), *_rows_of(codes, (codes**2,) * 2, seed), seed, ancestors
+    )
     yield differing(found, torch.stack([first.gather(1, ancestors), second.gather(1, ancestors)]))
 
 
@@ -142,9 +148,15 @@ def check_sums(codes: int, sizes: Sizes, seed: int) -> Iterator[Case]:
     """The marginal of the first code, with and without shares, for both types of the table of sums."""
     mixture = torch.tensor([0, codes - 1], device=DEVICE)
     for particles, small, impossible in zip(sizes.particles, (torch.int16, torch.int32, torch.int16), (0.0, 0.6, 0.0)):
-        log_p, (sums, table, share) = log_priors(2, particles, codes, seed, impossible=impossible), sum_tables(codes, seed, small)
+        log_p, (sums, table, share) = (
+            log_priors(2, particles, codes, seed, impossible=impossible),
+            sum_tables(codes, seed, small),
+        )
         for part in (None, share):
-            yield largest_error(log_marginal_sum(log_p, mixture, sums, table, part), references.log_marginal(log_p, mixture, sums, table, part))
+            yield largest_error(
+                log_marginal_sum(log_p, mixture, sums, table, part),
+                references.log_marginal(log_p, mixture, sums, table, part),
+            )
 
 
 def check_inversion(codes: int, sizes: Sizes, seed: int) -> Iterator[Case]:
@@ -176,7 +188,9 @@ def check_counting(codes: int, sizes: Sizes, seed: int) -> Iterator[Case]:
 
 def check_reorder(codes: int, sizes: Sizes, seed: int) -> Iterator[Case]:
     """Rows of keys and values of every type and of odd widths are those of their ancestors."""
-    for rows, dtype, width in zip((1, 13, 64, 1000), (torch.float32, torch.float16, torch.bfloat16, torch.float16), (5, 3, 1300, codes)):
+    for rows, dtype, width in zip(
+        (1, 13, 64, 1000), (torch.float32, torch.float16, torch.bfloat16, torch.float16), (5, 3, 1300, codes)
+    ):
         kept = randn(6, rows, width, seed=seed).to(dtype)
         weights = (2 * randn(1, rows, seed=seed)).softmax(-1)
         ancestors = stay_in_place(systematic_resampling(weights, rand(1, seed=seed)))[0]
@@ -189,7 +203,10 @@ def check_attention(dtype: torch.dtype, codes: int, sizes: Sizes, seed: int) -> 
     """Attention through the table of ancestors is that to a cache which was copied at every resampling. There are no codes in it."""
     for rows, window, heads, width in ((1, 4, 1, 2), (7, 5, 3, 6), (64, sizes.window, 8, 64)):
         keys, values = torch.full((2, window, rows, width), 1e4, device=DEVICE, dtype=dtype)
-        copied, table = torch.zeros(2, window, rows, width, device=DEVICE, dtype=dtype), AncestryTable(rows, window, DEVICE)
+        copied, table = (
+            torch.zeros(2, window, rows, width, device=DEVICE, dtype=dtype),
+            AncestryTable(rows, window, DEVICE),
+        )
         last = window + 3
         for step in range(last):
             if step % 3 == 2:
@@ -204,7 +221,9 @@ def check_attention(dtype: torch.dtype, codes: int, sizes: Sizes, seed: int) -> 
                 filled = min(step + 1, window)
                 query = (width**-0.5 * randn(rows, heads, width, seed=seed + step)).to(dtype)
                 own = (x[:filled].transpose(0, 1) for x in copied)
-                yield largest_error(attend_by_ancestry(query, keys, values, table.rows, filled), references.attention(query, *own))
+                yield largest_error(
+                    attend_by_ancestry(query, keys, values, table.rows, filled), references.attention(query, *own)
+                )
 
 
 CHECKS: dict[str, tuple[Check, float]] = {
@@ -261,7 +280,12 @@ def _rows_of(codes: int, lengths: tuple[int, ...], seed: int) -> tuple[Tensor, T
 def _certain(codes: int, batch: int, particles: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Particles that can draw one pair only: log-probabilities, both codes [B, N], ancestors [B, N]."""
     first, second = randint(codes, 2, batch, particles, seed=seed)
-    return references.certain_priors(first, second, codes), first, second, randint(particles, batch, particles, seed=seed + 1)
+    return (
+        references.certain_priors(first, second, codes),
+        first,
+        second,
+        randint(particles, batch, particles, seed=seed + 1),
+    )
 
 
 def _checked(name: str, check: Check, tolerance: float, codes: int, sizes: Sizes, body: str, seed: int) -> list[dict]:
@@ -269,19 +293,41 @@ def _checked(name: str, check: Check, tolerance: float, codes: int, sizes: Sizes
         cases = list(check(codes, sizes, seed))
     error = max(case.error for case in cases)
     counts = {"codes": codes, "cases": len(cases), "compared": sum(case.compared for case in cases)}
-    return [{"kernel": name, "body": body, **counts, "largest_error": _finite(error), "tolerance": tolerance, "passed": error <= tolerance, "seed": seed}]
+    return [
+        {
+            "kernel": name,
+            "body": body,
+            **counts,
+            "largest_error": _finite(error),
+            "tolerance": tolerance,
+            "passed": error <= tolerance,
+            "seed": seed,
+        }
+    ]
 
 
-def _draws(name: str, draw: Callable[[Sizes, int], tuple[Tensor, Tensor]], sizes: Sizes, body: str, seed: int) -> list[dict]:
+def _draws(
+    name: str, draw: Callable[[Sizes, int], tuple[Tensor, Tensor]], sizes: Sizes, body: str, seed: int
+) -> list[dict]:
     """`largest_error`: of chi-square from its mean, in standard deviations."""
     with references.chosen_body(body):
         drawn, weights = draw(sizes, seed)
     statistic, freedom = references.chi_square(drawn, weights)
     deviation = (statistic - freedom) / max(1, 2 * freedom) ** 0.5
-    measured = {"chi_square": _finite(statistic), "freedom": freedom, "p_value": float(chi2.sf(statistic, max(1, freedom)))}
+    measured = {
+        "chi_square": _finite(statistic),
+        "freedom": freedom,
+        "p_value": float(chi2.sf(statistic, max(1, freedom))),
+    }
     counts = {"codes": sizes.drawn_codes, "cases": 1, "compared": drawn.shape[1]}
     passed = freedom > 20 and deviation < DEVIATIONS
-    common = {"kernel": f"{name}, chi-square", "body": body, **counts, "largest_error": _finite(deviation), "tolerance": DEVIATIONS}
+    common = {
+        "kernel": f"{name}, chi-square",
+        "body": body,
+        **counts,
+        "largest_error": _finite(deviation),
+        "tolerance": DEVIATIONS,
+    }
     return [common | {"passed": passed, "seed": seed} | measured]
 
 
@@ -296,11 +342,25 @@ def _replay(kind: LikelihoodKind, session: Session, sizes: Sizes) -> list[dict]:
         for module in (search, decoding):
             stack.enter_context(patch.object(module, "Replayed", lambda step, device: step))
         one_by_one = _searched(separator, codes, particles, session.seed)
-    cases = [differing(getattr(replayed, name), getattr(one_by_one, name)) for name in ("codes", "log_weights", "log_evidence", "ancestors")]
+    cases = [
+        differing(getattr(replayed, name), getattr(one_by_one, name))
+        for name in ("codes", "log_weights", "log_evidence", "ancestors")
+    ]
     error = sum(case.error for case in cases)
-    counts = {"codes": separator.likelihood.codes, "cases": len(cases), "compared": sum(case.compared for case in cases), "recordings": len(recordings)}
+    counts = {
+        "codes": separator.likelihood.codes,
+        "cases": len(cases),
+        "compared": sum(case.compared for case in cases),
+        "recordings": len(recordings),
+    }
     passed = error == 0 and bool(recordings) == (session.device.type == "cuda")
-    common = {"kernel": f"replayed step, {kind}", "body": references.bodies_here()[-1], **counts, "largest_error": error, "tolerance": EXACT}
+    common = {
+        "kernel": f"replayed step, {kind}",
+        "body": references.bodies_here()[-1],
+        **counts,
+        "largest_error": error,
+        "tolerance": EXACT,
+    }
     return [common | {"passed": passed, "seed": session.seed}]
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from hybridsep.checkpoint import load_weights, write_atomically
-from hybridsep.pipeline import Pipeline, Step
-from hybridsep.profiles import VQVAEKind
-from hybridsep.record import halved
+from hybridsep.core.files import load_weights, write_atomically
+from hybridsep.core.profiles import VQVAEKind
+from hybridsep.pipeline.pipeline import Pipeline, Step
+from hybridsep.pipeline.record import halved
 
 INDEX = "index.json"
 LARGEST_FILE = 16 * 2**20 - 2**16
@@ -23,7 +23,10 @@ def model_steps(pipeline: Pipeline) -> list[Step]:
     """The steps of a run that train a model: both VQ-VAEs and their priors."""
     steps = []
     for kind in VQVAE_KINDS:
-        steps += [pipeline.vqvae_step(kind), *(pipeline.prior_step(kind, source) for source in pipeline.profile.source_names)]
+        steps += [
+            pipeline.vqvae_step(kind),
+            *(pipeline.prior_step(kind, source) for source in pipeline.profile.source_names),
+        ]
     return steps
 
 
@@ -40,7 +43,9 @@ def export_weights(step: Step, folder: Path, largest: int = LARGEST_FILE) -> lis
     for number, shard in enumerate(_shards(tensors, largest)):
         paths.append(folder / f"{step.label}-{number:02d}.safetensors")
         write_atomically(paths[-1], save(shard))
-    index = _index(folder) | {step.label: {"step": step.folder.name, "files": [path.name for path in paths], "record": step.record}}
+    index = _index(folder) | {
+        step.label: {"step": step.folder.name, "files": [path.name for path in paths], "record": step.record}
+    }
     write_atomically(folder / INDEX, json.dumps(index, indent=1, sort_keys=True).encode())
     return paths
 

@@ -1,0 +1,328 @@
+"""Profiles: every number of a run, in one validated YAML file that may inherit from another.
+
+A profile file holds only what differs from the one named in its `base` key. Unknown keys are
+refused by name, so that a typing error never trains the wrong model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from hybridsep.core.errors import HybridsepError
+
+VQVAEKind = Literal["plain", "linear"]
+LikelihoodKind = Literal["sum", "counts"]
+
+
+class Settings(BaseModel):
+    """Base of every settings block: frozen, and unknown keys are an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Settings):
+    """Songs: where they come from and how much of them is kept.
+
+    `tracks` and `seconds` size the synthesised set; `sample_rate` in Hz is the rate of every model; `pairing` says whether the sources
+    of a mixture come from one song (see `StemSet`). `effects` came later than trained models and is left out of hashes at its default.
+    """
+
+    tracks: int = Field(300, ge=10)
+    seconds: float = Field(30.0, gt=3.0)
+    seed: int = 0
+    sample_rate: int = Field(22050, ge=8000)
+    pairing: Literal["same-song", "random"] = "same-song"
+    effects: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        exclude_if=lambda share: share == 0,
+        description="share of training stems with a random sound effect",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_default_pairing(self, handler: SerializerFunctionWrapHandler) -> dict:
+        """The setting came later than trained models: left out where it changes nothing, it leaves their hashes alone."""
+        values = handler(self)
+        return {name: value for name, value in values.items() if (name, value) != ("pairing", "same-song")}
+
+
+class TrainingSettings(Settings):
+    """The loop: `steps` optimiser steps of `batch` items, `learning_rate` after `warmup` steps, linear decay to `final_lr`.
+
+    `accumulate` came later than the first trained models: at its default it is left out of every hash, so that they are still found.
+    """
+
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    matrix_learning_rate: float = Field(
+        0.0, ge=0, description="of Muon on a transformer's hidden matrices; 0: AdamW for everything"
+    )
+    warmup: int = Field(50, ge=0)
+    final_lr: float = Field(0.05, ge=0, le=1, description="last learning rate, as a share of the highest")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    checkpoint_seconds: float = Field(60.0, gt=0, description="seconds between two checkpoints")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        exclude_if=lambda parts: parts == 1,
+        description="parts that a batch is computed in; processes share them",
+    )
+
+
+class VQVAESettings(Settings):
+    """Shape and losses of the VQ-VAE. Hop (samples per code) is the product of `strides`."""
+
+    strides: tuple[int, ...] = (8, 4, 2)
+    widths: tuple[int, ...] = (32, 64, 128)
+    encoder_depth: int = Field(2, ge=1, description="residual blocks of each encoder stage")
+    decoder_depth: int = Field(3, ge=1, description="residual blocks of each decoder stage")
+    dilation_growth: int = Field(3, ge=1)
+    latent_width: int = Field(16, ge=1)
+    codes: int = Field(1024, ge=2, le=32767, description="K, the size of the codebook")
+    ema_decay: float = Field(0.98, gt=0, lt=1)
+    dead_share: float = Field(0.05, ge=0, description="a code used less than this share of the mean is re-seeded")
+    unquantised_share: float = Field(0.1, ge=0, lt=1, description="first share of the steps, without quantisation")
+    commit_weight: float = Field(2.0, ge=0)
+    l2_weight: float = Field(5.0, ge=0)
+    stft_weight: float = Field(0.5, ge=0)
+    linear_weight: float = Field(4.0, ge=0, description="weight of L_lin for kind `linear`")
+    crop_samples: int = Field(16384, ge=1024)
+    training: TrainingSettings
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> VQVAESettings:
+        if not self.strides or any(s < 2 or s % 2 for s in self.strides):
+            raise ValueError(f"strides {self.strides} must be even and at least 2")
+        if any(w < 1 for w in self.widths):
+            raise ValueError(f"widths {self.widths} must be at least 1")
+        if len(self.strides) != len(self.widths):
+            raise ValueError(f"strides {self.strides} and widths {self.widths} differ in length")
+        if self.crop_samples % self.hop:
+            raise ValueError(f"crop_samples {self.crop_samples} is no multiple of the hop {self.hop}")
+        return self
+
+    @property
+    def hop(self) -> int:
+        """Samples per code."""
+        product = 1
+        for stride in self.strides:
+            product *= stride
+        return product
+
+
+class PriorSettings(Settings):
+    """Shape of the transformer prior. Attention looks back over `window` codes at most."""
+
+    layers: int = Field(5, ge=1)
+    width: int = Field(192, ge=8)
+    heads: int = Field(6, ge=1)
+    kv_heads: int = Field(1, ge=1)
+    window: int = Field(128, ge=1)
+    crop_codes: int = Field(512, ge=2)
+    training: TrainingSettings
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> PriorSettings:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width {self.width} over {self.heads} heads is no even head width")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads are no multiple of {self.kv_heads} kv_heads")
+        if self.crop_codes % self.window:
+            raise ValueError(f"crop_codes {self.crop_codes} is no multiple of the window {self.window}")
+        return self
+
+
+class LikelihoodSettings(Settings):
+    """`counted_seconds` of training pairs are counted; `power` is LASS's lambda; σ and the smoothing are fitted on validation songs."""
+
+    counted_seconds: float = Field(12000.0, gt=0)
+    fit_seconds: float = Field(
+        300.0, gt=0, description="seconds of validation pairs that σ and the smoothing are fitted on"
+    )
+    power: float = Field(1.0, gt=0)
+
+
+class SearchSettings(Settings):
+    """Settings of every search over codes.
+
+    `filter_particles` came later than trained models and is left out of hashes at its default.
+    """
+
+    particles: int = Field(32, ge=1)
+    filter_particles: int = Field(
+        0,
+        ge=0,
+        exclude_if=lambda size: size == 0,
+        description="more particles are several filters of so many; 0: one filter",
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="the priors are raised to one over it: above 1 they are less sure of themselves"
+    )
+    ess_threshold: float = Field(
+        0.5, ge=0, le=1, description="resample when the effective sample size falls under this share of N"
+    )
+    top_k: int = Field(8, ge=1, description="pairs kept at a step of top-k sampling")
+    max_rows: int = Field(512, ge=1, description="mixtures times particles that go through the priors at once")
+
+
+class EvaluationSettings(Settings):
+    """What is separated and scored: `chunks` pieces of `chunk_seconds`, each from another test song, by every cell with the particle filter."""
+
+    chunks: int = Field(12, ge=1)
+    chunk_seconds: float = Field(3.0, gt=0)
+    searches: tuple[Literal["ancestral", "topk", "beam", "particle"], ...] = ("ancestral", "topk", "beam", "particle")
+    every_cell: bool = Field(
+        True, description="each search by every cell, and not only by the one that the particle filter scores best with"
+    )
+    many_particles: int = Field(64, ge=1, description="N of the extra particle-filter run with more particles")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _every_cell_has_a_filter(self) -> EvaluationSettings:
+        if "particle" not in self.searches:
+            raise ValueError("evaluation.searches must contain 'particle': cells are compared by it")
+        return self
+
+
+class Profile(Settings):
+    """All settings of one run."""
+
+    name: str
+    sources: dict[str, str] = Field(description="source name -> Slakh instrument class", min_length=2, max_length=2)
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    data: DataSettings = DataSettings()
+    vqvae: VQVAESettings
+    prior: PriorSettings
+    likelihood: LikelihoodSettings = LikelihoodSettings()
+    search: SearchSettings = SearchSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _names_are_file_names(self) -> Profile:
+        bad = [name for name in self.sources if Path(name).name != name or not name.strip(".")]
+        if bad:
+            raise ValueError(f"source name '{bad[0]}' is no file name")
+        return self
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the sources, in their fixed order."""
+        return tuple(self.sources)
+
+
+class MethodSpec(Settings):
+    """A method is a pair: the kind of VQ-VAE and the kind of likelihood."""
+
+    vqvae: VQVAEKind
+    likelihood: LikelihoodKind
+
+
+METHODS: dict[str, MethodSpec] = {
+    "plain-sum": MethodSpec(vqvae="plain", likelihood="sum"),
+    "lass": MethodSpec(vqvae="plain", likelihood="counts"),
+    "lqvae": MethodSpec(vqvae="linear", likelihood="sum"),
+    "hybrid": MethodSpec(vqvae="linear", likelihood="counts"),
+}
+
+
+def method_spec(name: str) -> MethodSpec:
+    """The pair that `name` stands for.
+
+    Raises:
+        HybridsepError: no such method.
+    """
+    if name not in METHODS:
+        raise HybridsepError(f"unknown method '{name}': choose one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that ship with the library."""
+    files = resources.files(__package__).iterdir()
+    return sorted(f.name.removesuffix(".yml") for f in files if f.name.endswith(".yml"))
+
+
+def load_profile(name: str | Path) -> Profile:
+    """Read a shipped profile by name, or a YAML file by path.
+
+    Raises:
+        HybridsepError: no such profile, not YAML, an unknown key or a value out of range; the message names it.
+    """
+    values = _read_with_base(str(name), seen=())
+    values["name"] = Path(str(name)).stem
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        value = "" if first["type"] in ("extra_forbidden", "missing", "value_error") else f", not {first['input']!r}"
+        raise HybridsepError(f"profile '{name}': {where}: {what}{value}") from None
+
+
+def config_hash(*parts: object) -> str:
+    """Eight hex digits that change whenever one of the settings in `parts` changes."""
+    plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _read_with_base(name: str, seen: tuple[str, ...]) -> dict:
+    if name in seen:
+        raise HybridsepError(f"profile '{name}' inherits from itself: {' -> '.join((*seen, name))}")
+    if name.endswith((".yml", ".yaml")):
+        path = Path(name)
+        if not path.is_file():
+            raise HybridsepError(f"no profile file {name}")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise HybridsepError(f"profile '{name}' is no UTF-8 text") from None
+    elif name in profile_names():
+        text = (resources.files(__package__) / f"{name}.yml").read_text()
+    else:
+        raise HybridsepError(
+            f"unknown profile '{name}': choose one of {', '.join(profile_names())} or give a .yml file"
+        )
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise HybridsepError(f"profile '{name}' is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise HybridsepError(f"profile '{name}' is no mapping of keys to values")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise HybridsepError(f"profile '{name}': base: {base!r} is no name of a profile")
+    beside = Path(name).parent / base
+    if base.endswith((".yml", ".yaml")) and beside.is_file():
+        base = str(beside)
+    return _merge(_read_with_base(base, (*seen, name)), values)
+
+
+def _merge(base: dict, changes: dict) -> dict:
+    """`changes` over `base`, block by block; lists and the map of sources are replaced whole."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both_blocks = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "sources"
+        merged[key] = _merge(merged[key], value) if both_blocks else value
+    return merged

@@ -1,0 +1,73 @@
+"""On what and with what a figure was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = (
+    "hybridsep",
+    "torch",
+    "torchaudio",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "librosa",
+    "museval",
+    "symusic",
+    "pretty_midi",
+    "jupyter-book",
+    "papermill",
+)
+
+
+def provenance(device: torch.device, processes: int = 1) -> dict:
+    """Hardware, number of processes that computed together, package versions and git commit, as plain JSON values."""
+    return {
+        "hardware": hardware(device),
+        "threads": torch.get_num_threads(),
+        **({"processes": processes} if processes > 1 else {}),
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "commit": commit(),
+    }
+
+
+def hardware(device: torch.device) -> str:
+    """One line that names the processor that computed."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {os.cpu_count()} cores, no GPU"
+
+
+def commit(folder: Path = Path(__file__).parent) -> str:
+    """Short hash of the commit that is checked out around a folder, with '+' when files differ from it; 'unknown' outside a repository."""
+    try:
+        run = lambda *args: subprocess.run(
+            ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()  # noqa: E731
+        return run("rev-parse", "--short", "HEAD") + (
+            "+" if run("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""MiniSlakh: songs of bass and drums, composed and rendered on the spot."""

@@ -1,0 +1,1 @@
+"""How separations are scored and compared."""

@@ -1,0 +1,554 @@
+"""The two likelihoods l(m | i, j) of a mixture code given two source codes, `sum` and `counts`, behind one interface.
+
+Neither ever forms the [N, K, K] posterior of the originals. With l(m|·,·) as a [K, K] matrix, r(i) = p1(i) Σ_j l(m|i,j) p2(j) is one
+matrix product for all particles; Σ_i r(i) is the evidence; i is drawn from r and j from p2(j) l(m|i,j). The pair so drawn has
+exactly the distribution of the dense posterior.
+
+Sources: Mancusi et al. 2021 (arXiv 2110.05313), sec. 3.3, for `sum`; Postolache et al. 2023 (arXiv 2301.08562), sec. 3.2, for `counts`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hybridsep.core.device import physical_memory
+from hybridsep.kernels import counts as counted_pairs
+from hybridsep.kernels import sums as summed_codes
+from hybridsep.kernels.bodies import run_body, runs_triton
+from hybridsep.kernels.counting import count_triples, csr
+from hybridsep.kernels.inversion import invert_sequential
+from hybridsep.kernels.nearest import nearest_code
+
+SIGMA_SQUARED_GRID = tuple(2.0**e for e in range(-8, 7))
+FLOOR_GRID = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5, 0.7)
+ROWS_SCORED = 4096
+MATRICES_AT_ONCE = 16
+MERGE_EVERY = 2_000_000
+SMOOTHING_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+@dataclass(frozen=True)
+class PairDraw:
+    """One pair of source codes per particle.
+
+    Attributes:
+        codes: int64 [2, B, N].
+        log_evidence: float32 [B, N], nats: log Σ_ij p1(i) p2(j) l(m|i,j).
+    """
+
+    codes: Tensor
+    log_evidence: Tensor
+
+
+@dataclass(frozen=True)
+class TopPairs:
+    """The best pairs of each group of hypotheses, best first.
+
+    Attributes:
+        codes: int64 [2, B, G, k].
+        parents: int64 [B, G, k], hypothesis of the group that each pair extends.
+        scores: float32 [B, G, k], nats: log-weight of the hypothesis + log p1(i) + log p2(j) + log l(m|i,j).
+    """
+
+    codes: Tensor
+    parents: Tensor
+    scores: Tensor
+
+
+class Likelihood(ABC):
+    """l(m | i, j) over a codebook of K codes. Every value is positive: an unseen mixture code or pair is unlikely, never an error."""
+
+    codes: int
+    cache_bytes = min(3 * 2**27, physical_memory() // 8)
+    precision = torch.float32
+    """Of the products with p2 and of the matrices kept for them; bfloat16 is several times as fast where the CPU has it."""
+    keeps_host_free = False
+    """Whether `fused` decides nothing by values: its step can be recorded as a CUDA graph."""
+
+    @abstractmethod
+    def matrix(self, mixture: int) -> Tensor:
+        """l(mixture | i, j) as float32 [K, K]."""
+
+    @abstractmethod
+    def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """log l(m | i, j) of given triples, nats; int64 tensors of one shape -> float32 of that shape."""
+
+    @abstractmethod
+    def to_tensors(self) -> dict[str, Tensor]:
+        """What `likelihood_from_tensors` needs to rebuild it."""
+
+    def posterior(self, mixture: Tensor, log_p: Tensor, checked: bool = True) -> StepPosterior | FusedPosterior:
+        """The one-step posterior of every particle, p(i, j) ∝ p1(i) p2(j) l(m|i,j).
+
+        Args:
+            mixture: int64 [B].
+            log_p: log-probabilities of the next code under both priors, nats, [2, B, N, K].
+            checked: look at the values; a look makes the host wait for the device.
+
+        Raises:
+            ValueError: a mixture code outside [0, K), another codebook size, or NaN.
+        """
+        if checked:
+            self._check(mixture, log_p)
+        posterior = self.fused(mixture, log_p) if runs_triton(log_p) else self._factored(mixture, log_p)
+        if checked:
+            _refuse_nan(posterior)
+        return posterior
+
+    def fused(self, mixture: Tensor, log_p: Tensor) -> StepPosterior | FusedPosterior:
+        """`posterior` by the kernels that keep no [K, K] matrix; by matrices where a likelihood has none."""
+        return self._factored(mixture, log_p)
+
+    def _factored(self, mixture: Tensor, log_p: Tensor) -> StepPosterior:
+        matrices = self._kept_matrices(mixture.tolist())
+        first, second = log_p.exp()
+        low = second.to(self.precision)
+        summed = torch.empty_like(low)
+        for matrix, p2, out in zip(matrices, low, summed, strict=True):
+            torch.mm(p2, matrix.T, out=out)
+        return StepPosterior(matrices, second, first * summed)
+
+    def draw_pairs(self, mixture: Tensor, log_p: Tensor, generator: torch.Generator) -> PairDraw:
+        """Draw one pair per particle from the exact one-step posterior. Arguments as in `posterior`."""
+        posterior = self.posterior(mixture, log_p)
+        uniforms = torch.rand(2, *log_p.shape[1:3], generator=generator, device=log_p.device)
+        return PairDraw(posterior.draw(uniforms), posterior.log_evidence)
+
+    def top_pairs(self, mixture: Tensor, log_p: Tensor, k: int, log_weights: Tensor | None = None) -> TopPairs:
+        """The k best pairs: of every particle by itself (G = N), or with `log_weights` [B, N] of all particles of a mixture together (G = 1).
+
+        Exact without scoring every pair: r(i) bounds the score of each pair in row i, so that after the rows of highest bounds only those are
+        scored whose bound exceeds the k-th best pair so far. Only where thousands of rows do, in a posterior that says next to nothing, does
+        ROWS_SCORED leave out the lowest.
+        """
+        self._check(mixture, log_p)
+        posterior = self._factored(mixture, log_p)
+        _refuse_nan(posterior)
+        together = log_weights is not None
+        batch, particles, size = posterior.marginal.shape
+        weights = (log_weights - log_weights.amax(1, keepdim=True)).exp() if together else torch.ones(batch, particles)
+        bounds = posterior.marginal * weights.to(posterior.marginal)[..., None]
+        groups = 1 if together else particles
+        bounds = bounds.view(batch, groups, -1)
+        results = [self._best_of(b, posterior, bounds[b], log_p[:, b], weights[b], k) for b in range(batch)]
+        codes, parents, scores = (torch.stack(parts) for parts in zip(*results, strict=True))
+        if together:
+            scores = scores + log_weights.amax(1)[:, None, None]
+        return TopPairs(codes.transpose(0, 1), parents, scores)
+
+    def _best_of(
+        self, b: int, posterior: StepPosterior, bounds: Tensor, log_p: Tensor, weights: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Best k pairs of each group of one mixture, bounds [G, R] of its rows: codes [2, G, k], parents [G, k], scores [G, k]."""
+        size, matrix, first = self.codes, posterior.matrices[b], log_p[0].exp()
+
+        def row_scores(group: Tensor, row: Tensor) -> Tensor:
+            code = row % size
+            particle = row // size if len(bounds) == 1 else group
+            table = matrix.index_select(0, code.flatten()).view(*code.shape, size)
+            row_weight = weights.to(table)[particle] * first[particle, code]
+            return table * posterior.second[b][particle] * row_weight[..., None]
+
+        groups = torch.arange(len(bounds), device=bounds.device)[:, None]
+        rows = bounds.topk(min(bounds.shape[1], max(8, k)), 1).indices
+        scores = row_scores(groups.expand_as(rows), rows).flatten(1)
+        best = scores.topk(min(k, scores.shape[1]), 1)
+        row, column, found = rows.gather(1, best.indices // size), best.indices % size, best.values
+        rest = bounds.scatter(1, rows, 0.0)
+        limit = min(bounds.shape[1], max(1, ROWS_SCORED // len(bounds)))
+        possible = rest > found[:, -1:]
+        if int(possible.sum(1).amax()) > limit:
+            # Many may be equal, so places are kept and not a threshold.
+            possible &= torch.zeros_like(possible).scatter_(1, rest.topk(limit, 1).indices, True)
+        if possible.any():
+            group, other = possible.nonzero(as_tuple=True)
+            scores = row_scores(group, other)
+            place, other_column = (scores > found[group, -1:]).nonzero(as_tuple=True)
+            entries = [groups.expand_as(row).flatten(), row.flatten(), column.flatten(), found.flatten()]
+            better = [group[place], other[place], other_column, scores[place, other_column]]
+            _, row, column, found = _best_entries(
+                [torch.cat(pair) for pair in zip(entries, better, strict=True)], found.shape[1]
+            )
+        return torch.stack([row % size, column]), row // size, found.log()
+
+    def _kept_matrices(self, mixtures: list[int]) -> list[Tensor]:
+        """`matrix` of each in `precision`, kept while among the last used: a few hundred mixture codes make up most of a recording."""
+        if "_matrices" not in self.__dict__:
+            self._matrices = MatrixCache(self.codes, self.precision, self.cache_bytes)
+        return self._matrices.get(mixtures, self.matrix)
+
+    def _check(self, mixture: Tensor, log_p: Tensor) -> None:
+        if log_p.shape[-1] != self.codes:
+            raise ValueError(f"priors over {log_p.shape[-1]} codes, likelihood over {self.codes}")
+        if mixture.numel() and not 0 <= int(mixture.min()) <= int(mixture.max()) < self.codes:
+            raise ValueError(
+                f"mixture code {int(mixture.min())} or {int(mixture.max())} lies outside [0, {self.codes})"
+            )
+
+
+@dataclass(frozen=True)
+class StepPosterior:
+    """One-step posterior of B·N particles in factored form.
+
+    Attributes:
+        matrices: l(m|i,j) of each mixture's code, B times [K, K].
+        second: p2, float32 [B, N, K].
+        marginal: r(i), not normalised, float32 [B, N, K].
+    """
+
+    matrices: list[Tensor]
+    second: Tensor
+    marginal: Tensor
+
+    @cached_property
+    def log_evidence(self) -> Tensor:
+        """float32 [B, N], nats."""
+        return self.marginal.sum(-1).log()
+
+    def draw(self, uniforms: Tensor, ancestors: Tensor | None = None) -> Tensor:
+        """Codes int64 [2, B, N] by inversion of `uniforms` [2, B, N]; particle n draws from the posterior of particle ancestors[b, n]."""
+        batch, particles, size = self.marginal.shape
+        marginal, second = self.marginal.flatten(0, 1), self.second.flatten(0, 1)
+        if ancestors is not None:
+            rows = (ancestors + torch.arange(batch, device=ancestors.device)[:, None] * particles).flatten()
+            marginal, second = marginal.index_select(0, rows), second.index_select(0, rows)
+        first = invert_sequential(marginal, uniforms[0].flatten()).view(batch, particles)
+        likelihood = torch.stack(
+            [matrix.index_select(0, row) for matrix, row in zip(self.matrices, first, strict=True)]
+        )
+        weights = second * likelihood.flatten(0, 1)
+        return torch.stack([first, invert_sequential(weights, uniforms[1].flatten()).view(batch, particles)])
+
+
+def _refuse_nan(posterior: StepPosterior | FusedPosterior) -> None:
+    if torch.isnan(posterior.log_evidence).any():
+        raise ValueError("log-probabilities of the priors hold NaN")
+
+
+def _best_entries(entries: list[Tensor], k: int) -> list[Tensor]:
+    """Of entries (group, row, column, score), each [E], the k of highest score of every group, best first: four [G, k]. No group has fewer."""
+    by_score = entries[3].argsort(descending=True, stable=True)
+    order = by_score[entries[0][by_score].argsort(stable=True)]
+    counts = entries[0].bincount()
+    places = (counts.cumsum(0) - counts)[:, None] + torch.arange(k, device=counts.device)
+    return [entry[order[places]] for entry in entries]
+
+
+class MatrixCache:
+    """The [K, K] matrices of the mixture codes last used.
+
+    Their memory is taken in blocks and never given back: a matrix at a time between the tensors that come and go with every step would
+    leave holes that add up to as much again.
+
+    Args:
+        codes: K.
+        nbytes: room, exceeded only where one step needs more matrices than that.
+    """
+
+    def __init__(self, codes: int, dtype: torch.dtype, nbytes: int):
+        self._size, self._dtype = codes, dtype
+        self._room = max(1, nbytes // (codes * codes * dtype.itemsize))
+        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+        self._free: list[Tensor] = []
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._kept)
+
+    def get(self, mixtures: list[int], make: Callable[[int], Tensor]) -> list[Tensor]:
+        """The matrix of each mixture code; those not kept are made."""
+        needed = set(mixtures)
+        for mixture in mixtures:
+            if mixture not in self._kept:
+                made = make(mixture)
+                self._kept[mixture] = self._place(needed, made.device).copy_(made)
+            self._kept.move_to_end(mixture)
+        return [self._kept[mixture] for mixture in mixtures]
+
+    def _place(self, needed: set[int], device: torch.device) -> Tensor:
+        """Where to put another: the place of the one unused for longest, or a new one."""
+        if len(self._kept) >= self._room:
+            oldest = next((mixture for mixture in self._kept if mixture not in needed), None)
+            if oldest is not None:
+                return self._kept.pop(oldest)
+        if not self._free:
+            block = torch.empty(
+                min(MATRICES_AT_ONCE, self._room), self._size, self._size, dtype=self._dtype, device=device
+            )
+            self._free = list(block.unbind())
+        return self._free.pop()
+
+
+class FusedPosterior:
+    """`StepPosterior` by kernels: the part of every pair made tile by tile, the counted part from a sparse row, neither ever a matrix.
+
+    With counts the likelihood is a sum of the two, so a draw picks a part by its share of the evidence and then a pair from that part.
+    """
+
+    def __init__(
+        self,
+        likelihood: SumLikelihood,
+        table: Tensor,
+        share: Tensor | None,
+        entries: tuple[Tensor, ...] | None,
+        mixture: Tensor,
+        log_p: Tensor,
+    ):
+        self._dense = (log_p, mixture, likelihood.sums, table, share)
+        self._sparse = None if entries is None else (log_p, mixture, *entries)
+        log_marginal = run_body(summed_codes.log_marginal, *self._dense)
+        dense = log_marginal.logsumexp(-1)
+        self._marginal = (log_marginal - dense[..., None]).exp_().nan_to_num_(0.0)
+        self.log_evidence = (
+            dense
+            if entries is None
+            else torch.logaddexp(dense, self._draw_counted(torch.zeros_like(mixture[:1]), None)[1])
+        )
+        self._counted = -torch.expm1(dense - self.log_evidence)
+
+    def draw(self, uniforms: Tensor, ancestors: Tensor | None = None) -> Tensor:
+        """See StepPosterior."""
+        if self._sparse is None:
+            return self._draw_dense(uniforms, ancestors)
+        counted = self._counted if ancestors is None else self._counted.gather(1, ancestors)
+        # One uniform number serves twice: which part, and where in it.
+        part, rest = uniforms[0] < counted, (uniforms[0] - counted) / (1 - counted).clamp_min(1e-30)
+        uniforms = torch.stack([rest.clamp(0, 1 - 2**-24), uniforms[1]])
+        seed = (uniforms[1].flatten()[:1].double() * 2**31).long()
+        return torch.where(part, self._draw_counted(seed, ancestors)[0], self._draw_dense(uniforms, ancestors))
+
+    def _draw_dense(self, uniforms: Tensor, ancestors: Tensor | None) -> Tensor:
+        return run_body(summed_codes.draw_pairs, self._marginal, *self._dense, uniforms, ancestors)
+
+    def _draw_counted(self, seed: Tensor, ancestors: Tensor | None) -> tuple[Tensor, Tensor]:
+        return run_body(counted_pairs.draw_entries, *self._sparse, seed, ancestors)
+
+
+class SumLikelihood(Likelihood):
+    """LQ-VAE's likelihood, l(m|i,j) = exp(−‖e_m − B(½ e_i + ½ e_j)‖² / 2σ²), normalised over m and mixed with a uniform floor.
+
+    Everything follows from two tables: c(i,j), the code nearest to the mean of two codes [K, K], and l(m|c) [K, K].
+    """
+
+    keeps_host_free = True
+
+    def __init__(self, codebook: Tensor, sigma_squared: float, floor: float):
+        self.codes = len(codebook)
+        self.codebook, self.sigma_squared, self.floor = codebook, sigma_squared, floor
+        self.sums = sum_table(codebook)
+        distances = torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
+        self.table = (1 - floor) * (-distances / (2 * sigma_squared)).softmax(0) + floor / self.codes
+
+    def matrix(self, mixture: int) -> Tensor:
+        """See Likelihood."""
+        return self.gathered(self.table[mixture])
+
+    @cached_property
+    def _sums_wide(self) -> Tensor:
+        """Indices for gathering, which only matrices need."""
+        return self.sums.long()
+
+    def gathered(self, row: Tensor) -> Tensor:
+        """row[c(i, j)] for all pairs: float32 [K] -> [K, K]."""
+        return row.expand_as(self._sums_wide).gather(1, self._sums_wide)
+
+    def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
+        """See Likelihood."""
+        return FusedPosterior(self, self.table, None, None, mixture, log_p)
+
+    def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """See Likelihood."""
+        return self.table[mixture, self.sums[first, second].long()].log()
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """See Likelihood."""
+        return {"codebook": self.codebook, "sigma_squared": _number(self.sigma_squared), "floor": _number(self.floor)}
+
+    @classmethod
+    def fit(cls, codebook: Tensor, triples: Tensor) -> SumLikelihood:
+        """Choose σ² and the floor by maximum likelihood on triples int64 [3, n] (first, second, mixture)."""
+        sums = sum_table(codebook)[triples[0], triples[1]].long()
+        distances = torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
+        scale = float(distances.mean())
+        best = (-float("inf"), 0.0, 0.0)
+        for relative in SIGMA_SQUARED_GRID:
+            table = (-distances / (2 * relative * scale)).softmax(0)
+            hits = table[triples[2], sums]
+            for floor in FLOOR_GRID:
+                score = float(((1 - floor) * hits + floor / len(codebook)).log().mean())
+                best = max(best, (score, relative * scale, floor))
+        return cls(codebook, best[1], best[2])
+
+
+class CountLikelihood(Likelihood):
+    """LASS's likelihood: relative frequencies of counted triples, smoothed towards a `SumLikelihood` S.
+
+    l(m|i,j) = ((n(i,j,m) + α S(m|i,j)) / (n(i,j) + α))^λ: the mean of a Dirichlet posterior with α pseudo-counts, so that a pair never
+    counted falls back to S and a pair counted often is left alone.
+
+    Args:
+        keys: sorted distinct triples as (m·K + i)·K + j, int64 [nnz].
+        counts: int64 [nnz].
+    """
+
+    keeps_host_free = True
+
+    def __init__(self, keys: Tensor, counts: Tensor, backoff: SumLikelihood, smoothing: float, power: float = 1.0):
+        size = backoff.codes
+        self.codes, self.keys, self.counts, self.backoff, self.smoothing, self.power = (
+            size,
+            keys,
+            counts,
+            backoff,
+            smoothing,
+            power,
+        )
+        self.pairs = keys % (size * size)
+        totals = torch.zeros(size * size, dtype=torch.float32, device=keys.device).index_add_(
+            0, self.pairs, counts.float()
+        )
+        share = smoothing / (totals + smoothing)
+        # Kept as what the sum says of every pair and what counting adds at the counted triples, each already raised to λ.
+        self.share, self.table = share.pow(power).view(size, size), backoff.table.pow(power)
+        self.values = counts.float() / (totals[self.pairs] + smoothing)
+        if power != 1.0:
+            smooth = share[self.pairs] * backoff.table[keys // (size * size), backoff.sums.flatten()[self.pairs].long()]
+            self.values = (smooth + self.values).pow(power) - smooth.pow(power)
+        boundaries = torch.arange(size * size + 1, device=keys.device) * size
+        self.row_starts = torch.searchsorted(keys, boundaries)
+
+    def matrix(self, mixture: int) -> Tensor:
+        """See Likelihood."""
+        result = self.backoff.gathered(self.table[mixture]).mul_(self.share)
+        first, last = int(self.row_starts[mixture * self.codes]), int(self.row_starts[(mixture + 1) * self.codes])
+        result.view(-1).index_add_(0, self.pairs[first:last], self.values[first:last])
+        return result
+
+    def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
+        """See Likelihood."""
+        if not hasattr(self, "_entries"):
+            self._entries = (*csr(self.keys, self.codes), self.values.log())
+        return FusedPosterior(self.backoff, self.table, self.share, self._entries, mixture, log_p)
+
+    def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """See Likelihood."""
+        key = (mixture * self.codes + first) * self.codes + second
+        counted, value = self._look_up(key)
+        smooth = self.share[first, second] * self.table[mixture, self.backoff.sums[first, second].long()]
+        return (smooth + torch.where(counted, value, 0.0)).log()
+
+    def seen(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Whether a triple was counted at all: bool of the arguments' shape."""
+        return self._look_up((mixture * self.codes + first) * self.codes + second)[0]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """See Likelihood."""
+        extra = {"keys": self.keys, "counts": self.counts.int()}
+        scalars = {"smoothing": _number(self.smoothing), "power": _number(self.power)}
+        return self.backoff.to_tensors() | extra | scalars
+
+    @classmethod
+    def fit(
+        cls, keys: Tensor, counts: Tensor, codebook: Tensor, triples: Tensor, power: float = 1.0
+    ) -> CountLikelihood:
+        """Choose the smoothing by maximum likelihood (at λ = 1) on triples int64 [3, n] that were not counted."""
+        backoff = SumLikelihood.fit(codebook, triples)
+        scored = []
+        for smoothing in SMOOTHING_GRID:
+            candidate = cls(keys, counts, backoff, smoothing)
+            scored.append((float(candidate.log_likelihood(triples[2], triples[0], triples[1]).mean()), smoothing))
+        return cls(keys, counts, backoff, max(scored)[1], power)
+
+    def _look_up(self, key: Tensor) -> tuple[Tensor, Tensor]:
+        position = torch.searchsorted(self.keys, key.contiguous()).clamp_max(max(0, len(self.keys) - 1))
+        if not len(self.keys):
+            return torch.zeros_like(key, dtype=torch.bool), torch.zeros(key.shape, device=key.device)
+        return self.keys[position] == key, self.values[position]
+
+
+def sum_table(codebook: Tensor) -> Tensor:
+    """c(i,j): the code nearest to ½ e_i + ½ e_j, int32 [K, K]. Codebook [K, D]."""
+    table = torch.stack([nearest_code(0.5 * vector + 0.5 * codebook, codebook) for vector in codebook])
+    # A mean is as far from e_i as from e_j: where no third code is nearer, rounding would decide.
+    index = torch.arange(len(codebook), device=codebook.device)
+    tied = (table == index[:, None]) | (table == index)
+    return torch.where(tied, torch.minimum(index[:, None], index), table).int()
+
+
+def _number(value: float) -> Tensor:
+    """In float64, so that the round trip through a file keeps every bit."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def likelihood_from_tensors(tensors: dict[str, Tensor]) -> Likelihood:
+    """Rebuild what `to_tensors` described: counts where there are counts, else the sum.
+
+    Raises:
+        ValueError: the tensors do not fit each other.
+    """
+    codebook, keys, counts = tensors["codebook"], tensors.get("keys"), tensors.get("counts")
+    numbers = [tensors[name] for name in ("sigma_squared", "floor", "smoothing", "power") if name in tensors]
+    if (
+        codebook.ndim != 2
+        or not torch.isfinite(codebook).all()
+        or any(n.ndim or not torch.isfinite(n) for n in numbers)
+    ):
+        raise ValueError("likelihood: codebook or fitted numbers are damaged")
+    if (
+        (keys is None) != (counts is None)
+        or keys is not None
+        and (
+            keys.shape != counts.shape
+            or len(keys)
+            and not 0 <= int(keys[0]) <= int(keys[-1]) < len(codebook) ** 3
+            or (keys.diff() <= 0).any()
+        )
+    ):
+        raise ValueError("likelihood: counted triples are damaged")
+    backoff = SumLikelihood(tensors["codebook"], float(tensors["sigma_squared"]), float(tensors["floor"]))
+    if "keys" not in tensors:
+        return backoff
+    return CountLikelihood(
+        tensors["keys"], tensors["counts"].long(), backoff, float(tensors["smoothing"]), float(tensors["power"])
+    )
+
+
+class TripleCounter:
+    """Counts triples (i, j, m) batch by batch; memory is that of the distinct ones, and some batches not yet merged."""
+
+    def __init__(self, codes: int, merge_every: int = MERGE_EVERY):
+        self.codes, self.merge_every = codes, merge_every
+        self._waiting: list[Tensor] = []
+        self._keys = torch.empty(0, dtype=torch.long)
+        self._counts = torch.empty(0, dtype=torch.long)
+
+    def add(self, first: Tensor, second: Tensor, mixture: Tensor) -> None:
+        """Count triples given as int tensors of one shape."""
+        self._waiting.append(torch.stack([x.long().flatten() for x in (first, second, mixture)]))
+        if sum(part.shape[1] for part in self._waiting) >= self.merge_every:
+            self._merge()
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Sorted distinct keys (m·K + i)·K + j and how often each was counted, int64 [nnz] each."""
+        self._merge()
+        return self._keys, self._counts
+
+    def _merge(self) -> None:
+        if not self._waiting:
+            return
+        fresh, times = (x.cpu() for x in count_triples(*torch.cat(self._waiting, 1), self.codes))
+        self._keys, self._counts = merge_counts(torch.cat([self._keys, fresh]), torch.cat([self._counts, times]))
+        self._waiting = []
+
+
+def merge_counts(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts of keys that may come several times, as one count of each: sorted distinct keys and their sums, int64 [nnz] each."""
+    merged, inverse = torch.unique(keys, return_inverse=True)
+    return merged, torch.zeros_like(merged).index_add_(0, inverse, counts)

@@ -1,0 +1,1 @@
+"""The training loop, its checkpoints, and what one step of each model is."""

@@ -1,0 +1,117 @@
+"""What one training step of the VQ-VAE is, for both kinds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hybridsep.core.device import lowered
+from hybridsep.core.distributed import WHOLE, Part, ranks_here
+from hybridsep.core.profiles import VQVAESettings
+from hybridsep.data.stems import StemSet, mix
+from hybridsep.models.vqvae import VQVAE, SpectralLoss, linear_loss, normalised_error
+from hybridsep.training.loop import StepResult
+
+WAVEFORMS = 3
+"""Of one pair: both sources and their mixture."""
+
+
+def codec_dtype(fast: torch.dtype) -> torch.dtype:
+    """Of a VQ-VAE's convolutions in training on a machine that is fastest in `fast`: half precision on a GPU only."""
+    return fast if fast == torch.float16 else torch.float32
+
+
+class VQVAETask:
+    """Reconstruct sources and their mixtures; kind `linear` also asks the quantised sum to be the quantised mixture.
+
+    Args:
+        linear_weight: weight of L_lin, 0 for kind `plain`.
+        dtype: of the convolutions; the losses and the codebook stay in float32.
+    """
+
+    def __init__(self, module: VQVAE, stems: StemSet, linear_weight: float, dtype: torch.dtype):
+        self.module = module
+        self.stems = stems
+        self.linear_weight = linear_weight
+        self.dtype = dtype
+        self.settings: VQVAESettings = module.settings
+        self.first_quantised = max(1, round(self.settings.unquantised_share * self.settings.training.steps))
+        device = module.codebook.device
+        self.spectral = SpectralLoss().to(device)
+        self.device = device
+        # Latents [3, pairs, S, D] and codes [3, pairs, S] of the step, one entry for each part of the batch computed here.
+        self._latents: list[Tensor] = []
+        self._codes: list[Tensor] = []
+
+    @property
+    def audio_seconds(self) -> float:
+        """Length of the waveforms of a batch together, in seconds."""
+        return self.settings.training.batch * WAVEFORMS * self.settings.crop_samples / self.stems.sample_rate
+
+    def step(self, number: int, generator: torch.Generator, part: Part = WHOLE) -> StepResult:
+        """Loss on a part of a batch of n crops of each source and their n mixtures."""
+        sources = part.of(
+            self.stems.random_pairs(self.settings.training.batch, self.settings.crop_samples, generator), 1
+        )
+        waveform = torch.cat([*sources, mix(sources)]).to(self.device)
+        quantised = number >= self.first_quantised
+        loss, figures = self.loss(waveform, quantised)
+        return StepResult(
+            loss, {"loss": loss.item(), **{name: value.item() for name, value in figures.items()}}, int(quantised)
+        )
+
+    def loss(self, waveform: Tensor, quantised: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of waveforms [3n, T], n of the first source, n of the second, their n mixtures, and its terms."""
+        settings = self.settings
+        with lowered(waveform.device, self.dtype):
+            latent = self.module.latent(waveform)
+        latent = latent.float()
+        terms: dict[str, Tensor] = {}
+        loss = latent.new_zeros(())
+        values = latent
+        if quantised:
+            bottleneck = self.module.bottleneck(latent)
+            values = bottleneck.values
+            loss = loss + settings.commit_weight * bottleneck.commit_loss
+            self._codes.append(bottleneck.codes.unflatten(0, (WAVEFORMS, -1)))
+            first, second, mixture = values.chunk(WAVEFORMS)
+            linear = linear_loss(self.module.bottleneck, first, second, mixture)
+            terms = {"commit": bottleneck.commit_loss, "linear": linear}
+            if self.linear_weight:
+                loss = loss + self.linear_weight * linear
+        self._latents.append(latent.detach().unflatten(0, (WAVEFORMS, -1)))
+        with lowered(waveform.device, self.dtype):
+            estimate = self.module.generate(values)
+        estimate = estimate.float()
+        error = normalised_error(estimate, waveform)
+        spectral = self.spectral(estimate, waveform)
+        loss = loss + settings.l2_weight * error + settings.stft_weight * spectral
+        return loss, {"error": error, "spectral": spectral, **terms}
+
+    def after_step(self, number: int, generator: torch.Generator) -> dict[str, float]:
+        """Start the codebook from the encoder's output, then keep its moving averages; the usage of its codes in this step."""
+        latents, codes = self._latents, self._codes
+        self._latents, self._codes = [], []
+        if number < self.first_quantised - 1:
+            return {}
+        bottleneck = self.module.bottleneck
+        # Every process sees the whole batch in one order, so that all draw the same codes anew. The first one's word is taken all the
+        # same: a GPU adds up in any order.
+        latent = _whole(latents).flatten(0, 2)
+        figures = {}
+        if number == self.first_quantised - 1:
+            bottleneck.start_from(latent, generator)
+        else:
+            codes = _whole(codes).flatten()
+            used = torch.bincount(codes, minlength=len(bottleneck.codebook)) > 0
+            figures = {
+                "perplexity": bottleneck.update(latent, codes, generator),
+                "used_codes": float(used.float().mean()),
+            }
+        ranks_here().share(bottleneck.codebook, bottleneck.usage, bottleneck.sums)
+        return figures
+
+
+def _whole(parts: list[Tensor]) -> Tensor:
+    """The batch [3, pairs, ...] whose parts all processes computed."""
+    return ranks_here().join(torch.cat(parts, 1), 1)

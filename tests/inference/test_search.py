@@ -1,0 +1,251 @@
+"""Toy worlds in which the exact posterior is enumerated, and every search is held to it."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from hybridsep.inference.likelihood import Likelihood
+from hybridsep.inference.search import (
+    ancestral,
+    beam,
+    particle_filter,
+    stay_in_place,
+    suffix_lengths,
+    systematic_resampling,
+    top_k,
+)
+
+K = 3
+
+
+class TabularLikelihood(Likelihood):
+    """l(m | i, j) from a table [K, K, K] indexed m, i, j."""
+
+    def __init__(self, table):
+        self.codes, self.table = table.shape[0], table
+
+    def matrix(self, mixture):
+        return self.table[mixture]
+
+    def log_likelihood(self, mixture, first, second):
+        return self.table[mixture, first, second].log()
+
+    def to_tensors(self):
+        return {}
+
+
+class MarkovPriors:
+    """First-order Markov chains of both sources: start [2, K], transition [2, K, K]."""
+
+    def __init__(self, start, transition):
+        self.first, self.transition = start, transition
+
+    def start(self, mixtures, particles, resampled=False):
+        return MarkovState(self, mixtures, particles)
+
+
+class MarkovState:
+    def __init__(self, priors, mixtures, particles):
+        self.priors = priors
+        self.log_probs = priors.first.log()[:, None, None].expand(2, mixtures, particles, -1)
+
+    def append(self, codes, ancestors=None):
+        self.log_probs = torch.stack([self.priors.transition[p][codes[p]] for p in range(2)]).log()
+
+
+def additive_world(seed=0, noise=0.05):
+    """Two sticky chains; the mixture code is the rounded mean of both, with some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    transition = torch.rand(2, K, K, generator=generator).pow(3) + 0.02
+    transition = transition / transition.sum(-1, keepdim=True)
+    start = torch.full((2, K), 1 / K)
+    table = torch.full((K, K, K), noise / (K - 1))
+    for i, j in itertools.product(range(K), repeat=2):
+        table[(i + j) % K, i, j] = 1 - noise
+    return MarkovPriors(start, transition), TabularLikelihood(table)
+
+
+def enumerate_posterior(priors, likelihood, mixture):
+    """Exact p(z1, z2 | m) as {(z1, z2): probability}, and p(m)."""
+    length = len(mixture)
+    sequences = list(itertools.product(range(K), repeat=length))
+
+    def prior(p, z):
+        value = float(priors.first[p, z[0]])
+        for a, b in itertools.pairwise(z):
+            value *= float(priors.transition[p, a, b])
+        return value
+
+    marginals = [{z: prior(p, z) for z in sequences} for p in range(2)]
+    joint = {}
+    for z1, z2 in itertools.product(sequences, repeat=2):
+        seen = math.prod(float(likelihood.table[m, i, j]) for m, i, j in zip(mixture, z1, z2, strict=True))
+        joint[z1, z2] = marginals[0][z1] * marginals[1][z2] * seen
+    total = sum(joint.values())
+    return {pair: value / total for pair, value in joint.items()}, total
+
+
+def total_variation(result, exact):
+    """Half the L1 distance between a weighted particle set of one mixture and the exact posterior."""
+    weights = result.log_weights[0].softmax(0)
+    first, second = result.codes[0, 0].tolist(), result.codes[1, 0].tolist()
+    estimate = dict.fromkeys(exact, 0.0)
+    for z1, z2, w in zip(first, second, weights.tolist(), strict=True):
+        estimate[tuple(z1), tuple(z2)] += w
+    return 0.5 * sum(abs(estimate[pair] - exact[pair]) for pair in exact)
+
+
+MIXTURE = torch.tensor([[0, 2, 1, 2]])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_what_was_found_can_be_followed_over_time():
+    priors, likelihood = additive_world()
+    mixture = MIXTURE.repeat(2, 5)
+    for search in (ancestral, top_k, beam, particle_filter):
+        result = search(priors, likelihood, mixture, 6, generator())
+        assert result.running_evidence.shape == (2, 20) and torch.equal(
+            result.running_evidence[:, -1], result.log_evidence
+        )
+        short = search(priors, likelihood, mixture[:, :7], 6, generator())
+        if search is beam:
+            assert torch.allclose(result.running_evidence[:, :7], short.running_evidence)
+        assert result.ancestors.shape == (2, 20, 6)
+
+
+def test_suffix_is_what_particles_do_not_share_by_descent():
+    own = torch.arange(4)
+    steps = [
+        own,
+        own,
+        torch.zeros(4, dtype=torch.long),
+        torch.tensor([0, 0, 2, 3]),
+        torch.tensor([0, 1, 1, 1]),
+        torch.tensor([2, 2, 3, 3]),
+    ]
+    assert suffix_lengths(torch.stack(steps)[None]).tolist() == [[1, 2, 1, 2, 2, 2]]
+    assert suffix_lengths(own.expand(2, 5, 4)).tolist() == [[1, 2, 3, 4, 5]] * 2
+
+
+@pytest.mark.parametrize("particles", [1, 2, 7, 64])
+def test_survivors_keep_their_place_and_the_children_stay_the_same(particles):
+    weights = torch.rand(5, particles, generator=generator(particles)).pow(4)
+    ancestors = systematic_resampling(weights / weights.sum(1, keepdim=True), torch.rand(5, generator=generator(1)))
+    moved = stay_in_place(ancestors)
+    assert torch.equal(moved.sort(1).values, ancestors)
+    for before, after in zip(ancestors.tolist(), moved.tolist(), strict=True):
+        assert all(after[n] == n for n in set(before))
+
+
+def test_particle_filter_matches_enumerated_posterior():
+    priors, likelihood = additive_world()
+    exact, evidence = enumerate_posterior(priors, likelihood, MIXTURE[0].tolist())
+    result = particle_filter(priors, likelihood, MIXTURE, 100_000, generator())
+    assert total_variation(result, exact) < 0.02
+    assert float(result.log_evidence[0]) == pytest.approx(math.log(evidence), abs=0.01)
+
+
+def test_ancestral_sampling_misses_the_posterior_and_its_weights_mend_it():
+    priors, likelihood = additive_world()
+    exact, _ = enumerate_posterior(priors, likelihood, MIXTURE[0].tolist())
+    result = ancestral(priors, likelihood, MIXTURE, 100_000, generator())
+    weighted = total_variation(result, exact)
+    unweighted = type(result)(result.codes, torch.zeros_like(result.log_weights), *[None] * 5)
+    assert total_variation(unweighted, exact) > 0.1
+    assert weighted < 0.03
+
+
+@pytest.mark.parametrize("particles", [2, 8])
+def test_evidence_of_the_particle_filter_is_unbiased(particles):
+    priors, likelihood = additive_world(seed=3)
+    _, evidence = enumerate_posterior(priors, likelihood, MIXTURE[0].tolist())
+    result = particle_filter(priors, likelihood, MIXTURE.expand(4000, -1), particles, generator(), ess_threshold=0.9)
+    ratios = result.log_evidence.exp() / evidence
+    assert result.resampled.any()
+    assert abs(float(ratios.mean()) - 1) < 4 * float(ratios.std()) / math.sqrt(len(ratios))
+
+
+def garden_path():
+    """A world whose best first step leads nowhere: one beam follows it, two keep the way out."""
+    start = torch.tensor([[0.6, 0.4, 1e-6], [1.0, 1e-6, 1e-6]])
+    start = start / start.sum(-1, keepdim=True)
+    transition = torch.full((2, K, K), 1e-6)
+    transition[0, 0, 0] = transition[0, 1, 1] = 1.0
+    transition[1, 0, 0] = transition[1, 1, 1] = 1.0
+    transition[:, 2, 2] = 1.0
+    transition = transition / transition.sum(-1, keepdim=True)
+    table = torch.full((K, K, K), 0.01)
+    table[0] = 0.4
+    table[1, 1, :] = 0.9
+    return MarkovPriors(start, transition), TabularLikelihood(table)
+
+
+def test_one_beam_fails_where_two_succeed():
+    priors, likelihood = garden_path()
+    mixture = torch.tensor([[0, 1, 1, 1]])
+    exact, _ = enumerate_posterior(priors, likelihood, mixture[0].tolist())
+    best = max(exact, key=exact.get)
+    one = beam(priors, likelihood, mixture, 1, generator())
+    two = beam(priors, likelihood, mixture, 2, generator())
+    assert (tuple(one.codes[0, 0, 0].tolist()), tuple(one.codes[1, 0, 0].tolist())) != best
+    assert (tuple(two.codes[0, 0, 0].tolist()), tuple(two.codes[1, 0, 0].tolist())) == best
+
+
+def test_beam_wide_enough_lists_the_best_sequences_in_order():
+    priors, likelihood = additive_world(seed=1)
+    exact, evidence = enumerate_posterior(priors, likelihood, MIXTURE[0].tolist())
+    result = beam(priors, likelihood, MIXTURE, 9**4, generator())
+    found = [
+        (tuple(a), tuple(b)) for a, b in zip(result.codes[0, 0].tolist(), result.codes[1, 0].tolist(), strict=True)
+    ]
+    expected = sorted(exact.values(), reverse=True)[:50]
+    assert [exact[pair] for pair in found[:50]] == pytest.approx(expected, rel=1e-3)
+    assert float(result.log_evidence[0]) == pytest.approx(math.log(evidence), abs=1e-3)
+
+
+def test_top_k_with_every_pair_is_ancestral_sampling():
+    priors, likelihood = additive_world()
+    exact, _ = enumerate_posterior(priors, likelihood, MIXTURE[0].tolist())
+    result = top_k(priors, likelihood, MIXTURE, 20_000, generator(), k=K * K)
+    assert total_variation(result, exact) < 0.06
+    narrow = top_k(priors, likelihood, MIXTURE, 2_000, generator(), k=1)
+    assert len(narrow.codes[0, 0].unique(dim=0)) == 1
+
+
+@pytest.mark.parametrize("search", [ancestral, particle_filter, top_k, beam])
+def test_search_is_reproducible_and_independent_of_the_batch(search):
+    priors, likelihood = additive_world()
+    mixtures = torch.tensor([[0, 2, 1, 2, 0, 0], [1, 1, 0, 2, 2, 1], [2, 0, 0, 1, 1, 2]])
+    together = search(priors, likelihood, mixtures, 16, generator(7))
+    again = search(priors, likelihood, mixtures, 16, generator(7))
+    first_two = search(priors, likelihood, mixtures[:2], 16, generator(7))
+    assert torch.equal(together.codes, again.codes) and torch.equal(together.log_weights, again.log_weights)
+    assert torch.equal(together.codes[:, :2], first_two.codes)
+
+
+@pytest.mark.parametrize("search", [ancestral, particle_filter, top_k, beam])
+def test_bad_input_is_refused_with_its_value(search):
+    priors, likelihood = additive_world()
+    with pytest.raises(ValueError, match="0 particles"):
+        search(priors, likelihood, MIXTURE, 0, generator())
+    with pytest.raises(ValueError, match="empty"):
+        search(priors, likelihood, MIXTURE[:, :0], 4, generator())
+    with pytest.raises(ValueError, match="7"):
+        search(priors, likelihood, torch.tensor([[0, 7]]), 4, generator())
+    broken = MarkovPriors(priors.first * float("nan"), priors.transition)
+    with pytest.raises(ValueError, match="NaN"):
+        search(broken, likelihood, MIXTURE, 4, generator())
+
+
+def test_systematic_resampling_gives_floor_or_ceil_of_the_expected_children():
+    weights = torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.97, 0.01, 0.01, 0.01]])
+    for u in torch.linspace(0, 0.999, 23):
+        ancestors = systematic_resampling(weights, u.expand(2))
+        children = torch.stack([torch.bincount(row, minlength=4) for row in ancestors])
+        assert ((children - weights * 4).abs() < 1 + 1e-5).all()
+        assert (children.sum(1) == 4).all()

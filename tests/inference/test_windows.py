@@ -1,0 +1,169 @@
+"""Windows of long recordings: nothing lost, no click where they meet, and priors that go on from one to the next."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from micro import micro_profile
+from tiny import RATE, count_likelihood, seeded, tiny_profile, tiny_separator
+
+from hybridsep.core.profiles import load_profile
+from hybridsep.inference.decoder import PriorStack
+from hybridsep.inference.search import SearchResult
+from hybridsep.inference.separator import Estimate, SearchOptions, Separator
+from hybridsep.inference.windows import CarriedPast, Windows, past_before
+from hybridsep.pipeline.pipeline import Pipeline
+from hybridsep.studies import run_study
+from hybridsep.studies import windows as study
+from hybridsep.studies.windows import jumps
+
+
+def sound(seconds, rate=RATE):
+    return 0.2 * torch.randn(1, round(seconds * rate), generator=seeded())
+
+
+class Echo(Separator):
+    """A model that takes what it hears for both stems; or what `answer` makes of each window."""
+
+    profile = tiny_profile()
+    sample_rate, hop = 22050, 64
+
+    def __init__(self, rate=22050, hop=64, answer=lambda heard: heard):
+        self.sample_rate, self.hop, self.answer = rate, hop, answer
+
+    def estimate(self, mixture, search="particle", particles=None, seed=0, label=None, level=None, on_step=None):
+        codes = mixture.shape[1] // self.hop
+        assert codes * self.hop == mixture.shape[1]
+        batch = len(mixture)
+        found = SearchResult(
+            torch.zeros(2, batch, 1, codes, dtype=torch.long), torch.zeros(batch, 1), torch.zeros(batch), *[None] * 4
+        )
+        return Estimate(mixture, self.answer(mixture).expand(2, -1, -1), found)
+
+
+# --- where they lie --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hop", [1, 64, 2048, 30_000, 100_000])
+@pytest.mark.parametrize("samples", [1, 63, 4410, 66_150, 66_151, 68_000, 121_275, 121_276, 200_000, 1_000_000])
+def test_windows_cover_a_recording_and_are_never_half_empty(samples, hop):
+    windows = Windows.over(samples, 22050, hop)
+    assert windows.starts[0] == 0 and windows.size % hop == 0 and all(start % hop == 0 for start in windows.starts)
+    assert 0 <= windows.starts[-1] + windows.size - samples < hop
+    gaps = np.diff(windows.starts)
+    assert (
+        (gaps > 0).all() and (gaps <= windows.size).all() and np.ptp(gaps) <= hop
+        if len(windows) > 1
+        else samples <= windows.size
+    )
+    assert windows.size <= max(hop, 3 * 22050 + hop)
+    total = torch.zeros(samples)
+    for index in range(len(windows)):
+        weights = windows.weights(index)
+        assert (weights >= 0).all() and (weights <= 1).all()
+        windows.add(total, index, torch.ones(windows.size))
+    assert torch.allclose(total, torch.ones(samples), atol=1e-5)
+
+
+def test_neighbours_overlap_by_half_a_second_at_least():
+    windows = Windows.over(60 * 22050, 22050, 64)
+    assert (windows.size - np.diff(windows.starts) >= windows.fade).all() and windows.fade > 0.49 * 22050
+    assert len(windows.fades) == len(windows) - 1 and all(f.stop - f.start == windows.fade for f in windows.fades)
+
+
+@pytest.mark.parametrize("hop", [64, 2048])
+@pytest.mark.parametrize("seconds", [0.2, 1.0, 2.999, 3.0, 3.001, 5.5, 5.501, 8.0, 17.3])
+def test_cross_faded_windows_give_back_every_sample(seconds, hop):
+    waveform = sound(seconds, 22050)
+    found = Echo(hop=hop).separate(waveform, 22050, refine=False)
+    assert found.stems.shape == (2, *waveform.shape)
+    assert torch.allclose(found.stems.sum(0), waveform, atol=1e-5)
+
+
+# --- where they meet -------------------------------------------------------------------------------------------------------
+
+
+def disagreeing(heard):
+    """Tones of one pitch, of another phase and loudness in every window."""
+    time = torch.arange(heard.shape[1]) / RATE
+    phase = 2 * torch.pi * torch.rand(len(heard), 1, generator=seeded(1))
+    return (0.2 + torch.rand(len(heard), 1, generator=seeded(2))) * torch.sin(2 * torch.pi * 100 * time + phase)
+
+
+def test_no_clicks_where_windows_that_disagree_meet(monkeypatch):
+    """Second differences within 1 ms of where a cross-fade begins or ends, against those around: put side by side instead, the windows click."""
+    waveform, places = sound(30.0), Windows.over(30 * RATE, RATE, 32)
+    faded = Echo(RATE, 32, disagreeing).separate(waveform, RATE, refine=False).stems[:, 0]
+    assert abs(jumps(faded.numpy(), places, RATE)).max() < 3
+
+    sharp = [Windows(places.starts, places.size, 1, places.samples), places]
+    monkeypatch.setattr(Windows, "over", lambda *_: sharp[0])
+    side_by_side = Echo(RATE, 32, disagreeing).separate(waveform, RATE, refine=False).stems[:, 0]
+    assert (jumps(side_by_side.numpy(), sharp[0], RATE) > 10).all()
+
+
+@pytest.mark.parametrize("carry", [True, False])
+@pytest.mark.parametrize("refine", [True, False])
+def test_no_clicks_in_the_stems_of_a_model(carry, refine):
+    """Of an untrained one: its windows have nothing in common."""
+    waveform, places = sound(20.0), Windows.over(20 * RATE, RATE, 32)
+    stems = (
+        tiny_separator(count_likelihood()).separate(waveform, RATE, particles=2, refine=refine, carry=carry).stems[:, 0]
+    )
+    assert abs(jumps(stems.numpy(), places, RATE)).max() < 3
+
+
+# --- carried past ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_after_a_carried_past_begins_where_the_past_ended():
+    separator = tiny_separator()
+    past = torch.randint(12, (2, 3, 4, 6), generator=seeded())
+    state = CarriedPast(separator.stack, past).start(3, 4)
+    expected = separator.stack.start(3, 4)
+    for codes in past.unbind(-1):
+        expected.append(codes)
+    assert isinstance(separator.stack, PriorStack) and torch.equal(state.log_probs, expected.log_probs)
+    assert not torch.allclose(state.log_probs, separator.stack.start(3, 4).log_probs, atol=1e-3)
+
+
+def test_past_is_drawn_by_the_weights_at_the_end_and_ends_where_asked():
+    codes = torch.arange(2 * 1 * 4 * 10).view(2, 1, 4, 10)
+    log_weights = torch.tensor([[0.0, 0.5, 0.0, 0.5]]).log()
+    found = SearchResult(codes, log_weights, *[None] * 5)
+    past = past_before(found, 7, 3, seeded())
+    assert torch.equal(past[:, 0, :, :], codes[:, 0, [1, 1, 3, 3], 4:7])
+    assert past_before(found, 2, 3, seeded()).shape == (2, 1, 4, 2)
+
+
+def test_carried_windows_hand_on_what_came_before_the_next_one(monkeypatch):
+    """Of the codes of each window, those before the place where the next one begins."""
+    heard, found = [], []
+    separator = tiny_separator(count_likelihood(), search={"particles": 1})
+    estimate, start = Separator.estimate, CarriedPast.start
+    monkeypatch.setattr(Separator, "estimate", lambda *a, **k: found.append(estimate(*a, **k)) or found[-1])
+    monkeypatch.setattr(CarriedPast, "start", lambda self, *a, **k: heard.append(self._past) or start(self, *a, **k))
+    separator.estimate_windows(sound(10.0), SearchOptions(), carry=True)
+    windows = Windows.over(10 * RATE, RATE, 32)
+    assert len(found) == len(windows) == len(heard) + 1
+    for before, after, result, past in zip(windows.starts, windows.starts[1:], found, heard, strict=False):
+        place = (after - before) // 32
+        assert torch.equal(past, result.search.codes[..., place - 8 : place])
+
+
+# --- the study -------------------------------------------------------------------------------------------------------------
+
+
+def test_study_compares_all_ways_on_the_same_songs(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "SONGS", 1)
+    monkeypatch.setattr(study, "SECONDS", 3.8)
+    pipeline = Pipeline(load_profile(micro_profile(tmp_path)), tmp_path)
+    folder = run_study("windows", pipeline, tmp_path / "results")
+    scores, differences, times = (pd.read_csv(folder / f"{name}.csv") for name in ("scores", "differences", "times"))
+    assert set(scores.way) == set(times.way) == set(study.WAYS) and scores.groupby("way").size().nunique() == 1
+    assert (times.filter(like="seconds") > 0).all().all() and (times.windows == 2).all()
+    row = differences[
+        (differences.metric == "sdr") & (differences.refine == "wiener") & (differences.way == "carried, song's level")
+    ]
+    picked = scores[(scores.metric == "sdr") & (scores.refine == "wiener")].groupby("way").value.mean()
+    assert float(row["mean"].iloc[0]) == pytest.approx(picked["carried, song's level"] - picked["at once"], abs=1e-3)
