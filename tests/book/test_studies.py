@@ -18,6 +18,8 @@ from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.data.effects import EFFECTS
 from hybridsep.data.minislakh.render import own_soundfont
 from hybridsep.evaluation import chunks as evaluation
+from hybridsep.evaluation import comparisons as effects
+from hybridsep.evaluation.comparisons import BLIND, effects_table
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.inference import separator as separation
 from hybridsep.inference.likelihood import CountLikelihood, SumLikelihood
@@ -33,7 +35,6 @@ from hybridsep.studies import (
     baselines,
     comparison,
     counting,
-    effects,
     half_precision,
     improvements,
     out_of_domain,
@@ -43,7 +44,6 @@ from hybridsep.studies import (
     settings,
     third_instrument,
 )
-from hybridsep.studies.effects import BLIND, effects_table
 from hybridsep.studies.protocols import CHOICES
 
 

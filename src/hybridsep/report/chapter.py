@@ -19,13 +19,13 @@ from torch import Tensor
 from hybridsep.budget import prior_budget, vqvae_budget
 from hybridsep.core.profiles import load_profile, method_spec
 from hybridsep.evaluation.chunks import Evaluation, Run
+from hybridsep.evaluation.comparisons import song_values
 from hybridsep.inference.separator import wiener
 from hybridsep.pipeline.pipeline import Pipeline, Step
 from hybridsep.pipeline.record import RECORDS
 from hybridsep.report import runs_root, trains_anew
 from hybridsep.report.figures import PALETTE, WIDTH, number, use_style
 from hybridsep.report.players import stem_player
-from hybridsep.studies.effects import song_values
 
 METHOD_LABELS = {"plain-sum": "plain-sum", "lass": "LASS", "lqvae": "LQ-VAE", "hybrid": "Hybrid"}
 METHOD_COLOURS = {

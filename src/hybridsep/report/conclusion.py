@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from hybridsep.evaluation import comparisons as effects
 from hybridsep.evaluation.statistics import holm
 from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, SMALLEST_MEANINGFUL, number, p_relation, signed
-from hybridsep.studies import effects
 
 EFFECT_LABELS = {
     "linear": "The linear codebook, instead of the plain one,",

@@ -20,6 +20,7 @@ from scipy.stats import chi2
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import load_profile
 from hybridsep.evaluation.chunks import Evaluation, read_rows
+from hybridsep.evaluation.comparisons import BLIND, MAIN, SOURCES_MEAN, interval_columns, song_values
 from hybridsep.evaluation.statistics import Interval, bootstrap_interval
 from hybridsep.inference.separator import Separator
 from hybridsep.report import repository_root
@@ -67,7 +68,6 @@ from hybridsep.report.verdicts import (
     tuning_verdict,
 )
 from hybridsep.studies.comparison import ONE_FILTER
-from hybridsep.studies.effects import BLIND, MAIN, SOURCES_MEAN, interval_columns, song_values
 from hybridsep.studies.half_precision import ANOTHER_SEED, ROUNDING
 from hybridsep.studies.improvements import ASIDE, BEFORE_ASIDE, CODEC, FIRST_SHARE, METHOD, START, STEPS, TOGETHER
 from hybridsep.studies.linearity import SHARE

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from hybridsep.evaluation import comparisons as effects
 from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, SMALLEST_MEANINGFUL, number, signed
 from hybridsep.report.conclusion import SIGNIFICANT
-from hybridsep.studies import effects
 from hybridsep.studies.half_precision import ANOTHER_SEED, CEILING, NATS, ROUNDING
 from hybridsep.studies.improvements import ASIDE, STEPS, TOGETHER
 from hybridsep.studies.out_of_domain import AS_RENDERED

@@ -11,10 +11,17 @@ from hybridsep.bench.models import separator_in
 from hybridsep.core.device import dtype_name, seeded_generator
 from hybridsep.core.profiles import METHODS, method_spec
 from hybridsep.evaluation.chunks import Evaluation, rows_where
+from hybridsep.evaluation.comparisons import (
+    BLIND,
+    SOURCES_MEAN,
+    effects_table,
+    interval_columns,
+    permutation_p,
+    song_values,
+)
 from hybridsep.evaluation.statistics import holm
 from hybridsep.inference.markov import bigram_priors, uniform_priors, unigram_priors
 from hybridsep.studies import Study
-from hybridsep.studies.effects import BLIND, SOURCES_MEAN, effects_table, interval_columns, permutation_p, song_values
 from hybridsep.studies.settings import with_search
 
 CHUNKS = 60  # every test song of the profile cpu

@@ -20,6 +20,7 @@ from hybridsep.core.device import seeded_generator
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import method_spec
 from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.evaluation.comparisons import BLIND, interval_columns
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.inference.likelihood import likelihood_from_tensors
 from hybridsep.inference.separator import Separator, level_factor
@@ -27,7 +28,6 @@ from hybridsep.models.prior import nats_per_code
 from hybridsep.models.vqvae import VQVAE
 from hybridsep.pipeline.record import packed, unpacked
 from hybridsep.studies import Study
-from hybridsep.studies.effects import BLIND, interval_columns
 
 CHUNKS = 12
 SEEDS = 4

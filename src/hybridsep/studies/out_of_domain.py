@@ -25,10 +25,10 @@ from hybridsep.data.minislakh.render import own_soundfont, render_song
 from hybridsep.data.slakh import read_tracks
 from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.evaluation.chunks import Evaluation, pair_sources, read_rows
+from hybridsep.evaluation.comparisons import SOURCES_MEAN, interval_columns, song_values
 from hybridsep.models.prior import nats_per_code
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.studies import Study
-from hybridsep.studies.effects import SOURCES_MEAN, interval_columns, song_values
 
 SEPARATED_BY = ("hybrid", "lass")
 KEPT_METRICS = ("sdr", "si_sdr_improvement", "stft_distance", "log_evidence", "seconds")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from hybridsep.core.profiles import METHODS
+from hybridsep.evaluation.comparisons import SOURCES_MEAN, interval_columns, song_values
 from hybridsep.studies import Study
 from hybridsep.studies.comparison import CHUNKS, all_runs
-from hybridsep.studies.effects import SOURCES_MEAN, interval_columns, song_values
 from hybridsep.studies.published import PUBLISHED
 
 _BLIND = {"selection": "blind", "metric": "sdr", "refine": "none", "reference": "real"}

@@ -6,9 +6,9 @@ import pandas as pd
 
 from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.evaluation.comparisons import BLIND, SOURCES_MEAN, cell_scores, ingredient_effects
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.studies import Study
-from hybridsep.studies.effects import BLIND, SOURCES_MEAN, cell_scores, ingredient_effects
 
 SEEDS = 5
 CHUNKS = 12

@@ -11,12 +11,12 @@ from scipy.stats import spearmanr
 
 from hybridsep.core.profiles import METHODS
 from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.evaluation.comparisons import BLIND, interval_columns, permutation_p, song_values
 from hybridsep.evaluation.statistics import holm
 from hybridsep.inference.decoder import PriorStack
 from hybridsep.inference.likelihood import CountLikelihood, Likelihood, SumLikelihood
 from hybridsep.inference.separator import SearchOptions, Separator
 from hybridsep.studies import Study
-from hybridsep.studies.effects import BLIND, interval_columns, permutation_p, song_values
 
 CHUNKS = 12
 
