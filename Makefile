@@ -1,18 +1,26 @@
 # make book [PROFILE=cpu]   data, every chapter, then HTML in _build/html/index.html; trained models come with the repository
 # make book TRAIN=1         the same, but every model is trained anew
 # make test                 every test that a machine without a GPU can run
+# make check                lint, format, types and the fast tests, in under a minute
 # make clean                forget the built book; models under runs/ stay
 PROFILE ?= cpu
 PYTHON  ?= python3
 STAMP   := .venv/.installed
+FAST    := tests/core tests/kernels tests/models tests/inference tests/evaluation
 
-.PHONY: book test clean
+.PHONY: book test check clean
 
 book: $(STAMP)
 	.venv/bin/hybridsep book --profile $(PROFILE) $(if $(TRAIN),--train)
 
 test: $(STAMP)
-	.venv/bin/python -m pytest tests -q --durations=15
+	.venv/bin/python -m pytest tests -q -n 2 --dist loadscope --durations=15
+
+check: $(STAMP)
+	.venv/bin/ruff check -q src tests book
+	.venv/bin/ruff format -q --check src tests book
+	.venv/bin/mypy src
+	.venv/bin/python -m pytest -q -n 2 -m "not slow and not browser" $(FAST)
 
 clean:
 	rm -rf _build
