@@ -18,12 +18,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridsep.core.profiles import PriorSettings, Profile, TrainingSettings
-from hybridsep.inference.likelihood import MERGE_EVERY, Likelihood
+from hybridsep.inference.counts import MERGE_EVERY
+from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import DECODED_CODES
-from hybridsep.models.prior import Prior, PriorTask
+from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
 from hybridsep.pipeline.pipeline import PAIR_BATCH, PAIR_SECONDS
 from hybridsep.training.codec import WAVEFORMS, VQVAETask
+from hybridsep.training.prior import PriorTask
 
 GIBIBYTE = 2**30
 HALF_PRECISION_COPIES = 1.5

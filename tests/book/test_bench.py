@@ -27,8 +27,8 @@ from hybridsep.bench.report import (
 )
 from hybridsep.core.errors import HybridsepError
 from hybridsep.inference import search
+from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.decoder import PriorStack
-from hybridsep.inference.likelihood import CountLikelihood
 from hybridsep.report.figures import number
 from hybridsep.report.speed import command_of, recording_line, show_recording
 

@@ -18,13 +18,15 @@ from hybridsep.core.deadline import NEVER, Deadline, OutOfTime
 from hybridsep.core.device import fast_dtype
 from hybridsep.core.profiles import load_profile
 from hybridsep.data.codes import CodeSet
-from hybridsep.inference.decoder import PriorStack, PrivateCache
-from hybridsep.models.prior import Prior, PriorTask
+from hybridsep.inference.caches import PrivateCache
+from hybridsep.inference.decoder import PriorStack
+from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
 from hybridsep.report.chapter import hours_on_t4
 from hybridsep.report.figures import number
 from hybridsep.training.codec import VQVAETask
 from hybridsep.training.loop import make_optimisers, train
+from hybridsep.training.prior import PriorTask
 
 GIB = 2**30
 

@@ -22,7 +22,8 @@ from hybridsep.evaluation import comparisons as effects
 from hybridsep.evaluation.comparisons import BLIND, effects_table
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.inference import separator as separation
-from hybridsep.inference.likelihood import CountLikelihood, SumLikelihood
+from hybridsep.inference.counts import CountLikelihood
+from hybridsep.inference.sums import SumLikelihood
 from hybridsep.pipeline import pipeline as pipeline_module
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.report import studies as report

@@ -8,7 +8,7 @@ from tiny import seeded
 
 from hybridsep.core.profiles import load_profile
 from hybridsep.evaluation.linearity import measure_linearity
-from hybridsep.inference.separator import wiener
+from hybridsep.inference.wiener import wiener
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.studies import linearity, refinement, run_study
 

@@ -186,7 +186,7 @@ def test_stft_distance_of_hand_computed_cases():
 def test_stft_distance_is_that_of_the_codecs_loss():
     import torch
 
-    from hybridsep.models.vqvae import SpectralLoss
+    from hybridsep.models.losses import SpectralLoss
 
     reference, estimate = 10 * noise(0, 8192), 10 * noise(1, 8192)
     loss = SpectralLoss()(torch.tensor(estimate)[None].float(), torch.tensor(reference)[None].float())

@@ -18,11 +18,12 @@ from hybridsep.data.codes import CodeSet
 from hybridsep.data.stems import StemSet
 from hybridsep.evaluation import chunks as evaluation
 from hybridsep.evaluation.chunks import Evaluation
-from hybridsep.models.prior import Prior, PriorTask
+from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.training.codec import VQVAETask
 from hybridsep.training.loop import train
+from hybridsep.training.prior import PriorTask
 
 TRAINING = {"steps": 16, "batch": 4, "learning_rate": 1e-3, "warmup": 2}
 LENGTH = 20_000

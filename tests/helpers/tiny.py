@@ -3,8 +3,10 @@
 import torch
 
 from hybridsep.core.profiles import PriorSettings, Profile, VQVAESettings
-from hybridsep.inference.likelihood import CountLikelihood, Likelihood, SumLikelihood
+from hybridsep.inference.counts import CountLikelihood
+from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import Separator
+from hybridsep.inference.sums import SumLikelihood
 from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny import seeded, tiny_prior
 
-from hybridsep.inference.decoder import GraphedState, PriorStack, PriorState, PrivateCache, SharedPast, StaticCache
+from hybridsep.inference.caches import PrivateCache, SharedPast, StaticCache
+from hybridsep.inference.decoder import GraphedState, PriorStack, PriorState
 from hybridsep.inference.search import stay_in_place, systematic_resampling
 
 K = 12

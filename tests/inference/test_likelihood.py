@@ -9,13 +9,8 @@ import torch
 from tiny import count_likelihood, random_counts, seeded, sum_likelihood
 
 from hybridsep.inference import likelihood as likelihood_module
-from hybridsep.inference.likelihood import (
-    CountLikelihood,
-    SumLikelihood,
-    TripleCounter,
-    likelihood_from_tensors,
-    sum_table,
-)
+from hybridsep.inference.counts import CountLikelihood, TripleCounter, likelihood_from_tensors
+from hybridsep.inference.sums import SumLikelihood, sum_table
 
 K = 12
 LIKELIHOODS = {

@@ -6,12 +6,13 @@ from tiny import count_likelihood, seeded, sum_likelihood, tiny_prior
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hybridsep.inference import caches, likelihood, search
 from hybridsep.inference import decoder as decoding
-from hybridsep.inference import likelihood, search
-from hybridsep.inference.decoder import GraphedState, PriorStack, StaticCache
-from hybridsep.inference.likelihood import likelihood_from_tensors
-from hybridsep.inference.replay import Replayed
+from hybridsep.inference.caches import StaticCache
+from hybridsep.inference.counts import likelihood_from_tensors
+from hybridsep.inference.decoder import GraphedState, PriorStack
 from hybridsep.inference.search import particle_filter
+from hybridsep.kernels.replay import Replayed
 
 K, LENGTH, PARTICLES = 12, 40, 6
 AWAITED = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "lift_fresh", "item"}
@@ -66,7 +67,7 @@ def recorder(monkeypatch):
         with _disable_current_modes():
             return recorder.note(body, arguments, {})
 
-    for module in (likelihood, decoding):
+    for module in (likelihood, caches):
         monkeypatch.setattr(module, "run_body", run)
     monkeypatch.setattr(likelihood, "runs_triton", lambda tensor: True)
     return recorder

@@ -14,20 +14,19 @@ from tiny import count_likelihood, seeded, tiny_separator
 from hybridsep.core.device import seeded_generator
 from hybridsep.core.errors import HybridsepError
 from hybridsep.inference import separator as separation
+from hybridsep.inference import wiener as refinement
 from hybridsep.inference.search import SEARCHES, SearchResult, particle_filter
-from hybridsep.inference.separator import (
+from hybridsep.inference.selection import (
     SELECTIONS,
-    Candidates,
-    SearchOptions,
-    Separator,
     best_evidence,
     cross_pair,
     highest_weight,
     posterior_mean,
     smallest_residual,
     take_particle,
-    wiener,
 )
+from hybridsep.inference.separator import Candidates, SearchOptions, Separator
+from hybridsep.inference.wiener import wiener
 
 SETTINGS = ["profile.json", "SHA256SUMS"]
 FILES = ["vqvae.safetensors", "prior-bass.safetensors", "prior-drums.safetensors", "likelihood.safetensors"]
@@ -291,9 +290,9 @@ def test_the_estimate_is_the_posterior_mean_of_the_candidates(counting, search):
 @pytest.mark.parametrize("length", [4000, 8200, 16384, 20_001])
 def test_masks_of_a_long_recording_are_the_same_block_by_block(monkeypatch, length):
     stems, heard = torch.randn(2, 1, length, generator=seeded()), torch.randn(1, length, generator=seeded(1))
-    whole = separation.wiener(stems, heard, 256)
-    monkeypatch.setattr(separation, "WIENER_FRAMES", 32)
-    assert torch.allclose(separation.wiener(stems, heard, 256), whole, atol=1e-5)
+    whole = refinement.wiener(stems, heard, 256)
+    monkeypatch.setattr(refinement, "WIENER_FRAMES", 32)
+    assert torch.allclose(refinement.wiener(stems, heard, 256), whole, atol=1e-5)
 
 
 def test_bad_requests_are_refused_with_their_value(separator):
@@ -607,17 +606,17 @@ def test_masks_of_blocks_are_those_of_the_whole(monkeypatch, length, channels):
     """Estimates in mono, a recording of several channels, and blocks of other lengths in both."""
     stems, heard = torch.randn(2, 1, length, generator=seeded()), torch.randn(channels, length, generator=seeded(1))
     whole = wiener(stems.expand(-1, channels, -1), heard, 256)
-    monkeypatch.setattr(separation, "WIENER_FRAMES", 32)
-    blocks = list(separation.wiener_blocks(stems.split(777, -1), heard.split(1234, -1), 256))
+    monkeypatch.setattr(refinement, "WIENER_FRAMES", 32)
+    blocks = list(refinement.wiener_blocks(stems.split(777, -1), heard.split(1234, -1), 256))
     assert torch.allclose(torch.cat(blocks, -1), whole, atol=1e-5) and max(b.shape[-1] for b in blocks) <= 32 * 64
 
 
 def test_long_refinement_in_pieces_of_the_default_length_is_that_in_one():
     size = 256
-    length = 3 * 2 * separation.WIENER_FRAMES * size // 4 + 77
+    length = 3 * 2 * refinement.WIENER_FRAMES * size // 4 + 77
     stems, heard = torch.randn(2, 2, length, generator=seeded()), torch.randn(2, length, generator=seeded(1))
-    pieces = list(separation.wiener_blocks([stems], [heard], size))
+    pieces = list(refinement.wiener_blocks([stems], [heard], size))
     assert len(pieces) == 7 and torch.equal(torch.cat(pieces, -1), wiener(stems, heard, size))
     assert torch.allclose(
-        wiener(stems, heard, size), separation._wiener(stems, heard, size, separation.TRUST), atol=1e-5, rtol=0
+        wiener(stems, heard, size), refinement._wiener(stems, heard, size, refinement.TRUST), atol=1e-5, rtol=0
     )

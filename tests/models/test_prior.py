@@ -9,8 +9,9 @@ from tiny import prior_settings, seeded, tiny_prior
 from hybridsep.core.profiles import TrainingSettings
 from hybridsep.data.codes import CodeSet
 from hybridsep.inference.decoder import PriorStack
-from hybridsep.models.prior import Prior, PriorTask, nats_per_code, windowed_attention
+from hybridsep.models.prior import Prior, nats_per_code, windowed_attention
 from hybridsep.training.loop import train
+from hybridsep.training.prior import PriorTask
 
 K = 12
 HEADS = pytest.mark.parametrize("heads, kv_heads", [(2, 1), (4, 1), (4, 2), (4, 4), (1, 1)])

@@ -9,16 +9,8 @@ from tiny import seeded, tiny_vqvae, vqvae_settings
 from hybridsep.data.stems import mix
 from hybridsep.kernels import nearest
 from hybridsep.kernels.nearest import nearest_code
-from hybridsep.models.vqvae import (
-    VQVAE,
-    Bottleneck,
-    Decoder,
-    Encoder,
-    SpectralLoss,
-    linear_loss,
-    normalised_error,
-    straight_through,
-)
+from hybridsep.models.losses import SpectralLoss, linear_loss, normalised_error
+from hybridsep.models.vqvae import VQVAE, Bottleneck, Decoder, Encoder, straight_through
 from hybridsep.training.codec import VQVAETask
 
 

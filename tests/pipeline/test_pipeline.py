@@ -14,8 +14,9 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.evaluation import chunks as evaluation
 from hybridsep.evaluation.chunks import COLUMNS, Evaluation, choose_chunks, read_rows, summarise
-from hybridsep.inference.likelihood import CountLikelihood, SumLikelihood
+from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.separator import Separator
+from hybridsep.inference.sums import SumLikelihood
 from hybridsep.pipeline import pipeline
 from hybridsep.pipeline.pipeline import SPLITS, Pipeline
 

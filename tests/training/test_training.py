@@ -22,12 +22,12 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import load_weights, write_atomically
 from hybridsep.core.profiles import TrainingSettings
 from hybridsep.data.codes import CodeSet
-from hybridsep.models.prior import PriorTask
 from hybridsep.training import checkpoint
 from hybridsep.training import loop as training
 from hybridsep.training.checkpoint import clear_checkpoints
 from hybridsep.training.codec import VQVAETask
 from hybridsep.training.loop import StepResult, TrainingDiverged, train
+from hybridsep.training.prior import PriorTask
 
 SETTINGS = TrainingSettings(steps=12, batch=4, learning_rate=1e-2, warmup=3, weight_decay=0.1, checkpoint_seconds=1e-9)
 

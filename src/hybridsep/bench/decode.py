@@ -21,7 +21,7 @@ from hybridsep.bench.report import Goal, Options, Row
 from hybridsep.bench.shared import bench_shared
 from hybridsep.core.device import dtype_name, seeded_generator
 from hybridsep.core.errors import HybridsepError
-from hybridsep.inference.likelihood import CountLikelihood
+from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.separator import SearchOptions, Separator
 
 PARTICLES, LQVAE_CODES, QUICK_CODES = 32, 2048, 16

@@ -13,9 +13,11 @@ from hybridsep.core.profiles import LikelihoodKind, Profile, load_profile
 from hybridsep.data.minislakh.composer import compose_song
 from hybridsep.data.minislakh.render import render_song
 from hybridsep.data.stems import MIXTURE_RMS
+from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.decoder import PriorStack
-from hybridsep.inference.likelihood import CountLikelihood, Likelihood, SumLikelihood
+from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import Separator
+from hybridsep.inference.sums import SumLikelihood
 from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
 

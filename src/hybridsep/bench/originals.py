@@ -21,7 +21,8 @@ from torch import Tensor
 
 from hybridsep.core.device import physical_memory
 from hybridsep.core.errors import HybridsepError
-from hybridsep.inference.likelihood import CountLikelihood, Likelihood
+from hybridsep.inference.counts import CountLikelihood
+from hybridsep.inference.likelihood import Likelihood
 from hybridsep.models.prior import Block, Prior, norm, rotary_angles, rotate
 
 SLICES_KEPT = 512

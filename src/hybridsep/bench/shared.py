@@ -12,7 +12,8 @@ from hybridsep.bench.measure import Timing
 from hybridsep.bench.models import open_separator, song_codes
 from hybridsep.bench.report import Goal, Options, Row
 from hybridsep.core.device import dtype_name, seeded_generator
-from hybridsep.inference.decoder import PriorStack, PriorState, PrivateCache, SharedPast
+from hybridsep.inference.caches import PrivateCache, SharedPast
+from hybridsep.inference.decoder import PriorStack, PriorState
 from hybridsep.inference.search import SearchResult, particle_filter, suffix_lengths
 from hybridsep.inference.separator import Separator
 from hybridsep.models.prior import Prior

@@ -26,11 +26,13 @@ from hybridsep.core.profiles import Profile, load_profile
 from hybridsep.data.codes import CodeSet
 from hybridsep.data.minislakh.render import make_minislakh
 from hybridsep.data.stems import FULL_SCALE, StemSet, build_stems, open_stems
-from hybridsep.models.prior import Attention, Prior, PriorTask, rotary_angles, rotate
-from hybridsep.models.vqvae import VQVAE, Bottleneck, SpectralLoss
+from hybridsep.models.losses import SpectralLoss
+from hybridsep.models.prior import Attention, Prior, rotary_angles, rotate
+from hybridsep.models.vqvae import VQVAE, Bottleneck
 from hybridsep.pipeline.pipeline import encode_songs
 from hybridsep.training.codec import VQVAETask
 from hybridsep.training.loop import StepResult, Task, TrainingRun
+from hybridsep.training.prior import PriorTask
 
 SONGS, SECONDS = 12, 12.0
 PROFILED_STEPS = 3

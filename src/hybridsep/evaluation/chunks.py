@@ -30,7 +30,9 @@ from hybridsep.core.profiles import METHODS, method_spec
 from hybridsep.data.stems import StemSet, mix
 from hybridsep.evaluation.metrics import bss_eval, nan_windows, sdr, si_sdr, si_sdr_improvement, stft_distance
 from hybridsep.inference.search import SearchResult, suffix_lengths
-from hybridsep.inference.separator import SELECTIONS, STFT_SIZE, Candidates, Separator, take_particle, wiener
+from hybridsep.inference.selection import SELECTIONS, take_particle
+from hybridsep.inference.separator import Candidates, Separator
+from hybridsep.inference.wiener import STFT_SIZE, wiener
 from hybridsep.pipeline.pipeline import Pipeline
 
 COLUMNS = ("track", "start_s", "method", "search", "selection", "refine", "source", "reference", "metric", "value")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hybridsep.core.device import seeded_generator
-from hybridsep.inference.likelihood import sum_table
+from hybridsep.inference.sums import sum_table
 
 
 @dataclass(frozen=True)

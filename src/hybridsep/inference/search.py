@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridsep.inference.likelihood import Likelihood
-from hybridsep.inference.replay import Replayed
 from hybridsep.kernels.arguments import check_codes
+from hybridsep.kernels.replay import Replayed
 
 
 class State(Protocol):

@@ -10,7 +10,7 @@ import copy
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,18 +25,17 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import SUMS, check_sums, load_weights, write_atomically, write_sums
 from hybridsep.core.profiles import Profile
 from hybridsep.data.stems import MIXTURE_RMS
-from hybridsep.inference.audio import Audio, filled, of_length, overlapping, resampled
+from hybridsep.inference.audio import Audio, filled, of_length, resampled
+from hybridsep.inference.counts import likelihood_from_tensors
 from hybridsep.inference.decoder import PriorStack
-from hybridsep.inference.likelihood import Likelihood, likelihood_from_tensors
+from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.search import SEARCHES, Priors, SearchResult, joined_filters
+from hybridsep.inference.wiener import wiener_blocks
 from hybridsep.inference.windows import CarriedPast, Windows, past_before
 from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
 
-STFT_SIZE = 4096
-TRUST = 0.5
 MASK_SECONDS = 0.19
-WIENER_FRAMES = 64
 ENCODED_ROWS = 8
 DECODED_CODES = 4096
 STRETCH = 128
@@ -442,117 +441,6 @@ _BATCH_AXES = {"codes": 1} | dict.fromkeys(
 )
 
 
-def posterior_mean(found: Candidates) -> Tensor:
-    """Weighted mean of the decoded particles, the least-squares estimate of each source: [2, B, T]."""
-    weights = found.search.log_weights.softmax(-1)
-    return torch.einsum("bn,pbnt->pbt", weights, found.waveforms)
-
-
-def highest_weight(found: Candidates) -> Tensor:
-    """The particle of highest weight: [2, B, T]."""
-    return take_particle(found.waveforms, found.search.log_weights.argmax(1))
-
-
-def smallest_residual(found: Candidates) -> Tensor:
-    """The particle whose sources add up best to the mixture, by ‖y − ½(x̂1 + x̂2)‖: [2, B, T]."""
-    residual = (found.mixture[:, None] - found.waveforms.mean(0)).square().sum(-1)
-    return take_particle(found.waveforms, residual.argmin(1))
-
-
-def cross_pair(found: Candidates) -> Tensor:
-    """LQ-VAE's rejection: of all N × N pairs of the two sources' samples, the one that adds up best to the mixture: [2, B, T].
-
-    Source: Mancusi et al. 2021 (arXiv 2110.05313), sec. 3.3.
-    """
-    first, second = found.waveforms
-    target = 2 * found.mixture
-    # ‖t − a − b‖² over all pairs from inner products, without the N × N residual waveforms.
-    cross = torch.bmm(first, second.transpose(1, 2))
-    to_first = (first.square().sum(-1) - 2 * torch.einsum("bt,bnt->bn", target, first))[:, :, None]
-    to_second = (second.square().sum(-1) - 2 * torch.einsum("bt,bnt->bn", target, second))[:, None, :]
-    best = (to_first + to_second + 2 * cross).flatten(1).argmin(1)
-    count = first.shape[1]
-    return torch.stack([_take(first, best // count), _take(second, best % count)])
-
-
-SELECTIONS = {"mean": posterior_mean, "weight": highest_weight, "residual": smallest_residual, "cross-pair": cross_pair}
-
-
-def best_evidence(log_evidence: list[Tensor]) -> Tensor:
-    """The blind choice between several searches of the same mixture codes (seeds, settings, likelihoods): for each mixture the one of
-    highest marginal evidence.
-
-    Args:
-        log_evidence: nats, one float [B] per search.
-
-    Returns:
-        int64 [B].
-    """
-    return torch.stack(log_evidence).argmax(0)
-
-
-def take_particle(waveforms: Tensor, index: Tensor) -> Tensor:
-    """Particle index[b] of every source: [2, B, N, T], int64 [B] -> [2, B, T]."""
-    return torch.stack([_take(source, index) for source in waveforms])
-
-
-def wiener(stems: Tensor, mixture: Tensor, size: int = STFT_SIZE, trust: float = TRUST) -> Tensor:
-    """Mixture-consistent refinement by the Wiener filter of each time-frequency cell, with the estimates as prior means.
-
-    Source p of a cell is taken as Gaussian with mean a·X̂p and variance in proportion to |X̂p|². Given the mixture, its mean is a·X̂p plus
-    its share |X̂p|² / Σ|X̂|² of what the means leave of the mixture. With a = 0 that is the classic mask; with a > 0 the phases of the
-    estimates count too. Where the estimates say more than the mixture holds, a shrinks with the mixture: its silence stays silent.
-    Channels are filtered each by itself; estimates [P, 1, T] are the prior means of all of them, whatever the panning.
-
-    Args:
-        stems: estimates, float32 [P, B, T], or [P, 1, T] for all.
-        mixture: float32 [B, T]; the refined stems' mean over sources is the mixture.
-        size: of the STFT window, in samples; the hop is a quarter of it.
-        trust: a. Its value, and the window's, were chosen on validation songs (`hybridsep study refinement`).
-
-    Returns:
-        float32 [P, B, T].
-    """
-    if mixture.shape[-1] <= 2 * WIENER_FRAMES * size // 4:
-        return _wiener(stems, mixture, size, trust)
-    return torch.cat(list(wiener_blocks([stems], [mixture], size, trust)), -1)
-
-
-def wiener_blocks(
-    stems: Iterable[Tensor], mixture: Iterable[Tensor], size: int = STFT_SIZE, trust: float = TRUST
-) -> Iterator[Tensor]:
-    """`wiener` of estimates [P, B or 1, n] and a mixture [B, n] that come block after block: spectra of an hour would fill the memory.
-
-    Each block is computed with as much to its left and right as its frames reach, on the same grid of frames.
-    """
-    step = WIENER_FRAMES * size // 4
-    for (estimate, own), (heard, _) in zip(
-        overlapping(stems, step, size), overlapping(mixture, step, size), strict=True
-    ):
-        yield _wiener(estimate, heard, size, trust)[..., own]
-
-
-def _wiener(stems: Tensor, mixture: Tensor, size: int, trust: float) -> Tensor:
-    """`wiener` in one piece: its spectra take several times the memory of the waveforms."""
-    window = torch.hann_window(size, device=mixture.device)
-    length = mixture.shape[-1]
-    padded = max(0, size - length)
-
-    def spectrum(x: Tensor) -> Tensor:
-        flat = torch.nn.functional.pad(x.flatten(0, -2), (0, padded))
-        return torch.stft(flat, size, size // 4, window=window, return_complex=True).unflatten(0, x.shape[:-1])
-
-    estimates, target = spectrum(stems), len(stems) * spectrum(mixture)
-    power = estimates.abs().square()
-    # Where no estimate has energy the mixture is shared equally.
-    masks = (power + 1e-10) / (power + 1e-10).sum(0)
-    together = estimates.sum(0)
-    weight = trust * (target.abs() / (together.abs() + 1e-10)).clamp_max(1.0)
-    refined = weight * estimates + masks * (target - weight * together)
-    waveforms = torch.istft(refined.flatten(0, 1), size, size // 4, window=window, length=length + padded)
-    return waveforms[:, :length].view(len(stems), *mixture.shape)
-
-
 def level_factor(mixture: Tensor) -> Tensor:
     """Factors [B, 1] that bring mixtures [B, T] to the level of those that the models were trained on."""
     return MIXTURE_RMS / mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
@@ -582,10 +470,6 @@ def _share_of_each(weights: Tensor, inverse: Tensor, distinct: int) -> Tensor:
     """Weight of each distinct stretch in each mixture: weights [P, B, N], inverse int64 [P·B·N] -> [P·B, distinct]."""
     groups = weights.flatten(0, 1)
     return groups.new_zeros(len(groups), distinct).scatter_add_(1, inverse.view_as(groups), groups)
-
-
-def _take(waveforms: Tensor, index: Tensor) -> Tensor:
-    return waveforms[torch.arange(len(index), device=index.device), index]
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -34,21 +34,17 @@ from hybridsep.data.codes import CodeSet
 from hybridsep.data.effects import EFFECTS_VERSION
 from hybridsep.data.minislakh.render import make_minislakh
 from hybridsep.data.stems import LARGEST, MIXTURE_RMS, StemSet, build_stems, mix, open_stems
-from hybridsep.inference.likelihood import (
-    CountLikelihood,
-    Likelihood,
-    SumLikelihood,
-    TripleCounter,
-    likelihood_from_tensors,
-    merge_counts,
-)
+from hybridsep.inference.counts import CountLikelihood, TripleCounter, likelihood_from_tensors, merge_counts
+from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import Separator
-from hybridsep.models.prior import Prior, PriorTask, nats_per_code
+from hybridsep.inference.sums import SumLikelihood
+from hybridsep.models.prior import Prior, nats_per_code
 from hybridsep.models.vqvae import VQVAE
 from hybridsep.pipeline.record import RECORDS, from_record, restore_step
 from hybridsep.training.checkpoint import clear_checkpoints
 from hybridsep.training.codec import VQVAETask, codec_dtype
 from hybridsep.training.loop import train
+from hybridsep.training.prior import PriorTask
 
 SPLITS = ("train", "validation", "test")
 PAIR_BATCH = 16

@@ -20,7 +20,7 @@ from hybridsep.budget import prior_budget, vqvae_budget
 from hybridsep.core.profiles import load_profile, method_spec
 from hybridsep.evaluation.chunks import Evaluation, Run
 from hybridsep.evaluation.comparisons import song_values
-from hybridsep.inference.separator import wiener
+from hybridsep.inference.wiener import wiener
 from hybridsep.pipeline.pipeline import Pipeline, Step
 from hybridsep.pipeline.record import RECORDS
 from hybridsep.report import runs_root, trains_anew

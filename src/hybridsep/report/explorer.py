@@ -10,7 +10,8 @@ from IPython.display import HTML
 
 from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.evaluation.metrics import sdr
-from hybridsep.inference.separator import posterior_mean, wiener
+from hybridsep.inference.selection import posterior_mean
+from hybridsep.inference.wiener import wiener
 from hybridsep.report.chapter import (
     METHOD_LABELS,
     SEARCH_LABELS,

@@ -9,7 +9,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hybridsep.inference.likelihood import CountLikelihood, Likelihood
+from hybridsep.inference.counts import CountLikelihood
+from hybridsep.inference.likelihood import Likelihood
 from hybridsep.models.vqvae import VQVAE
 
 LARGEST_PICTURE = 256  # pixels along a side; larger codebooks are averaged down to it

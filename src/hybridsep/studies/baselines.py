@@ -24,7 +24,7 @@ from hybridsep.core.files import load_weights, write_atomically
 from hybridsep.core.profiles import method_spec
 from hybridsep.data.stems import StemSet, mix
 from hybridsep.evaluation.comparisons import SOURCES_MEAN, interval_columns, song_values
-from hybridsep.inference.separator import STFT_SIZE
+from hybridsep.inference.wiener import STFT_SIZE
 from hybridsep.pipeline.pipeline import Pipeline, Step
 from hybridsep.studies import Study
 from hybridsep.studies.comparison import CHUNKS

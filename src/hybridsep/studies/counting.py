@@ -8,7 +8,7 @@ import torch
 from hybridsep.core.profiles import method_spec
 from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.evaluation.chunks import Chunks
-from hybridsep.inference.likelihood import CountLikelihood
+from hybridsep.inference.counts import CountLikelihood
 from hybridsep.models.vqvae import VQVAE
 from hybridsep.studies import Study
 from hybridsep.studies.settings import with_likelihood

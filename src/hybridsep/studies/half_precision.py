@@ -22,7 +22,7 @@ from hybridsep.core.profiles import method_spec
 from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.evaluation.comparisons import BLIND, interval_columns
 from hybridsep.evaluation.metrics import sdr
-from hybridsep.inference.likelihood import likelihood_from_tensors
+from hybridsep.inference.counts import likelihood_from_tensors
 from hybridsep.inference.separator import Separator, level_factor
 from hybridsep.models.prior import nats_per_code
 from hybridsep.models.vqvae import VQVAE

@@ -13,7 +13,7 @@ from hybridsep.evaluation.chunks import Evaluation, rows_where
 from hybridsep.evaluation.comparisons import BLIND, SOURCES_MEAN, interval_columns, permutation_p, song_values
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.evaluation.statistics import holm
-from hybridsep.inference.separator import STFT_SIZE, wiener
+from hybridsep.inference.wiener import STFT_SIZE, wiener
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.studies import Study
 

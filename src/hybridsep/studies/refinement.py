@@ -8,7 +8,7 @@ from torch import Tensor
 from hybridsep.core.profiles import METHODS
 from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.evaluation.metrics import sdr
-from hybridsep.inference.separator import wiener
+from hybridsep.inference.wiener import wiener
 from hybridsep.studies import Study
 
 CHUNKS = 12

@@ -13,9 +13,11 @@ from hybridsep.core.profiles import METHODS
 from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.evaluation.comparisons import BLIND, interval_columns, permutation_p, song_values
 from hybridsep.evaluation.statistics import holm
+from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.decoder import PriorStack
-from hybridsep.inference.likelihood import CountLikelihood, Likelihood, SumLikelihood
+from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import SearchOptions, Separator
+from hybridsep.inference.sums import SumLikelihood
 from hybridsep.studies import Study
 
 CHUNKS = 12

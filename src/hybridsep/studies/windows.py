@@ -15,7 +15,8 @@ from hybridsep.core.files import load_weights, write_atomically
 from hybridsep.evaluation.chunks import Chunks, Evaluation
 from hybridsep.evaluation.metrics import sdr, si_sdr
 from hybridsep.evaluation.statistics import bootstrap_interval, paired_permutation_test
-from hybridsep.inference.separator import SearchOptions, Separator, wiener
+from hybridsep.inference.separator import SearchOptions, Separator
+from hybridsep.inference.wiener import wiener
 from hybridsep.inference.windows import Windows
 from hybridsep.studies import Study
 

@@ -9,7 +9,8 @@ from hybridsep.core.device import lowered
 from hybridsep.core.distributed import WHOLE, Part, ranks_here
 from hybridsep.core.profiles import VQVAESettings
 from hybridsep.data.stems import StemSet, mix
-from hybridsep.models.vqvae import VQVAE, SpectralLoss, linear_loss, normalised_error
+from hybridsep.models.losses import SpectralLoss, linear_loss, normalised_error
+from hybridsep.models.vqvae import VQVAE
 from hybridsep.training.loop import StepResult
 
 WAVEFORMS = 3

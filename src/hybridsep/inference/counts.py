@@ -1,0 +1,171 @@
+"""LASS's likelihood: relative frequencies of counted triples.
+
+Source: Postolache et al. 2023 (arXiv 2301.08562), sec. 3.2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hybridsep.inference.likelihood import FusedPosterior, Likelihood
+from hybridsep.inference.sums import SumLikelihood, _number
+from hybridsep.kernels.counting import count_triples, csr
+
+MERGE_EVERY = 2_000_000
+
+
+SMOOTHING_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+class CountLikelihood(Likelihood):
+    """LASS's likelihood: relative frequencies of counted triples, smoothed towards a `SumLikelihood` S.
+
+    l(m|i,j) = ((n(i,j,m) + α S(m|i,j)) / (n(i,j) + α))^λ: the mean of a Dirichlet posterior with α pseudo-counts, so that a pair never
+    counted falls back to S and a pair counted often is left alone.
+
+    Args:
+        keys: sorted distinct triples as (m·K + i)·K + j, int64 [nnz].
+        counts: int64 [nnz].
+    """
+
+    keeps_host_free = True
+
+    def __init__(self, keys: Tensor, counts: Tensor, backoff: SumLikelihood, smoothing: float, power: float = 1.0):
+        size = backoff.codes
+        self.codes, self.keys, self.counts, self.backoff, self.smoothing, self.power = (
+            size,
+            keys,
+            counts,
+            backoff,
+            smoothing,
+            power,
+        )
+        self.pairs = keys % (size * size)
+        totals = torch.zeros(size * size, dtype=torch.float32, device=keys.device).index_add_(
+            0, self.pairs, counts.float()
+        )
+        share = smoothing / (totals + smoothing)
+        # Kept as what the sum says of every pair and what counting adds at the counted triples, each already raised to λ.
+        self.share, self.table = share.pow(power).view(size, size), backoff.table.pow(power)
+        self.values = counts.float() / (totals[self.pairs] + smoothing)
+        if power != 1.0:
+            smooth = share[self.pairs] * backoff.table[keys // (size * size), backoff.sums.flatten()[self.pairs].long()]
+            self.values = (smooth + self.values).pow(power) - smooth.pow(power)
+        boundaries = torch.arange(size * size + 1, device=keys.device) * size
+        self.row_starts = torch.searchsorted(keys, boundaries)
+
+    def matrix(self, mixture: int) -> Tensor:
+        """See Likelihood."""
+        result = self.backoff.gathered(self.table[mixture]).mul_(self.share)
+        first, last = int(self.row_starts[mixture * self.codes]), int(self.row_starts[(mixture + 1) * self.codes])
+        result.view(-1).index_add_(0, self.pairs[first:last], self.values[first:last])
+        return result
+
+    def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
+        """See Likelihood."""
+        if not hasattr(self, "_entries"):
+            self._entries = (*csr(self.keys, self.codes), self.values.log())
+        return FusedPosterior(self.backoff, self.table, self.share, self._entries, mixture, log_p)
+
+    def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """See Likelihood."""
+        key = (mixture * self.codes + first) * self.codes + second
+        counted, value = self._look_up(key)
+        smooth = self.share[first, second] * self.table[mixture, self.backoff.sums[first, second].long()]
+        return (smooth + torch.where(counted, value, 0.0)).log()
+
+    def seen(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Whether a triple was counted at all: bool of the arguments' shape."""
+        return self._look_up((mixture * self.codes + first) * self.codes + second)[0]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """See Likelihood."""
+        extra = {"keys": self.keys, "counts": self.counts.int()}
+        scalars = {"smoothing": _number(self.smoothing), "power": _number(self.power)}
+        return self.backoff.to_tensors() | extra | scalars
+
+    @classmethod
+    def fit(
+        cls, keys: Tensor, counts: Tensor, codebook: Tensor, triples: Tensor, power: float = 1.0
+    ) -> CountLikelihood:
+        """Choose the smoothing by maximum likelihood (at λ = 1) on triples int64 [3, n] that were not counted."""
+        backoff = SumLikelihood.fit(codebook, triples)
+        scored = []
+        for smoothing in SMOOTHING_GRID:
+            candidate = cls(keys, counts, backoff, smoothing)
+            scored.append((float(candidate.log_likelihood(triples[2], triples[0], triples[1]).mean()), smoothing))
+        return cls(keys, counts, backoff, max(scored)[1], power)
+
+    def _look_up(self, key: Tensor) -> tuple[Tensor, Tensor]:
+        position = torch.searchsorted(self.keys, key.contiguous()).clamp_max(max(0, len(self.keys) - 1))
+        if not len(self.keys):
+            return torch.zeros_like(key, dtype=torch.bool), torch.zeros(key.shape, device=key.device)
+        return self.keys[position] == key, self.values[position]
+
+
+def likelihood_from_tensors(tensors: dict[str, Tensor]) -> Likelihood:
+    """Rebuild what `to_tensors` described: counts where there are counts, else the sum.
+
+    Raises:
+        ValueError: the tensors do not fit each other.
+    """
+    codebook, keys, counts = tensors["codebook"], tensors.get("keys"), tensors.get("counts")
+    numbers = [tensors[name] for name in ("sigma_squared", "floor", "smoothing", "power") if name in tensors]
+    if (
+        codebook.ndim != 2
+        or not torch.isfinite(codebook).all()
+        or any(n.ndim or not torch.isfinite(n) for n in numbers)
+    ):
+        raise ValueError("likelihood: codebook or fitted numbers are damaged")
+    if (
+        (keys is None) != (counts is None)
+        or keys is not None
+        and (
+            keys.shape != counts.shape
+            or len(keys)
+            and not 0 <= int(keys[0]) <= int(keys[-1]) < len(codebook) ** 3
+            or (keys.diff() <= 0).any()
+        )
+    ):
+        raise ValueError("likelihood: counted triples are damaged")
+    backoff = SumLikelihood(tensors["codebook"], float(tensors["sigma_squared"]), float(tensors["floor"]))
+    if "keys" not in tensors:
+        return backoff
+    return CountLikelihood(
+        tensors["keys"], tensors["counts"].long(), backoff, float(tensors["smoothing"]), float(tensors["power"])
+    )
+
+
+class TripleCounter:
+    """Counts triples (i, j, m) batch by batch; memory is that of the distinct ones, and some batches not yet merged."""
+
+    def __init__(self, codes: int, merge_every: int = MERGE_EVERY):
+        self.codes, self.merge_every = codes, merge_every
+        self._waiting: list[Tensor] = []
+        self._keys = torch.empty(0, dtype=torch.long)
+        self._counts = torch.empty(0, dtype=torch.long)
+
+    def add(self, first: Tensor, second: Tensor, mixture: Tensor) -> None:
+        """Count triples given as int tensors of one shape."""
+        self._waiting.append(torch.stack([x.long().flatten() for x in (first, second, mixture)]))
+        if sum(part.shape[1] for part in self._waiting) >= self.merge_every:
+            self._merge()
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Sorted distinct keys (m·K + i)·K + j and how often each was counted, int64 [nnz] each."""
+        self._merge()
+        return self._keys, self._counts
+
+    def _merge(self) -> None:
+        if not self._waiting:
+            return
+        fresh, times = (x.cpu() for x in count_triples(*torch.cat(self._waiting, 1), self.codes))
+        self._keys, self._counts = merge_counts(torch.cat([self._keys, fresh]), torch.cat([self._counts, times]))
+        self._waiting = []
+
+
+def merge_counts(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts of keys that may come several times, as one count of each: sorted distinct keys and their sums, int64 [nnz] each."""
+    merged, inverse = torch.unique(keys, return_inverse=True)
+    return merged, torch.zeros_like(merged).index_add_(0, inverse, counts)

@@ -1,0 +1,69 @@
+"""Rules that make one estimate per source of what a search left, without the ground truth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hybridsep.inference.separator import Candidates
+
+
+def posterior_mean(found: Candidates) -> Tensor:
+    """Weighted mean of the decoded particles, the least-squares estimate of each source: [2, B, T]."""
+    weights = found.search.log_weights.softmax(-1)
+    return torch.einsum("bn,pbnt->pbt", weights, found.waveforms)
+
+
+def highest_weight(found: Candidates) -> Tensor:
+    """The particle of highest weight: [2, B, T]."""
+    return take_particle(found.waveforms, found.search.log_weights.argmax(1))
+
+
+def smallest_residual(found: Candidates) -> Tensor:
+    """The particle whose sources add up best to the mixture, by ‖y − ½(x̂1 + x̂2)‖: [2, B, T]."""
+    residual = (found.mixture[:, None] - found.waveforms.mean(0)).square().sum(-1)
+    return take_particle(found.waveforms, residual.argmin(1))
+
+
+def cross_pair(found: Candidates) -> Tensor:
+    """LQ-VAE's rejection: of all N × N pairs of the two sources' samples, the one that adds up best to the mixture: [2, B, T].
+
+    Source: Mancusi et al. 2021 (arXiv 2110.05313), sec. 3.3.
+    """
+    first, second = found.waveforms
+    target = 2 * found.mixture
+    # ‖t − a − b‖² over all pairs from inner products, without the N × N residual waveforms.
+    cross = torch.bmm(first, second.transpose(1, 2))
+    to_first = (first.square().sum(-1) - 2 * torch.einsum("bt,bnt->bn", target, first))[:, :, None]
+    to_second = (second.square().sum(-1) - 2 * torch.einsum("bt,bnt->bn", target, second))[:, None, :]
+    best = (to_first + to_second + 2 * cross).flatten(1).argmin(1)
+    count = first.shape[1]
+    return torch.stack([_take(first, best // count), _take(second, best % count)])
+
+
+SELECTIONS = {"mean": posterior_mean, "weight": highest_weight, "residual": smallest_residual, "cross-pair": cross_pair}
+
+
+def best_evidence(log_evidence: list[Tensor]) -> Tensor:
+    """The blind choice between several searches of the same mixture codes (seeds, settings, likelihoods): for each mixture the one of
+    highest marginal evidence.
+
+    Args:
+        log_evidence: nats, one float [B] per search.
+
+    Returns:
+        int64 [B].
+    """
+    return torch.stack(log_evidence).argmax(0)
+
+
+def take_particle(waveforms: Tensor, index: Tensor) -> Tensor:
+    """Particle index[b] of every source: [2, B, N, T], int64 [B] -> [2, B, T]."""
+    return torch.stack([_take(source, index) for source in waveforms])
+
+
+def _take(waveforms: Tensor, index: Tensor) -> Tensor:
+    return waveforms[torch.arange(len(index), device=index.device), index]
