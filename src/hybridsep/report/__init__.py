@@ -7,8 +7,8 @@ from pathlib import Path
 def repository_root() -> Path:
     """Folder that holds `_config.yml` and `book/`: where a chapter finds the project.
 
-    Looks at the environment variable HYBRIDSEP_ROOT (set by the build), then upwards from the working directory,
-    then upwards from this file, so that a chapter also runs by itself in Jupyter or Colab.
+    Looks at the environment variable HYBRIDSEP_ROOT (set by the build), then upwards from the working directory and
+    from the clone `hybridsep` in it (Colab's), then upwards from this file.
 
     Raises:
         FileNotFoundError: none of these places is inside a checkout of the project.
@@ -16,7 +16,7 @@ def repository_root() -> Path:
     declared = os.environ.get("HYBRIDSEP_ROOT")
     if declared:
         return Path(declared)
-    starts = (Path.cwd(), Path(__file__).resolve().parent)
+    starts = (Path.cwd(), Path.cwd() / "hybridsep", Path(__file__).resolve().parent)
     for folder in (folder for start in starts for folder in (start, *start.parents)):
         if (folder / "_config.yml").is_file() and (folder / "book").is_dir():
             return folder

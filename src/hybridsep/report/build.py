@@ -23,7 +23,6 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from hybridsep.core.errors import HybridsepError
-from hybridsep.report.launch import repository_address
 
 KERNEL_NAME = "hybridsep-book"
 # Both cells only carry the build's settings; a reader gains nothing from them.
@@ -172,9 +171,9 @@ def build_html(root: Path) -> Path:
 
 def _configuration(root: Path, folder: Path) -> Path:
     """Path of the book's configuration; while the repository has no address, of a copy in `folder` without buttons that would need one."""
-    if repository_address(root):
-        return root / "_config.yml"
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    if config["repository"]["url"]:
+        return root / "_config.yml"
     config.pop("launch_buttons", None)
     copy = folder / "_config.yml"
     copy.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
