@@ -16,7 +16,7 @@ from torchaudio.models import ConvTasNet
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.data.effects import EFFECTS
-from hybridsep.data.minislakh.render import own_soundfont
+from hybridsep.data.soundfont import own_soundfont
 from hybridsep.evaluation import chunks as evaluation
 from hybridsep.evaluation import comparisons as effects
 from hybridsep.evaluation.comparisons import BLIND, effects_table

@@ -21,9 +21,10 @@ from hybridsep.data.minislakh.composer import (
     Note,
     compose_song,
 )
-from hybridsep.data.minislakh.render import Strike, hold, load_soundfont, make_minislakh, render_song, track_folder
+from hybridsep.data.minislakh.render import make_minislakh, render_song, track_folder
 from hybridsep.data.minislakh.styles import BASS_RHYTHMS, BASSES, KEYS, KITS, PIANOS, PROGRESSIONS, STYLES
 from hybridsep.data.slakh import read_tracks
+from hybridsep.data.soundfont import Strike, hold, load_soundfont
 
 SECONDS, RATE = 6.0, 22050
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hybridsep.data.minislakh.render import own_soundfont
+from hybridsep.data.soundfont import own_soundfont
 from hybridsep.evaluation.chunks import read_rows, rows_where
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.report.chapter import METHOD_LABELS, mean_std, minutes, number, score_table, sdr_columns

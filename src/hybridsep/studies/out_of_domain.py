@@ -21,8 +21,9 @@ from tqdm import tqdm
 from hybridsep.core.files import write_atomically
 from hybridsep.data.effects import EFFECTS, apply_effect, as_loud_as, draws
 from hybridsep.data.minislakh.composer import COMPOSER_VERSION, compose_song
-from hybridsep.data.minislakh.render import own_soundfont, render_song
+from hybridsep.data.minislakh.render import render_song
 from hybridsep.data.slakh import read_tracks
+from hybridsep.data.soundfont import own_soundfont
 from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.evaluation.chunks import Evaluation, pair_sources, read_rows
 from hybridsep.evaluation.comparisons import SOURCES_MEAN, interval_columns, song_values
