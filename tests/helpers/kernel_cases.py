@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 
 import torch
+from kernel_references import DEVICE, counted_rows, log_priors, rand, randint, randn, sum_tables
 from torch import Tensor
-
-from hybridsep.bench.references import DEVICE, counted_rows, log_priors, rand, randint, randn, sum_tables
 
 
 def call_every_triton_body() -> None:
@@ -23,8 +22,6 @@ def call_every_triton_body() -> None:
     rows = counted_rows(size, [40])
     for parents in (None, ancestors):
         counts_triton.draw_entries(log_p, mixture, *rows, torch.tensor([2**40], device=DEVICE), parents)
-    for k in (1, 16, 128):
-        counts_triton.top_entries(log_p, mixture, *rows, k)
     for small in (torch.int16, torch.int32):
         sums, table, share = sum_tables(size, small=small)
         for part in (None, share):
@@ -33,10 +30,6 @@ def call_every_triton_body() -> None:
     for width in (1, 64, 128):
         nearest_triton.assign(randn(100, width), randn(size, width))
     counting_triton.count_keys(*randint(size, 3, 5000), size)
-    for dtype in (torch.float32, torch.float16):
-        keys = randn(256, 32, 64).to(dtype)
-        attended = keys[None].expand(2, -1, -1, -1)
-        cache_triton.attend_rows(randn(2, 32, 4, 64).to(dtype), attended, attended, randint(32, 32, 256).int(), 256)
     for dtype in (torch.int64, torch.int16):
         cache_triton.move_rows(randint(9, 4, 32, 500).to(dtype), torch.arange(32, device=DEVICE))
 

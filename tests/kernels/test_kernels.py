@@ -17,17 +17,17 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import hybridsep
-from hybridsep.bench import references
-from hybridsep.bench.references import (
+import kernel_references as references
+from kernel_references import (
     DEVICE,
-    attention,
     certain_priors,
     chi_square,
     chosen_body,
     counted_rows,
     dense_scores,
     dense_sum_scores,
+    draw_counted,
+    draw_summed,
     log_priors,
     outside_interval,
     rand,
@@ -35,21 +35,25 @@ from hybridsep.bench.references import (
     randn,
     sum_tables,
 )
+from tiny import count_likelihood, sum_likelihood
+
+import hybridsep
+from hybridsep.inference.likelihood import likelihood_from_tensors
 from hybridsep.inference.search import stay_in_place, systematic_resampling
 from hybridsep.kernels import cache, counting, counts, inversion, nearest, sums
-from hybridsep.kernels.bodies import runs_triton
-from hybridsep.kernels.cache import AncestryTable, attend_by_ancestry, reorder_cache
+from hybridsep.kernels.bodies import run_body, runs_triton
+from hybridsep.kernels.cache import as_wide_numbers, move_rows
 from hybridsep.kernels.counting import count_triples, csr
-from hybridsep.kernels.counts import draw_pairs_counts, top_pairs_counts
 from hybridsep.kernels.nearest import nearest_code
-from hybridsep.kernels.sums import draw_from_marginal, draw_pairs_sum, log_marginal_sum, marginal_sum
+from hybridsep.kernels.sums import draw_pairs, log_marginal
 
 # The interpreter's logarithm of zero, which is −inf as it should be.
-pytestmark = pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")]
+if DEVICE.type == "cuda":
+    pytestmark.append(pytest.mark.gpu)
 DRAWS = 100_000
 BODIES = (
-    nearest.assign, counts.draw_entries, counts.top_entries, sums.log_marginal, sums.draw_pairs, counting.count_keys, cache.move_rows,
-    cache.attend_rows,
+    nearest.assign, counts.draw_entries, sums.log_marginal, sums.draw_pairs, counting.count_keys, cache.move_rows,
 )  # fmt: skip
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
@@ -59,6 +63,11 @@ def body(request):
     """Runs every test with both bodies, and with outputs that hold rubbish until they are written."""
     with chosen_body(request.param):
         yield request.param
+
+
+def on_gpu(*values):
+    """Sizes of a real run, which only a GPU gets through."""
+    return pytest.param(*values, marks=pytest.mark.gpu)
 
 
 def only(name):
@@ -119,8 +128,8 @@ def test_every_triton_body_compiles_and_fits_into_shared_memory(capability, tmp_
 # --- nearest code ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [0, 1, 130])
-@pytest.mark.parametrize(("codes", "width"), [(1, 4), (37, 1), (130, 6), (130, 100), (512, 128)])
+@pytest.mark.parametrize("rows", [0, 1, 130, on_gpu(65_537)])
+@pytest.mark.parametrize(("codes", "width"), [(1, 4), (37, 1), (130, 6), (130, 100), (512, 128), on_gpu(2048, 64)])
 def test_nearest_code_is_nearest_in_float64(rows, codes, width):
     vectors, codebook = randn(rows, width), randn(codes, width, seed=1)
     found = nearest_code(vectors, codebook)
@@ -150,8 +159,6 @@ def test_nearest_code_refuses_a_codebook_that_does_not_fit(width, codes):
 
 # --- counted pairs ---------------------------------------------------------------------------------------------------------
 
-RAGGED = [0, 1, 3, 520, 1100]
-
 
 def little_scratch(monkeypatch, particles, entries):
     """So that the torch body has to go through several chunks as well."""
@@ -159,13 +166,15 @@ def little_scratch(monkeypatch, particles, entries):
 
 
 @pytest.mark.parametrize("impossible", [0.0, 0.7])
-@pytest.mark.parametrize(("codes", "particles"), [(37, 5), (130, 1), (512, 2)])
-def test_counted_evidence_and_draws_agree_with_the_dense_posterior(monkeypatch, codes, particles, impossible):
+@pytest.mark.parametrize(
+    ("codes", "particles", "longest"), [(37, 5, 1100), (130, 1, 1100), (512, 2, 1100), on_gpu(2048, 5, 100_000)]
+)
+def test_counted_evidence_and_draws_agree_with_the_dense_posterior(monkeypatch, codes, particles, longest, impossible):
     little_scratch(monkeypatch, particles, 150)
     mixture = torch.arange(5, 10, device=DEVICE)
-    log_p, rows = log_priors(5, particles, codes, impossible=impossible), counted_rows(codes, RAGGED)
+    log_p, rows = log_priors(5, particles, codes, impossible=impossible), counted_rows(codes, [0, 1, 3, 520, longest])
     scores = dense_scores(log_p, mixture, rows)
-    drawn, log_evidence = draw_pairs_counts(log_p, mixture, *rows, 3)
+    drawn, log_evidence = draw_counted(log_p, mixture, rows, 3)
     assert_close(log_evidence, scores.flatten(2).logsumexp(-1))
     assert (log_evidence[0] == -torch.inf).all() and drawn.dtype == torch.int64
     chosen = scores.flatten(2).gather(2, (drawn[0] * codes + drawn[1])[..., None])[..., 0]
@@ -180,7 +189,7 @@ def test_counted_draws_follow_the_dense_posterior(monkeypatch, impossible):
     little_scratch(monkeypatch, draws, 70)
     mixture, codes = torch.tensor([2, 2], device=DEVICE), 21
     log_p, rows = log_priors(2, 1, codes, sharpness=0.5, impossible=impossible), counted_rows(codes, [0, 5, 300])
-    drawn, _ = draw_pairs_counts(log_p.expand(-1, -1, draws, -1), mixture, *rows, 5)
+    drawn, _ = draw_counted(log_p.expand(-1, -1, draws, -1), mixture, rows, 5)
     weights = dense_scores(log_p, mixture, rows).exp()
     for b in range(2):
         assert_draws_follow(drawn[:, b], weights[b, 0])
@@ -189,9 +198,9 @@ def test_counted_draws_follow_the_dense_posterior(monkeypatch, impossible):
 
 @pytest.mark.parametrize("seed", [0, 1, 2**33 + 1])
 def test_counted_draws_are_those_of_their_seed(seed):
-    arguments = log_priors(2, 40, 37, sharpness=0.1), torch.tensor([3, 4], device=DEVICE), *counted_rows(37, [300])
-    again, other = draw_pairs_counts(*arguments, seed)[0], draw_pairs_counts(*arguments, seed + 2)[0]
-    assert torch.equal(draw_pairs_counts(*arguments, seed)[0], again)
+    arguments = log_priors(2, 40, 37, sharpness=0.1), torch.tensor([3, 4], device=DEVICE), counted_rows(37, [300])
+    again, other = draw_counted(*arguments, seed)[0], draw_counted(*arguments, seed + 2)[0]
+    assert torch.equal(draw_counted(*arguments, seed)[0], again)
     assert (again == other).float().mean() < 0.5
 
 
@@ -200,9 +209,9 @@ def test_counted_draws_come_from_the_ancestors_posterior():
     rows = counted_rows(codes, [codes * codes])
     first, second, ancestors = randint(codes, 2, 9), randint(codes, 2, 9, seed=1), randint(9, 2, 9, seed=2)
     log_p = certain_priors(first, second, codes)
-    drawn, log_evidence = draw_pairs_counts(log_p, mixture, *rows, 3, ancestors)
+    drawn, log_evidence = draw_counted(log_p, mixture, rows, 3, ancestors)
     assert torch.equal(drawn, torch.stack([first.gather(1, ancestors), second.gather(1, ancestors)]))
-    assert_close(log_evidence, draw_pairs_counts(log_p, mixture, *rows, 4)[1].gather(1, ancestors))
+    assert_close(log_evidence, draw_counted(log_p, mixture, rows, 4)[1].gather(1, ancestors))
 
 
 def test_counted_evidence_is_safe_far_below_what_a_float_holds():
@@ -210,78 +219,8 @@ def test_counted_evidence_is_safe_far_below_what_a_float_holds():
     row_starts, pairs, log_values = counted_rows(codes, [600])
     log_p = log_priors(1, 3, codes) - 69.0
     rows = row_starts, pairs, log_values - 200.0
-    drawn, log_evidence = draw_pairs_counts(log_p, mixture, *rows, 1)
+    drawn, log_evidence = draw_counted(log_p, mixture, rows, 1)
     assert_close(log_evidence, dense_scores(log_p, mixture, rows).flatten(2).logsumexp(-1))
-
-
-@pytest.mark.parametrize(
-    ("k", "together", "impossible"),
-    [(1, False, 0.7), (5, False, 0.0), (5, True, 0.0), (40, False, 0.7), (128, True, 0.7)],
-)
-def test_top_counted_pairs_equal_brute_force(monkeypatch, k, together, impossible):
-    codes, particles = 60, 3
-    little_scratch(monkeypatch, particles, 150)
-    mixture = torch.arange(5, 10, device=DEVICE)
-    log_p, rows = log_priors(5, particles, codes, impossible=impossible), counted_rows(codes, RAGGED)
-    log_weights = torch.tensor([0.0, -2.0, -torch.inf], device=DEVICE).expand(5, 3).contiguous() if together else None
-    scores = dense_scores(log_p, mixture, rows)
-    if together:
-        scores = (scores + log_weights[..., None, None]).flatten(1)[:, None]
-    scores = scores.flatten(2)
-    drawn, parents, found = top_pairs_counts(log_p, mixture, *rows, k, log_weights)
-    assert drawn.shape == (2, *found.shape) and parents.shape == found.shape == (5, 1 if together else particles, k)
-    assert_close(found, scores.topk(k).values)
-    at = parents * codes * codes + drawn[0] * codes + drawn[1]
-    possible = found > -torch.inf
-    assert_close(scores.gather(2, at)[possible], found[possible])
-    assert (at[~possible] == 0).all()
-    for group, real in zip(at.flatten(0, 1), possible.flatten(0, 1), strict=True):
-        assert len(group[real].unique()) == real.sum()
-
-
-def test_top_counted_pairs_of_late_entries_are_found():
-    """The best entry is the last of many chunks, and scores of both signs sort as numbers."""
-    codes = 40
-    row_starts, pairs, _ = counted_rows(codes, [1600])
-    log_p = torch.zeros(2, 1, 1, codes, device=DEVICE)
-    log_values = torch.linspace(-3, 2, len(pairs), device=DEVICE)
-    _, _, scores = top_pairs_counts(log_p, torch.tensor([codes - 1], device=DEVICE), row_starts, pairs, log_values, 7)
-    assert_close(scores[0, 0], log_values.flip(0)[:7])
-
-
-@pytest.mark.parametrize("bad", [-1, 37, 99])
-def test_counted_pairs_refuse_a_mixture_code_that_does_not_exist(bad):
-    log_p, rows = log_priors(1, 2, 37), counted_rows(37, [4])
-    for operation in (draw_pairs_counts, top_pairs_counts):
-        with pytest.raises(ValueError, match=f"mixture code {bad} "):
-            operation(log_p, torch.tensor([bad], device=DEVICE), *rows, 3)
-
-
-@only("torch")
-def test_counted_pairs_refuse_what_does_not_fit():
-    log_p, mixture, rows = log_priors(1, 2, 37), torch.tensor([0], device=DEVICE), counted_rows(37, [4])
-    broken = log_p.clone()
-    broken[1, 0, 1, 36] = torch.nan
-    for operation in (draw_pairs_counts, top_pairs_counts):
-        with pytest.raises(ValueError, match="NaN"):
-            operation(broken, mixture, *rows, 3)
-        with pytest.raises(ValueError, match="36 codes.*37"):
-            operation(log_p[..., :-1], mixture, *rows, 3)
-        with pytest.raises(ValueError, match=r"float32.*\[2, 1, 2, 37\]"):
-            operation(log_p.double(), mixture, *rows, 3)
-        with pytest.raises(ValueError, match="148.*147"):
-            operation(log_p, mixture, *rows[:2], rows[2][1:], 3)
-    for k in (0, -2):
-        with pytest.raises(ValueError, match=f"k = {k}"):
-            top_pairs_counts(log_p, mixture, *rows, k)
-    with pytest.raises(ValueError, match="NaN"):
-        top_pairs_counts(log_p, mixture, *rows, 3, torch.full((1, 2), torch.nan, device=DEVICE))
-    for ancestor in (-1, 2):
-        with pytest.raises(ValueError, match=f"ancestor {ancestor} "):
-            draw_pairs_counts(log_p, mixture, *rows, 3, torch.tensor([[0, ancestor]], device=DEVICE))
-    for seed in (-1, 2**63):
-        with pytest.raises(ValueError, match=f"seed {seed}"):
-            draw_pairs_counts(log_p, mixture, *rows, seed)
 
 
 # --- the sum likelihood ----------------------------------------------------------------------------------------------------
@@ -290,16 +229,15 @@ def test_counted_pairs_refuse_what_does_not_fit():
 @pytest.mark.parametrize("impossible", [0.0, 0.7])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(
-    ("codes", "particles", "small"), [(37, 5, torch.int16), (130, 70, torch.int32), (512, 1, torch.int16)]
+    ("codes", "particles", "small"),
+    [(37, 5, torch.int16), (130, 70, torch.int32), (512, 1, torch.int16), on_gpu(2048, 33, torch.int32)],
 )
 def test_marginal_equals_the_dense_posteriors(codes, particles, small, shared, impossible):
     mixture, log_p = torch.tensor([0, codes - 1], device=DEVICE), log_priors(2, particles, codes, impossible=impossible)
     sum_rows, table, share = sum_tables(codes, small=small)
     share = share if shared else None
-    found = log_marginal_sum(log_p, mixture, sum_rows, table, share)
-    expected = references.log_marginal(log_p, mixture, sum_rows, table, share)
-    assert_close(found, expected)
-    assert_close(marginal_sum(log_p, mixture, sum_rows, table, share), expected.exp())
+    found = run_body(log_marginal, log_p, mixture, sum_rows, table, share)
+    assert_close(found, references.log_marginal(log_p, mixture, sum_rows, table, share))
 
 
 @pytest.mark.parametrize("impossible", [0.0, 0.3])
@@ -311,20 +249,20 @@ def test_sum_draws_follow_the_dense_posterior(shared, impossible):
         sum_tables(codes),
     )
     share = share if shared else None
-    drawn, log_evidence = draw_pairs_sum(log_p.expand(-1, -1, DRAWS, -1), mixture, sum_rows, table, share, 11)
+    drawn, log_evidence = draw_summed(log_p.expand(-1, -1, DRAWS, -1), mixture, (sum_rows, table, share), 11)
     scores = dense_sum_scores(log_p, mixture, sum_rows, table, share)[0, 0]
     assert_draws_follow(drawn[:, 0], scores.exp())
     assert_close(log_evidence, scores.flatten().logsumexp(0).expand(1, DRAWS))
 
 
-@pytest.mark.parametrize(("codes", "particles"), [(37, 40), (130, 20), (512, 3)])
+@pytest.mark.parametrize(("codes", "particles"), [(37, 40), (130, 20), (512, 3), on_gpu(2048, 5)])
 def test_pairs_of_given_uniform_numbers_are_those_of_exact_inversion(codes, particles):
     """Both bodies and float64 find the same place, up to rounding of the summed weights: so they agree with each other."""
     mixture, ancestors = torch.tensor([0, codes - 1], device=DEVICE), randint(particles, 2, particles)
     log_p, (sum_rows, table, share) = log_priors(2, particles, codes, impossible=0.3), sum_tables(codes)
     uniforms = rand(2, 2, particles)
-    marginal = marginal_sum(log_p, mixture, sum_rows, table, share)
-    drawn = draw_from_marginal(marginal, log_p, mixture, sum_rows, table, share, uniforms, ancestors)
+    marginal = run_body(log_marginal, log_p, mixture, sum_rows, table, share).exp()
+    drawn = run_body(draw_pairs, marginal, log_p, mixture, sum_rows, table, share, uniforms, ancestors)
     weights = dense_sum_scores(log_p, mixture, sum_rows, table, share).exp()
     weights = weights.gather(1, ancestors[..., None, None].expand_as(weights))
     of_second = weights.gather(2, drawn[0][..., None, None].expand(-1, -1, 1, codes))[:, :, 0]
@@ -338,8 +276,8 @@ def test_extreme_uniform_numbers_draw_no_impossible_pair(uniform):
     log_p, (sum_rows, table, share) = log_priors(1, particles, codes, impossible=0.8), sum_tables(codes)
     log_p[..., 0], log_p[..., -1] = -torch.inf, -torch.inf
     uniforms = torch.full((2, 1, particles), uniform, device=DEVICE)
-    marginal = marginal_sum(log_p, mixture, sum_rows, table, share)
-    first, second = draw_from_marginal(marginal, log_p, mixture, sum_rows, table, share, uniforms)
+    marginal = run_body(log_marginal, log_p, mixture, sum_rows, table, share).exp()
+    first, second = run_body(draw_pairs, marginal, log_p, mixture, sum_rows, table, share, uniforms, None)
     assert (log_p[0].gather(2, first[..., None]) > -torch.inf).all()
     assert (log_p[1].gather(2, second[..., None]) > -torch.inf).all()
 
@@ -373,7 +311,7 @@ def test_the_only_possible_pair_is_drawn_though_both_codes_have_probability_1e_m
     sum_rows, table, _ = sum_tables(codes)
     share = torch.zeros(codes, codes, device=DEVICE)
     share[20, 30] = 0.5
-    drawn, log_evidence = draw_pairs_sum(probabilities.log(), mixture, sum_rows, table, share, 1)
+    drawn, log_evidence = draw_summed(probabilities.log(), mixture, (sum_rows, table, share), 1)
     assert (drawn[0] == 20).all() and (drawn[1] == 30).all()
     expected = 2 * torch.tensor(1e-30).double().log() + (0.5 * table[4, sum_rows[20, 30].long()]).double().log().cpu()
     assert_close(log_evidence, expected.expand(1, 3))
@@ -383,7 +321,7 @@ def test_no_possible_pair_gives_no_evidence_and_codes_of_zero():
     codes, mixture = 37, torch.tensor([4], device=DEVICE)
     log_p, (sum_rows, table, share) = log_priors(1, 2, codes), sum_tables(codes)
     log_p[0, 0, 1] = -torch.inf
-    drawn, log_evidence = draw_pairs_sum(log_p, mixture, sum_rows, table, share, 1)
+    drawn, log_evidence = draw_summed(log_p, mixture, (sum_rows, table, share), 1)
     assert log_evidence[0, 1] == -torch.inf and log_evidence[0, 0] > -torch.inf
     assert (drawn[:, 0, 1] == 0).all()
 
@@ -392,38 +330,32 @@ def test_sum_draws_come_from_the_ancestors_posterior_and_are_those_of_their_seed
     codes, mixture = 37, torch.tensor([3, 8], device=DEVICE)
     first, second, ancestors = randint(codes, 2, 9), randint(codes, 2, 9, seed=1), randint(9, 2, 9, seed=2)
     certain, tables = certain_priors(first, second, codes), sum_tables(codes)
-    drawn, log_evidence = draw_pairs_sum(certain, mixture, *tables, 3, ancestors)
+    drawn, log_evidence = draw_summed(certain, mixture, tables, 3, ancestors)
     assert torch.equal(drawn, torch.stack([first.gather(1, ancestors), second.gather(1, ancestors)]))
-    assert_close(log_evidence, draw_pairs_sum(certain, mixture, *tables, 4)[1].gather(1, ancestors))
+    assert_close(log_evidence, draw_summed(certain, mixture, tables, 4)[1].gather(1, ancestors))
     log_p = log_priors(2, 60, codes, sharpness=0.1)
-    again, other = (draw_pairs_sum(log_p, mixture, *tables, seed)[0] for seed in (5, 6))
-    assert torch.equal(draw_pairs_sum(log_p, mixture, *tables, 5)[0], again)
+    again, other = (draw_summed(log_p, mixture, tables, seed)[0] for seed in (5, 6))
+    assert torch.equal(draw_summed(log_p, mixture, tables, 5)[0], again)
     assert (again == other).float().mean() < 0.5
 
 
-@only("torch")
-def test_the_sum_refuses_what_does_not_fit():
-    log_p, mixture, tables = log_priors(1, 2, 37), torch.tensor([0], device=DEVICE), sum_tables(37)
-    for bad in (-1, 37, 99):
-        with pytest.raises(ValueError, match=f"mixture code {bad} "):
-            draw_pairs_sum(log_p, torch.tensor([bad], device=DEVICE), *tables, 0)
-    with pytest.raises(ValueError, match="36 codes.*37"):
-        marginal_sum(log_p[..., :-1], mixture, *tables)
-    with pytest.raises(ValueError, match="NaN"):
-        marginal_sum(log_p * torch.nan, mixture, *tables)
-    with pytest.raises(ValueError, match=r"\[36, 37\]"):
-        marginal_sum(log_p, mixture, tables[0], tables[1][1:], None)
-    with pytest.raises(ValueError, match="ancestor 7 "):
-        draw_pairs_sum(log_p, mixture, *tables, 0, torch.tensor([[0, 7]], device=DEVICE))
-    with pytest.raises(ValueError, match=r"\[2, 1, 1\]"):
-        draw_from_marginal(log_p[0].exp(), log_p, mixture, *tables, rand(2, 1, 1))
+@pytest.mark.parametrize("kind", ["sum", "counts"])
+def test_draws_of_a_whole_likelihood_follow_its_matrix(kind):
+    """On CUDA a draw with counts is one from the sum or one from the counted pairs, by their shares of the evidence."""
+    tensors = (sum_likelihood if kind == "sum" else count_likelihood)(16).to_tensors()
+    likelihood = likelihood_from_tensors({name: tensor.to(DEVICE) for name, tensor in tensors.items()})
+    log_p, mixture = log_priors(1, 1, 16, sharpness=0.5), torch.tensor([3], device=DEVICE)
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    drawn = likelihood.draw_pairs(mixture, log_p.expand(2, 1, 20_000, 16), generator).codes
+    first, second = log_p[:, 0, 0].double().exp()
+    assert_draws_follow(drawn[:, 0], first[:, None] * second * likelihood.matrix(3).double())
 
 
 # --- counting --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
-@pytest.mark.parametrize(("codes", "triples"), [(37, 0), (37, 1), (4, 3000), (512, 3000)])
+@pytest.mark.parametrize(("codes", "triples"), [(37, 0), (37, 1), (4, 3000), (512, 3000), on_gpu(2048, 1_000_003)])
 def test_counted_triples_equal_a_dense_count(codes, triples, dtype):
     first, second, mixture = randint(codes, 3, triples).to(dtype)
     keys, times = count_triples(first, second, mixture, codes)
@@ -490,87 +422,12 @@ def resampled(rows, seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("rows", "width"), [(1, 5), (13, 3), (13, 1300)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 5), (13, 3), (13, 1300), on_gpu(1000, 2048)])
 def test_reordered_cache_is_that_of_the_ancestors_in_place(rows, width, dtype):
     kept = randn(6, rows, width).to(dtype)
     before, place = kept.clone(), kept.data_ptr()
     ancestors = resampled(rows, seed=rows)
-    assert reorder_cache(kept, ancestors) is None and kept.data_ptr() == place
+    run_body(move_rows, as_wide_numbers(kept), ancestors)
+    assert kept.data_ptr() == place
     assert torch.equal(kept, before[:, ancestors])
     assert rows == 1 or (ancestors != torch.arange(rows, device=DEVICE)).any()
-
-
-@only("torch")
-def test_reordering_refuses_ancestors_that_move_and_are_read():
-    kept = randn(2, 3, 4)
-    with pytest.raises(ValueError, match="ancestor 1 does not stay"):
-        reorder_cache(kept, torch.tensor([1, 2, 2], device=DEVICE))
-    with pytest.raises(ValueError, match="ancestor 3 "):
-        reorder_cache(kept, torch.tensor([0, 1, 3], device=DEVICE))
-    for cache_of_wrong_shape in (kept[:, :2], kept.transpose(0, 2), kept[..., :2]):
-        with pytest.raises(ValueError, match="contiguous"):
-            reorder_cache(cache_of_wrong_shape, torch.arange(3, device=DEVICE))
-
-
-@pytest.mark.parametrize(("rows", "window", "heads", "width"), [(1, 4, 1, 1), (7, 5, 3, 6), (12, 40, 4, 20)])
-def test_attention_by_ancestry_equals_attention_to_a_copied_cache(rows, window, heads, width):
-    """Through random histories of resampling, until the ring has come round twice; two sources at once."""
-    keys, values = torch.full((2, 2, window, rows, width), 1e6, device=DEVICE)
-    copied = torch.zeros(2, 2, window, rows, width, device=DEVICE)
-    table = AncestryTable(rows, window, DEVICE)
-    checked = range(2 * window + 3) if window < 10 else (0, 7, window - 1, window, 2 * window + 2)
-    for step in range(2 * window + 3):
-        if step % 3 == 2:
-            ancestors = randint(rows, rows, seed=step)
-            table.reorder(ancestors)
-            copied = copied.index_select(3, ancestors)
-        slot, filled = step % window, min(step + 1, window)
-        fresh = randn(2, 2, rows, width, seed=step)
-        table.write(slot)
-        keys[:, slot], values[:, slot] = fresh
-        copied[:, :, slot] = fresh
-        if step in checked:
-            query = randn(2, rows, heads, width, seed=step + 1)
-            expected = attention(query, *copied[:, :, :filled].transpose(2, 3))
-            assert_close(attend_by_ancestry(query, keys, values, table.rows, filled), expected)
-
-
-def test_attention_by_ancestry_takes_any_strides_and_half_precision():
-    rows, window, width = 6, 9, 16
-    ring = randn(rows, 2, window, width).half()
-    keys, values = ring.permute(1, 2, 0, 3)
-    table = randint(rows, rows, window).int()
-    query = randn(rows, 4, width, seed=1).half()
-    found = attend_by_ancestry(query, keys, values, table, window)
-    at = table.T.long()[..., None].expand(-1, -1, width)
-    expected = attention(query, *(x.gather(1, at).transpose(0, 1) for x in (keys, values)))
-    assert found.dtype == torch.float16
-    assert_close(found, expected, 5e-3)
-
-
-def test_attention_by_ancestry_survives_scores_beyond_the_range_of_exp():
-    query, keys = torch.full((2, 1, 4), 50.0, device=DEVICE), randn(70, 2, 4)
-    table = torch.arange(2, device=DEVICE, dtype=torch.int32)[:, None].repeat(1, 70)
-    found = attend_by_ancestry(query, keys, keys, table, 70)
-    scores = (query.double() @ keys.double().permute(1, 2, 0)).softmax(-1)
-    assert_close(found, scores @ keys.double().transpose(0, 1))
-
-
-@only("torch")
-def test_ancestry_refuses_what_does_not_fit():
-    table = AncestryTable(3, 4)
-    for slot in (-1, 4):
-        with pytest.raises(ValueError, match=f"slot {slot} "):
-            table.write(slot)
-    with pytest.raises(ValueError, match="2 ancestors for 3"):
-        table.reorder(torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="ancestor 3 "):
-        table.reorder(torch.tensor([0, 1, 3]))
-    with pytest.raises(ValueError, match="0 rows"):
-        AncestryTable(0, 4)
-    query, keys = torch.zeros(3, 2, 5), torch.zeros(4, 3, 5)
-    for filled in (0, 5):
-        with pytest.raises(ValueError, match=f"{filled} filled"):
-            attend_by_ancestry(query, keys, keys, table.rows, filled)
-    with pytest.raises(ValueError, match=r"\[4, 3, 4\]"):
-        attend_by_ancestry(query, keys, keys[..., 1:], table.rows, 2)

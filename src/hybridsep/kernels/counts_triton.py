@@ -1,4 +1,4 @@
-"""Triton bodies of `counts`."""
+"""Triton body of `counts`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from torch import Tensor
 from hybridsep.kernels.tiles import invert, rows_at_once, with_dense_rows
 
 BLOCK_E = 1024
-BLOCK_TOP = 512
 INTERPRETED_E = 128
 WITHIN_CHUNK = tl.constexpr(2**32 - 1)
 """Place of the number for the draw within a chunk in a particle's stream of random numbers; before it, one for each chunk."""
-NOTHING = tl.constexpr(-(2**63))
 
 
 def draw_entries(
@@ -26,7 +24,7 @@ def draw_entries(
     seed: Tensor,
     ancestors: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See counts.draw_pairs_counts."""
+    """See counts.draw_entries."""
     _, batch, particles, size = log_p.shape
     codes = torch.empty(2, batch, particles, dtype=torch.long, device=log_p.device)
     log_evidence = torch.empty(batch, particles, device=log_p.device)
@@ -40,27 +38,9 @@ def draw_entries(
     return codes, log_evidence
 
 
-def top_entries(
-    log_p: Tensor, mixture: Tensor, row_starts: Tensor, pairs: Tensor, log_values: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
-    """See counts.top_entries."""
-    _, batch, particles, size = log_p.shape
-    pair = torch.empty(batch, particles, k, dtype=torch.long, device=log_p.device)
-    scores = torch.empty(batch, particles, k, device=log_p.device)
-    kept = max(2, triton.next_power_of_2(k))
-    entries = max(BLOCK_TOP, kept)
-    rows = rows_at_once(particles, entries, log_p)
-    log_p = with_dense_rows(log_p)
-    _top_entries[(triton.cdiv(particles, rows), batch)](
-        log_p, mixture.contiguous(), row_starts, pairs, log_values, pair, scores, k, particles, size, *log_p.stride()[:3],
-        rows, kept, entries,
-    )  # fmt: skip
-    return pair, scores
-
-
 @triton.jit
 def _scores(log_p1, log_p2, pairs, log_values, entry, length, size):
-    """Scores of entries, nats; −inf behind the last. log_p1 and log_p2 point to a particle's log-probabilities; all have one shape."""
+    """Return the scores of entries in nats, −inf behind the last. log_p1 and log_p2 point to a particle's log-probabilities; all have one shape."""
     inside = entry < length
     pair = tl.load(pairs + entry, mask=inside, other=0)
     score = tl.load(log_values + entry, mask=inside, other=float("-inf"))
@@ -70,7 +50,7 @@ def _scores(log_p1, log_p2, pairs, log_values, entry, length, size):
 
 @triton.jit
 def _row(mixture, row_starts, b):
-    """First entry and number of entries of the code of mixture b."""
+    """Return the first entry and the number of entries of the code of mixture b."""
     m = tl.load(mixture + b)
     start = tl.load(row_starts + m)
     return start, (tl.load(row_starts + m + 1) - start).to(tl.int32)
@@ -81,7 +61,7 @@ def _draw_entries(
     log_p, mixture, row_starts, pairs, log_values, ancestors, codes, log_evidence, seed, particles, size,
     source_stride, mixture_stride, particle_stride, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N particles of one mixture: once over all its entries for the evidence and a chunk, then within that chunk for an entry."""
+    """Draw for BLOCK_N particles of one mixture: once over all its entries for the evidence and a chunk, then within that chunk for an entry."""
     b = tl.program_id(1).to(tl.int64)
     seed = tl.load(seed)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -124,46 +104,3 @@ def _draw_entries(
     pair = tl.load(pairs + drawn, mask=inside & (total > 0), other=0).to(tl.int64)
     tl.store(codes + own, pair // size, mask=inside)
     tl.store(codes + tl.num_programs(1) * particles + own, pair % size, mask=inside)
-
-
-@triton.jit
-def _rank(score, entry):
-    """An int64 that sorts like (score, −entry): the bits of a float32 sort like an int32 once those of negative numbers are turned over."""
-    bits = score.to(tl.int32, bitcast=True)
-    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return (bits.to(tl.int64) << 32) | (0x7FFFFFFF - entry).to(tl.int64)
-
-
-@triton.jit
-def _top_entries(
-    log_p, mixture, row_starts, pairs, log_values, found, found_scores, k, particles, size,
-    source_stride, mixture_stride, particle_stride, BLOCK_N: tl.constexpr, KEPT: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
-    """BLOCK_N particles of one mixture: the best KEPT entries so far, sorted anew only when a chunk holds a better one."""
-    b = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-    log_p1 = log_p + b * mixture_stride + tl.where(n < particles, n, 0).to(tl.int64) * particle_stride
-    log_p2 = log_p1 + source_stride
-    start, length = _row(mixture, row_starts, b)
-    pairs += start
-    log_values += start
-
-    best = tl.full([BLOCK_N, KEPT], NOTHING, tl.int64)
-    worst = tl.min(best, 1)
-    for at in range(0, length, BLOCK_E):
-        entry = at + tl.arange(0, BLOCK_E)[None, :]
-        scores = _scores(log_p1, log_p2, pairs, log_values, entry, length, size)
-        ranks = tl.where(scores > float("-inf"), _rank(scores, entry), NOTHING)
-        if tl.max((tl.max(ranks, 1) > worst).to(tl.int32), 0) > 0:
-            # The higher of a falling and a rising sequence, place by place, are the highest of both.
-            best = tl.sort(tl.maximum(best, tl.flip(tl.topk(ranks, KEPT), 1)), descending=True)
-            worst = tl.min(best, 1)
-    real = best != NOTHING
-    pair = tl.load(pairs + (0x7FFFFFFF - (best & 0x7FFFFFFF).to(tl.int32)), mask=real, other=0)
-    bits = (best >> 32).to(tl.int32)
-    scores = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
-    column = tl.arange(0, KEPT)[None, :]
-    wanted = (n < particles) & (column < k)
-    out = (b * particles + n) * k + column
-    tl.store(found + out, pair.to(tl.int64), mask=wanted)
-    tl.store(found_scores + out, tl.where(real, scores, float("-inf")), mask=wanted)

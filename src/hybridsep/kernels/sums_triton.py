@@ -14,7 +14,7 @@ MOST_PARTICLES = 64
 
 
 def log_marginal(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, share: Tensor | None) -> Tensor:
-    """See sums.log_marginal_sum."""
+    """See sums.log_marginal."""
     _, batch, particles, size = log_p.shape
     result = torch.empty(batch, particles, size, device=log_p.device)
     # A product of matrices takes sixteen rows at least.
@@ -39,7 +39,7 @@ def draw_pairs(
     uniforms: Tensor,
     ancestors: Tensor | None,
 ) -> Tensor:
-    """See sums.draw_from_marginal."""
+    """See sums.draw_pairs."""
     batch, particles, size = marginal.shape
     codes = torch.empty(2, batch, particles, dtype=torch.long, device=log_p.device)
     columns = triton.next_power_of_2(size)
@@ -58,7 +58,7 @@ def _log_marginal(
     log_p, mixture, sums, table, share, result, particles, size, source_stride, mixture_stride, particle_stride,
     BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_I first codes of BLOCK_N particles: every tile of the likelihood is made once and used for all of them."""
+    """Sum over the second code for BLOCK_I first codes of BLOCK_N particles: every tile of the likelihood is made once and used for all of them."""
     b = tl.program_id(2).to(tl.int64)
     n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     i = tl.program_id(0).to(tl.int64) * BLOCK_I + tl.arange(0, BLOCK_I)
@@ -88,7 +88,7 @@ def _draw_pairs(
     marginal_mixture_stride, marginal_particle_stride, source_stride, mixture_stride, particle_stride,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N particles of one mixture, whole rows of K codes at once."""
+    """Draw for BLOCK_N particles of one mixture, whole rows of K codes at once."""
     b = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     real = n < particles

@@ -1,15 +1,10 @@
-"""What kernels are checked against: random inputs, definitions in float64, and outputs that hold rubbish until they are written.
-
-The tests use it, and so does the script that checks another GPU (`hybridsep.bench.gpu`).
-"""
+"""What kernels are checked against: random inputs, definitions in float64, and outputs that hold rubbish until they are written."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from unittest.mock import patch
 
 import torch
@@ -17,7 +12,8 @@ from torch import Tensor
 
 from hybridsep.core.device import default_device
 from hybridsep.inference import likelihood
-from hybridsep.kernels import bodies
+from hybridsep.kernels import bodies, counts, sums
+from hybridsep.kernels.bodies import run_body
 
 DEVICE = default_device()
 RARE = 5
@@ -99,23 +95,18 @@ def dense_scores(log_p: Tensor, mixture: Tensor, rows: tuple[Tensor, Tensor, Ten
     return log_p[0].double()[..., None] + log_p[1].double()[..., None, :] + values[:, None]
 
 
-def dense_sum_scores(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, share: Tensor | None) -> Tensor:
+def dense_sum_scores(log_p: Tensor, mixture: Tensor, codes: Tensor, table: Tensor, share: Tensor | None) -> Tensor:
     """Log of the weights of all pairs under the sum, float64 [B, N, K, K]."""
-    values = table.double()[mixture][:, sums.long()]
+    values = table.double()[mixture][:, codes.long()]
     values = values if share is None else values * share.double()
     return log_p[0].double()[..., None] + log_p[1].double()[..., None, :] + values.log()[:, None]
 
 
-def log_marginal(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, share: Tensor | None) -> Tensor:
+def log_marginal(log_p: Tensor, mixture: Tensor, codes: Tensor, table: Tensor, share: Tensor | None) -> Tensor:
     """log r(i) under the sum, float64 [B, N, K]."""
     first, second = log_p.double()
-    values = table.double()[mixture][:, sums.long()] * (1 if share is None else share.double())
+    values = table.double()[mixture][:, codes.long()] * (1 if share is None else share.double())
     return first + (second.exp() @ values.transpose(1, 2)).log()
-
-
-def attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention in float64: scaled queries [..., H, D], keys and values [..., T, D] -> [..., H, D]."""
-    return (query.double() @ keys.double().transpose(-1, -2)).softmax(-1) @ values.double()
 
 
 def outside_interval(weights: Tensor, uniforms: Tensor, codes: Tensor) -> float:
@@ -146,13 +137,29 @@ def chi_square(codes: Tensor, weights: Tensor) -> tuple[float, int]:
     return float(((observed - expected).square() / expected.clamp_min(1.0)).sum()), len(expected) - 1
 
 
+# --- draws -----------------------------------------------------------------------------------------------------------------
+
+
+def draw_counted(
+    log_p: Tensor, mixture: Tensor, rows: tuple[Tensor, ...], seed: int, ancestors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw from counted pairs: codes [2, B, N] and log-evidence [B, N]."""
+    return run_body(counts.draw_entries, log_p, mixture, *rows, torch.tensor([seed], device=DEVICE), ancestors)
+
+
+def draw_summed(
+    log_p: Tensor, mixture: Tensor, tables: tuple[Tensor, ...], seed: int, ancestors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw under the sum likelihood, first its marginal, then pairs: codes [2, B, N] and log-evidence [B, N]."""
+    log_marginal = run_body(sums.log_marginal, log_p, mixture, *tables)
+    log_evidence = log_marginal.logsumexp(-1)
+    marginal = (log_marginal - log_evidence[..., None]).exp().nan_to_num(0.0)
+    uniforms = rand(2, *log_evidence.shape, seed=seed)
+    codes = run_body(sums.draw_pairs, marginal, log_p, mixture, *tables, uniforms, ancestors)
+    return codes, log_evidence if ancestors is None else log_evidence.gather(1, ancestors)
+
+
 # --- bodies ----------------------------------------------------------------------------------------------------------------
-
-
-def bodies_here() -> tuple[str, ...]:
-    """Which bodies of a kernel can run: on a CPU the Triton one does if TRITON_INTERPRET=1 was set before Triton was imported."""
-    interpreted = DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
-    return ("torch", "triton") if interpreted or bodies.runs_triton(torch.zeros(1, device=DEVICE)) else ("torch",)
 
 
 @contextmanager
