@@ -38,7 +38,7 @@ from kernel_references import (
 from tiny import count_likelihood, sum_likelihood
 
 import hybridsep
-from hybridsep.inference.likelihood import likelihood_from_tensors
+from hybridsep.inference.counts import likelihood_from_tensors
 from hybridsep.inference.search import stay_in_place, systematic_resampling
 from hybridsep.kernels import cache, counting, counts, inversion, nearest, sums
 from hybridsep.kernels.bodies import run_body, runs_triton

@@ -18,7 +18,6 @@ from hybridsep.bench.models import dtypes, open_separator, separator_in, song_co
 from hybridsep.bench.originals import DensePosterior, GrowingPrior, SparsePosterior, beam, sample
 from hybridsep.bench.profile import bench_profile
 from hybridsep.bench.report import Goal, Options, Row
-from hybridsep.bench.shared import bench_shared
 from hybridsep.core.device import dtype_name, seeded_generator
 from hybridsep.core.errors import HybridsepError
 from hybridsep.inference.counts import CountLikelihood
@@ -138,7 +137,7 @@ def bench_precision(options: Options) -> Iterator[Row]:
 
 BENCHMARKS = {
     "lass": bench_lass, "lass-beam": bench_lass_beam, "lqvae": bench_lqvae, "particles": bench_particles, "length": bench_length,
-    "batch": bench_batch, "precision": bench_precision, "profile": bench_profile, "shared": bench_shared,
+    "batch": bench_batch, "precision": bench_precision, "profile": bench_profile,
 }  # fmt: skip
 
 

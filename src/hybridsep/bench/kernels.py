@@ -21,11 +21,12 @@ from hybridsep.bench.report import Options, Row
 from hybridsep.core.device import default_device, seeded_generator
 from hybridsep.inference.search import stay_in_place, systematic_resampling
 from hybridsep.kernels import bodies
-from hybridsep.kernels.cache import reorder_cache
+from hybridsep.kernels.bodies import run_body
+from hybridsep.kernels.cache import as_wide_numbers, move_rows
 from hybridsep.kernels.counting import count_triples
-from hybridsep.kernels.counts import draw_pairs_counts
+from hybridsep.kernels.counts import draw_entries
 from hybridsep.kernels.nearest import nearest_code
-from hybridsep.kernels.sums import draw_pairs_sum
+from hybridsep.kernels.sums import draw_pairs, log_marginal
 
 CODES_COUNTED = 64
 
@@ -92,10 +93,16 @@ def bench_sums(options: Options) -> Iterator[Row]:
     )
     original, generator = DensePosterior(likelihood), seeded_generator(0, device=device)
     table = likelihood.sums
+    uniforms = torch.rand(2, 1, sizes.particles, device=device)
+
+    def ours() -> Tensor:
+        marginal = run_body(log_marginal, log_p, mixture, table, likelihood.table, None).exp()
+        return run_body(draw_pairs, marginal, log_p, mixture, table, likelihood.table, None, uniforms, None)
+
     work = Work(table.nbytes + log_p.nbytes, 2 * sizes.particles * sizes.codes**2)
     yield from _compare(
         "draw_pairs_sum",
-        lambda: draw_pairs_sum(log_p, mixture, table, likelihood.table, None, 0),
+        ours,
         lambda: original.draw(0, log_p[0, 0], log_p[1, 0], generator),
         work, {"codes": sizes.codes, "particles": sizes.particles}, options,
     )  # fmt: skip
@@ -111,12 +118,13 @@ def bench_counts(options: Options) -> Iterator[Row]:
     )
     original, generator = SparsePosterior(likelihood), seeded_generator(0, device=device)
     row_starts = torch.tensor(original.starts, device=device)
+    seed = torch.zeros(1, dtype=torch.long, device=device)
     entries = row_starts, likelihood.pairs.int(), original.log_values
     count = original.starts[1] - original.starts[0]
     work = Work(log_p.nbytes + 8 * count + 24 * sizes.particles)
     yield from _compare(
         "draw_pairs_counts",
-        lambda: draw_pairs_counts(log_p, mixture, *entries, 0),
+        lambda: run_body(draw_entries, log_p, mixture, *entries, seed, None),
         lambda: original.draw(0, log_p[0, 0], log_p[1, 0], generator),
         work, {"codes": sizes.codes, "particles": sizes.particles, "counted_pairs": count}, options,
     )  # fmt: skip
@@ -148,7 +156,10 @@ def bench_cache(options: Options) -> Iterator[Row]:
     moved = int((ancestors != torch.arange(sizes.rows, device=device)).sum())
     work = Work(2 * 4 * sizes.slabs * moved * sizes.cached)
     details = {"rows": sizes.rows, "slabs": sizes.slabs, "numbers_per_row": sizes.cached, "rows_moved": moved}
-    calls = lambda: reorder_cache(cache, ancestors), lambda: [slab.index_select(0, ancestors) for slab in cache]  # noqa: E731
+    calls = (
+        lambda: run_body(move_rows, as_wide_numbers(cache), ancestors),
+        lambda: [slab.index_select(0, ancestors) for slab in cache],
+    )  # noqa: E731
     yield from _compare("reorder_cache", *calls, work, details, options)
 
 

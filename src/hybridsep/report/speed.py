@@ -13,7 +13,6 @@ from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hybridsep.bench.gpu import gpu_tables
 from hybridsep.bench.report import read_json
 from hybridsep.core.device import dtype_name
 from hybridsep.report.chapter import signed
@@ -21,7 +20,6 @@ from hybridsep.report.figures import PALETTE, WIDTH, number, results_table, show
 from hybridsep.training.codec import codec_dtype
 
 BENCH = Path("book/results/bench")
-GPU = Path("book/results/gpu")
 TRAINED = {"codec": "VQ-VAE", "prior": "prior"}
 
 
@@ -239,10 +237,5 @@ def show_recording(results: Mapping[str, dict]) -> HTML:
 
 
 def show_gpu(root: Path) -> HTML:
-    """What `python -m hybridsep.bench.gpu` measured, where it ever ran."""
-    tables = gpu_tables(root / GPU)
-    if not tables:
-        return HTML(
-            "<p>Nothing was measured on a GPU yet; <code>python -m hybridsep.bench.gpu all</code> would, a few minutes at a time.</p>"
-        )
-    return HTML("".join(results_table(table.frame, table.title, table.measured).data for table in tables))
+    """Say that nothing was measured on a GPU, and what would check and measure one."""
+    return HTML("<p>Nothing was measured on a GPU yet; <code>pytest -m gpu</code> checks the kernels on one.</p>")
