@@ -22,8 +22,6 @@ from hybridsep.inference.caches import PrivateCache
 from hybridsep.inference.decoder import PriorStack
 from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
-from hybridsep.report.chapter import hours_on_t4
-from hybridsep.report.figures import number
 from hybridsep.training.codec import VQVAETask
 from hybridsep.training.loop import make_optimisers, train
 from hybridsep.training.prior import PriorTask
@@ -100,7 +98,7 @@ def test_table_of_a_profile_adds_up_hours_and_names_every_memory(name):
     codec, prior, whole = (
         rows[what]["on a T4 (h)"] for what in ("VQ-VAE", "prior of one source", "training of a method's models")
     )
-    assert whole == pytest.approx(codec + 2 * prior) and number(whole, 0) == hours_on_t4(name)
+    assert whole == pytest.approx(codec + 2 * prior)
     for row, key in (("VQ-VAE", "vqvae"), ("prior of one source", "prior")):
         assert rows[row]["assumed rate (TFLOP/s)"] == budget.T4_RATES[key] / 1e12
         assert rows[row]["on a T4 (h)"] == pytest.approx(

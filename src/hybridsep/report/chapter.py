@@ -16,7 +16,6 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hybridsep.budget import prior_budget, vqvae_budget
 from hybridsep.core.profiles import load_profile, method_spec
 from hybridsep.evaluation.chunks import Evaluation, Run
 from hybridsep.evaluation.comparisons import song_values
@@ -285,12 +284,6 @@ def training_figure(pipeline: Pipeline, method: str) -> Figure:
 def smoothed(curve: pd.Series) -> pd.Series:
     """Running mean over a twentieth of a training curve; missing where nothing was measured."""
     return curve.rolling(max(1, len(curve) // 20), min_periods=1).mean().where(curve.notna())
-
-
-def hours_on_t4(profile: str = "t4") -> str:
-    """Hours that training the VQ-VAE and the priors of one method on a T4 should take with a profile, by the arithmetic of `hybridsep.budget`: nobody has measured it."""
-    larger = load_profile(profile)
-    return number(vqvae_budget(larger).hours + len(larger.sources) * prior_budget(larger).hours, 0)
 
 
 # --- listening -------------------------------------------------------------------------------------------------------------
