@@ -218,8 +218,8 @@ def book(profile: ProfileOption = "cpu", runs: RunsOption = Path("runs"), anew: 
 
 def _pipeline(profile: str, runs: Path, data: Path | None, deadline: Deadline = NEVER, anew: bool = False):
     from hybridsep.core.profiles import load_profile
+    from hybridsep.core.records import RECORDS
     from hybridsep.pipeline.pipeline import Pipeline
-    from hybridsep.pipeline.record import RECORDS
 
     return Pipeline(load_profile(profile), runs, data, deadline, records=None if anew else RECORDS)
 

@@ -21,12 +21,13 @@ from tiny import random_counts, seeded
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import load_profile
+from hybridsep.core.records import halved, pack_counts, packed, records_root, unpack_counts, unpacked
 from hybridsep.evaluation import chunks as evaluation
 from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.inference.separator import Separator
 from hybridsep.pipeline import pipeline, record, release
 from hybridsep.pipeline.pipeline import Pipeline
-from hybridsep.pipeline.record import halved, pack_counts, packed, records_root, unpack_counts, unpacked, write_record
+from hybridsep.pipeline.record import write_record
 from hybridsep.pipeline.release import record_run, shipped_model
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import budget, recorded_note, step_times

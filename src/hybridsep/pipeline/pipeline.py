@@ -30,6 +30,7 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import SUMS, load_weights, write_atomically
 from hybridsep.core.profiles import METHODS, LikelihoodKind, Profile, VQVAEKind, config_hash, method_spec
 from hybridsep.core.provenance import provenance
+from hybridsep.core.records import RECORDS
 from hybridsep.data.codes import CodeSet
 from hybridsep.data.effects import EFFECTS_VERSION
 from hybridsep.data.minislakh.render import make_minislakh
@@ -40,7 +41,7 @@ from hybridsep.inference.separator import Separator
 from hybridsep.inference.sums import SumLikelihood
 from hybridsep.models.prior import Prior, nats_per_code
 from hybridsep.models.vqvae import VQVAE
-from hybridsep.pipeline.record import RECORDS, from_record, restore_step
+from hybridsep.pipeline.record import from_record, restore_step
 from hybridsep.training.checkpoint import clear_checkpoints
 from hybridsep.training.codec import VQVAETask, codec_dtype
 from hybridsep.training.loop import train

@@ -11,8 +11,9 @@ from pathlib import Path
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import SUMS
 from hybridsep.core.profiles import Profile
+from hybridsep.core.records import RECORDS
 from hybridsep.pipeline.pipeline import Pipeline
-from hybridsep.pipeline.record import RECORDS, provenance_of, write_record
+from hybridsep.pipeline.record import provenance_of, write_record
 
 PROFILE, METHOD = "cpu", "hybrid"
 

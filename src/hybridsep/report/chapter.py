@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hybridsep.core.profiles import load_profile, method_spec
+from hybridsep.core.records import RECORDS
 from hybridsep.evaluation.chunks import Evaluation, Run
 from hybridsep.evaluation.comparisons import song_values
 from hybridsep.inference.wiener import wiener
 from hybridsep.pipeline.pipeline import Pipeline, Step
-from hybridsep.pipeline.record import RECORDS
 from hybridsep.report import runs_root, trains_anew
 from hybridsep.report.figures import PALETTE, WIDTH, number, use_style
 from hybridsep.report.players import stem_player

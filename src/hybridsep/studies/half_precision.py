@@ -19,6 +19,7 @@ from torch import Tensor
 from hybridsep.core.device import seeded_generator
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import method_spec
+from hybridsep.core.records import packed, unpacked
 from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.evaluation.comparisons import BLIND, interval_columns
 from hybridsep.evaluation.metrics import sdr
@@ -26,7 +27,6 @@ from hybridsep.inference.counts import likelihood_from_tensors
 from hybridsep.inference.separator import Separator, level_factor
 from hybridsep.models.prior import nats_per_code
 from hybridsep.models.vqvae import VQVAE
-from hybridsep.pipeline.record import packed, unpacked
 from hybridsep.studies import Study
 
 CHUNKS = 12
