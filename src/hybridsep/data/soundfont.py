@@ -7,11 +7,12 @@ Source: SoundFont Technical Specification 2.04, chapters 7 to 9.
 
 import mmap
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.signal import butter, resample_poly, sosfilt
@@ -20,6 +21,7 @@ from hybridsep.core.errors import HybridsepError
 
 DRUM_BANK = 128
 LONGEST_NOTE = 4.0  # seconds
+LENGTHS = (0.6, 1.2, 2.4, 4.8, 9.6)  # seconds; tones come in few lengths so that notes can share them
 
 # SoundFont 2.04 generators (section 8.1.2) that the sampler obeys, with their defaults.
 _DEFAULTS = {
@@ -274,3 +276,70 @@ def choke(out: np.ndarray, began: int, sounding: np.ndarray, now: int, rate: int
     if len(rest):
         fade = np.clip(np.arange(len(rest), dtype=np.float32) / np.float32(0.015 * rate), 0, 1)
         out[now : now + len(rest)] -= rest * fade
+
+
+# ---- a part of a song ----------------------------------------------------------------------------------------------
+
+
+class Note(NamedTuple):
+    """One note: seconds, General MIDI key, velocity 1 to 127, gain of the volume controls, (second, semitones) of the pitch wheel."""
+
+    start: float
+    duration: float
+    key: int
+    velocity: int
+    gain: float = 1.0
+    bends: tuple[tuple[float, float], ...] = ()
+
+
+#: Plays (key, velocity, seconds held at most, bends); None where there is no such key.
+Voice = Callable[[int, int, float, tuple[tuple[float, float], ...]], Tone | None]
+
+
+@dataclass(frozen=True)
+class FontVoice:
+    """A preset of a SoundFont at `rate` Hz; `change` and `tuning` as in Strike."""
+
+    soundfont: Path
+    bank: int
+    program: int
+    rate: int
+    change: tuple[tuple[int, int], ...] = ()
+    tuning: float = 0.0
+
+    def __call__(self, key: int, velocity: int, seconds: float, bends: tuple[tuple[float, float], ...]) -> Tone | None:
+        strike = Strike(
+            self.bank, self.program, key, velocity, self.tuning, 0.0, 0.0, seconds, self.rate, self.soundfont, bends,
+            self.change,
+        )  # fmt: skip
+        try:
+            return hold.__wrapped__(strike)
+        except HybridsepError:
+            return None
+
+
+def play(notes: Iterable[Note], voice: Voice, seconds: float, rate: int, drums: bool) -> np.ndarray:
+    """Add up the notes of one part; drums ring on after their note-offs, and a closing hat damps the open one.
+
+    Returns:
+        mono float32 [seconds * rate].
+    """
+    out = np.zeros(round(seconds * rate), dtype=np.float32)
+    ringing: dict[int, tuple[int, np.ndarray]] = {}
+    voice = lru_cache(maxsize=None)(voice)
+    for note in notes:
+        start, layer = round(note.start * rate), min(120, 16 + 32 * (note.velocity // 32))
+        needed = LONGEST_NOTE if drums else next((s for s in LENGTHS if s > note.duration + 0.3), LENGTHS[-1])
+        tone = voice(note.key, layer, needed, note.bends)
+        if tone is None or start >= len(out):
+            continue
+        samples = tone.samples * np.float32(note.gain * (note.velocity / 127) ** 2)
+        if not drums:
+            samples = release(samples, round(note.duration * rate), tone.release, rate)
+        if tone.exclusive in ringing:
+            choke(out, *ringing[tone.exclusive], start, rate)
+        samples = samples[: len(out) - start]
+        out[start : start + len(samples)] += samples
+        if tone.exclusive:
+            ringing[tone.exclusive] = (start, samples)
+    return out

@@ -3,10 +3,7 @@
 The SoundFont is pretty_midi's TimGM6mb.sf2; symusic writes the MIDI files.
 """
 
-import json
 import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,14 +12,12 @@ from pathlib import Path
 
 import joblib
 import numpy as np
-import soundfile
 import symusic
-import yaml
 from scipy.signal import butter, lfilter, oaconvolve, sosfilt
 from tqdm import tqdm
 
 from hybridsep.core.errors import HybridsepError
-from hybridsep.data.slakh import SPLITS
+from hybridsep.data.slakh import SPLITS, claim_folder, write_track
 from hybridsep.data.soundfont import DRUM_BANK, LONGEST_NOTE, Strike, choke, hold, release
 
 from . import styles as gm
@@ -75,7 +70,7 @@ def make_minislakh(
         )
     out = Path(out)
     settings = {"composer": COMPOSER_VERSION, "seed": seed, "seconds": float(seconds), "sample_rate": sample_rate}
-    _claim_folder(out, settings if parts == PARTS else {**settings, "parts": list(parts)})
+    claim_folder(out, "minislakh.json", settings if parts == PARTS else {**settings, "parts": list(parts)})
     names = [
         "metadata.yaml",
         "mix.flac",
@@ -155,51 +150,16 @@ def _part(song: Song, name: str) -> _Part:
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def _claim_folder(out: Path, settings: dict) -> None:
-    """Write the settings beside the songs, or hold them against those that are there."""
-    file = out / "minislakh.json"
-    if file.is_file():
-        try:
-            there = json.loads(file.read_text())
-        except ValueError:
-            raise HybridsepError(f"{file} is damaged: remove it or choose another folder") from None
-        if there != settings:
-            raise HybridsepError(
-                f"{out} holds songs made with {there}, not {settings}: choose another folder or remove it"
-            )
-        return
-    if any((out / split).exists() for split in SPLITS):
-        raise HybridsepError(f"{out} holds songs that are not MiniSlakh: choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=2) + "\n")
-
-
 def _write_track(out: Path, seed: int, seconds: float, sample_rate: int, parts: tuple[str, ...], index: int) -> None:
-    """Make one track in a temporary folder and move it into place whole."""
     song = compose_song(seed, index, seconds)
     stems = render_song(song, sample_rate, parts)
     mix = np.add.reduce(list(stems.values()))
     mix_gain = min(1.0, PEAK / max(float(np.abs(mix).max()), 1e-9))
-    target = track_folder(out, index)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        (work / "stems").mkdir()
-        (work / "MIDI").mkdir()
-        for name, samples in (
-            *((f"stems/S{i:02d}", samples) for i, samples in enumerate(stems.values())),
-            ("mix", mix * mix_gain),
-        ):
-            soundfile.write(work / f"{name}.flac", samples, sample_rate, subtype="PCM_16", format="FLAC")
-        for name, heard in (*((f"MIDI/S{i:02d}", (part,)) for i, part in enumerate(parts)), ("all_src", parts)):
-            song_to_score(song, heard).dump_midi(str(work / f"{name}.mid"))
-        text = yaml.safe_dump(_describe(song, stems, mix_gain), sort_keys=True, default_flow_style=False)
-        (work / "metadata.yaml").write_text(text, encoding="utf-8")
-        work.chmod(0o755)  # mkdtemp's folders are closed to other users
-        shutil.rmtree(target, ignore_errors=True)
-        work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    numbers = [f"S{i:02d}" for i in range(len(parts))]
+    audio = {**{f"stems/{n}": x for n, x in zip(numbers, stems.values(), strict=True)}, "mix": mix * mix_gain}
+    scores = {f"MIDI/{n}": song_to_score(song, (part,)) for n, part in zip(numbers, parts, strict=True)}
+    scores["all_src"] = song_to_score(song, parts)
+    write_track(track_folder(out, index), audio, sample_rate, scores, _describe(song, stems, mix_gain))
 
 
 def _describe(song: Song, stems: dict[str, np.ndarray], mix_gain: float) -> dict:
