@@ -27,6 +27,10 @@ DataOption = Annotated[Path | None, typer.Option("--data", help="songs in Slakh'
 TrainOption = Annotated[
     bool, typer.Option("--train", help="train every model here, those too that come with the project")
 ]
+MinutesOption = Annotated[
+    float | None,
+    typer.Option("--max-minutes", min=0.0, help="stop then, in a state from which the same command goes on"),
+]
 
 
 @data_app.command("synth")
@@ -73,21 +77,15 @@ def train(
     profile: ProfileOption = "cpu",
     data: DataOption = None,
     runs: RunsOption = Path("runs"),
-    max_minutes: Annotated[
-        float | None, typer.Option(min=0.0, help="stop then, with a checkpoint; the same command goes on")
-    ] = None,
+    max_minutes: MinutesOption = None,
     anew: TrainOption = False,
 ) -> None:
     """Train a METHOD (lass, lqvae, hybrid or plain-sum), or find it already trained."""
-    pipeline = _pipeline(profile, runs, data, NEVER if max_minutes is None else Deadline(max_minutes), anew)
-    try:
-        pipeline.separator(method)
-        said = f"model in {pipeline.root / method}"
-        pipeline.write_provenance()
-    except OutOfTime as stop:
-        said = str(stop)
+    pipeline = _pipeline(profile, runs, data, max_minutes, anew)
+    pipeline.separator(method)
+    pipeline.write_provenance()
     if pipeline.ranks.first:
-        typer.echo(said)
+        typer.echo(f"model in {pipeline.root / method}")
 
 
 @app.command()
@@ -128,16 +126,21 @@ def separate(
 
 @app.command()
 def evaluate(
-    profile: ProfileOption = "cpu", data: DataOption = None, runs: RunsOption = Path("runs"), anew: TrainOption = False
+    profile: ProfileOption = "cpu",
+    data: DataOption = None,
+    runs: RunsOption = Path("runs"),
+    max_minutes: MinutesOption = None,
+    anew: TrainOption = False,
 ) -> None:
     """Separate held-out mixtures with every method and search and write runs/<profile>/evaluation.csv."""
     from hybridsep.evaluation.chunks import Evaluation, summarise
 
-    pipeline = _pipeline(profile, runs, data, anew=anew)
+    pipeline = _pipeline(profile, runs, data, max_minutes, anew)
     table = Evaluation(pipeline).table()
     summary = summarise(table, metric="sdr", selection="blind", refine="wiener", reference="real")
-    typer.echo(summary.to_string(index=False, float_format="%.2f"))
-    typer.echo(f"all rows in {pipeline.root / 'evaluation.csv'}")
+    if pipeline.ranks.first:
+        typer.echo(summary.to_string(index=False, float_format="%.2f"))
+        typer.echo(f"all rows in {pipeline.root / 'evaluation.csv'}")
 
 
 @app.command()
@@ -216,19 +219,25 @@ def book(profile: ProfileOption = "cpu", runs: RunsOption = Path("runs"), anew: 
     typer.echo(f"{page} built in {(time.perf_counter() - started) / 60:.1f} minutes")
 
 
-def _pipeline(profile: str, runs: Path, data: Path | None, deadline: Deadline = NEVER, anew: bool = False):
+def _pipeline(profile: str, runs: Path, data: Path | None, max_minutes: float | None = None, anew: bool = False):
     from hybridsep.core.profiles import load_profile
     from hybridsep.core.records import RECORDS
     from hybridsep.pipeline.pipeline import Pipeline
 
+    deadline = NEVER if max_minutes is None else Deadline(max_minutes)
     return Pipeline(load_profile(profile), runs, data, deadline, records=None if anew else RECORDS)
 
 
 def main() -> None:
-    """Run a command; bad input ends in one line and exit status 1, Ctrl-C in 130."""
+    """Run a command; bad input ends in one line and exit status 1, Ctrl-C in 130, --max-minutes in one line and 0."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         app(standalone_mode=True)
+    except OutOfTime as stop:
+        from hybridsep.core.distributed import ranks_here
+
+        if ranks_here().first:
+            print(stop)
     except HybridsepError as error:
         print(f"hybridsep: {error}", file=sys.stderr)
         sys.exit(1)

@@ -1,20 +1,15 @@
 """Budgets: hours and memory are those of what runs, and a training stops when its time is up, whole, to go on later."""
 
-import json
 import os
-import shutil
 
 import psutil
 import pytest
 import torch
-from command import run
-from micro import micro_profile
 from ranks import stems
 from tiny import count_likelihood, seeded, tiny_prior, tiny_profile, tiny_vqvae
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridsep import budget
-from hybridsep.core.deadline import NEVER, Deadline, OutOfTime
 from hybridsep.core.device import fast_dtype
 from hybridsep.core.profiles import load_profile
 from hybridsep.data.codes import CodeSet
@@ -205,75 +200,3 @@ def test_paper_prior_of_48_layers_trains_two_steps(tmp_path, every_core):
         and history[1]["nats_per_code"] > 0
     )
     assert not torch.equal(module.blocks[-1].expand.weight[0], before)
-
-
-# --- time --------------------------------------------------------------------------------------------------------------------
-
-
-def test_deadline_passes_after_its_minutes_and_never_without_any(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    deadline = Deadline(2.0, started=100.0)
-    now[0] += 119.0
-    assert not deadline.passed
-    now[0] += 2.0
-    assert deadline.passed and not NEVER.passed
-
-
-def test_training_out_of_time_stops_after_one_step_at_least_and_goes_on_to_the_same_weights(tmp_path):
-    songs = (torch.randint(12, (2, 90), generator=seeded()).to(torch.int16),)
-
-    def trained(folder, deadline):
-        module = tiny_prior()
-        train(
-            PriorTask(module, CodeSet(songs), 1, torch.float32),
-            module.settings.training,
-            folder,
-            "prior bass",
-            0,
-            deadline,
-        )
-        return module
-
-    for step in range(1, 4):
-        with pytest.raises(OutOfTime) as stop:
-            trained(tmp_path / "often", Deadline(0.0))
-        said = str(stop.value)
-        assert (
-            f"prior bass: time is up, stopped after step {step} of 4 ({step / 4:.0%})" in said
-            and "Run the same command again" in said
-            and "\n" not in said
-        )
-    last, whole = trained(tmp_path / "often", Deadline(0.0)), trained(tmp_path / "whole", NEVER)
-    assert all(torch.equal(a, b) for a, b in zip(last.parameters(), whole.parameters(), strict=True))
-
-
-def test_command_out_of_time_says_one_line_marks_nothing_done_and_goes_on_by_itself(tmp_path):
-    profile = micro_profile(tmp_path, {"vqvae": {"training": {"steps": 3}}, "prior": {"training": {"steps": 2}}})
-
-    def command(folder, *options):
-        status, out, _ = run("train", "plain-sum", "--profile", profile, "--runs", folder, *options)
-        return status, out.splitlines()
-
-    unfinished, said = [], []
-    for _ in range(20):
-        status, lines = command(tmp_path / "often", "--max-minutes", "0")
-        assert status == 0 and len(lines) == 1
-        said += lines
-        if lines[0].startswith("model in"):
-            break
-        assert "Run the same command again to go on" in lines[0]
-        unfinished += [
-            p.parent.name
-            for p in (tmp_path / "often").rglob("checkpoint.safetensors")
-            if (p.parent / "done.json").exists()
-        ]
-    assert said[-1].startswith("model in") and not unfinished and any("step 2 of 3 (67%)" in line for line in said)
-    stems_of = next((tmp_path / "often" / "micro").glob("stems-*"))
-    shutil.copytree(stems_of, tmp_path / "once" / "micro" / stems_of.name)
-    assert command(tmp_path / "once")[0] == 0
-    files = sorted(p.relative_to(tmp_path / "once") for p in (tmp_path / "once").rglob("model.safetensors"))
-    assert len(files) == 3
-    assert all((tmp_path / "once" / f).read_bytes() == (tmp_path / "often" / f).read_bytes() for f in files)
-    record = json.loads(next((tmp_path / "often").rglob("vqvae-plain-*/done.json")).read_text())
-    assert record["figures"]["step"] == 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hybridsep.core.deadline import OutOfTime
 from hybridsep.core.errors import HybridsepError
 
 # One process may prepare songs or score for hours while the others wait for it.
@@ -101,6 +102,21 @@ class Ranks:
     def wait(self) -> None:
         """Go on when all processes have come here."""
         self.any(False)
+
+    def together(self, calls: Iterable[Callable[[], object]]) -> None:
+        """Make this process's own calls and wait for those of the others.
+
+        Raises:
+            OutOfTime: in every process, where the time is up in any.
+        """
+        late = False
+        try:
+            for call in calls:
+                call()
+        except OutOfTime:
+            late = True
+        if self.any(late):
+            raise OutOfTime("time is up; what is done is kept. Run the same command again to go on")
 
 
 ALONE = Ranks()

@@ -339,12 +339,8 @@ class Evaluation:
         # The second list is known when the first one's runs are there.
         for listed in (lambda: [(method, "particle") for method in METHODS], self.searched):
             runs = [functools.partial(own.run, method, search) for method, search in listed()]
-            for make in [own.references, *runs][ranks.index :: ranks.count]:
-                make()
-            ranks.wait()
-        if ranks.first:
-            own.table()
-        ranks.wait()
+            ranks.together([own.references, *runs][ranks.index :: ranks.count])
+        ranks.together([own.table] if ranks.first else [])
         return read_rows(self.pipeline.root / "evaluation.csv")
 
     def particle_counts(self) -> pd.DataFrame:

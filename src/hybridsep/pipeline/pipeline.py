@@ -112,7 +112,7 @@ class Pipeline:
 
     def alone(self) -> Pipeline:
         """The same run for this process by itself, where the others do something else."""
-        return Pipeline(self.profile, self.root.parent, self.data, ranks=ALONE, records=self.records)
+        return Pipeline(self.profile, self.root.parent, self.data, self.deadline, ALONE, self.records)
 
     # --- songs -------------------------------------------------------------------------------------------------------------
 
