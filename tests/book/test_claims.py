@@ -1,0 +1,37 @@
+"""What the chapters say of recorded studies holds in the recorded tables, and every number that is checked is quoted."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+BOOK = Path(__file__).resolve().parents[2] / "book"
+CHAPTERS = [path for path in sorted(BOOK.glob("*.ipynb")) if '"claims"' in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_claims_of_a_chapter_hold_and_are_quoted(path):
+    cells = nbformat.read(path, as_version=4).cells
+    said = {}
+    namespace = {"publish": said.update}
+    for cell in cells:
+        if "claims" in cell.metadata.get("tags", ()):
+            exec(compile(cell.source, f"{path.name}, cell {cell.id}", "exec"), namespace)
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    quoted = set(re.findall(r"\{glue:text\}`(\w+)`", prose))
+    assert said.keys() <= quoted, f"published, never quoted: {sorted(said.keys() - quoted)}"
+    assert not [name for name, text in said.items() if "nan" in str(text).lower() or "undefined" in str(text)]
+
+
+def test_chapters_make_claims():
+    assert {"index", "02_vqvae", "08_evaluation"} <= {path.stem for path in CHAPTERS}
+
+
+@pytest.mark.parametrize("path", sorted(BOOK.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_number_that_prose_quotes_is_published(path):
+    cells = nbformat.read(path, as_version=4).cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    for name in set(re.findall(r"\{glue:text\}`(\w+)`", prose)):
+        assert re.search(rf"\b{name}=", code), f"{path.stem}: {name} is quoted and never published"
