@@ -6,14 +6,16 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from hybridsep.report import chapter
+
 BOOK = Path(__file__).resolve().parents[2] / "book"
 CHAPTERS = [path for path in sorted(BOOK.glob("*.ipynb")) if '"claims"' in path.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-def test_claims_of_a_chapter_hold_and_are_quoted(path):
-    cells = nbformat.read(path, as_version=4).cells
-    said = {}
+def test_claims_of_a_chapter_hold_and_are_quoted(path, monkeypatch):
+    cells, said = nbformat.read(path, as_version=4).cells, {}
+    monkeypatch.setattr(chapter, "publish", said.update)
     namespace = {"publish": said.update}
     for cell in cells:
         if "claims" in cell.metadata.get("tags", ()):
@@ -26,12 +28,3 @@ def test_claims_of_a_chapter_hold_and_are_quoted(path):
 
 def test_chapters_make_claims():
     assert {"index", "02_vqvae", "08_evaluation"} <= {path.stem for path in CHAPTERS}
-
-
-@pytest.mark.parametrize("path", sorted(BOOK.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_every_number_that_prose_quotes_is_published(path):
-    cells = nbformat.read(path, as_version=4).cells
-    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    for name in set(re.findall(r"\{glue:text\}`(\w+)`", prose)):
-        assert re.search(rf"\b{name}=", code), f"{path.stem}: {name} is quoted and never published"

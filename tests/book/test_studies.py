@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import re
-from html import escape, unescape
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +17,13 @@ from hybridsep.data.effects import EFFECTS
 from hybridsep.data.soundfont import own_soundfont
 from hybridsep.evaluation import chunks as evaluation
 from hybridsep.evaluation import comparisons as effects
-from hybridsep.evaluation.comparisons import BLIND, effects_table
+from hybridsep.evaluation.comparisons import effects_table
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.inference import separator as separation
 from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.sums import SumLikelihood
 from hybridsep.pipeline import pipeline as pipeline_module
 from hybridsep.pipeline.pipeline import Pipeline
-from hybridsep.report import studies as report
-from hybridsep.report import windows as windows_page
-from hybridsep.report.chapter import number, p_relation, p_value, signed
-from hybridsep.report.conclusion import study_answer
-from hybridsep.report.verdicts import half_precision_verdict
 from hybridsep.studies import (
     Study,
     baselines,
@@ -143,76 +136,6 @@ def test_planted_effects_are_found_and_noise_is_not():
     assert (found.p_holm < 0.01).all() and (found.low > 0).all()
     nothing = effects_table(planted(0.0))
     assert (nothing.p_holm > 0.05).all() and nothing.p.min() < nothing.p_holm.min()
-
-
-@pytest.mark.parametrize(
-    "planting, verdict, elsewhere",
-    [
-        ({"gain": 1.0}, "Yes: the Hybrid separates better than both methods it combines; elsewhere better than LASS and LQ-VAE", "as decoded, mean of both sources (+"),
-        ({"gain": 0.0}, "Not shown: no difference between the Hybrid and the methods it combines could be told from chance: ", "Nowhere else, by other searches"),
-        ({"gain": -1.0}, "No: the Hybrid separates worse than LASS and LQ-VAE; elsewhere worse than LASS and LQ-VAE", "refined, bass (−"),
-        ({"gain": 1.0, "refine": "none"}, "Not shown: no difference between the Hybrid and the methods it combines could be told from chance; elsewhere better than LASS and LQ-VAE: ",
-         "Elsewhere the Hybrid is better than LASS by particle filter, as decoded, mean of both sources (+"),
-        ({"gain": 0.4, "source": "bass", "refine": "none"}, "Not shown: no difference between the Hybrid and the methods it combines could be told from chance; elsewhere better than LASS and LQ-VAE: ",
-         "LQ-VAE by particle filter, as decoded, bass (+"),
-        ({"gain": -1.0, "search": "beam"}, "Not shown: no difference between the Hybrid and the methods it combines could be told from chance; elsewhere worse than LASS and LQ-VAE: ",
-         "worse than LASS by beam, as decoded, mean of both sources (−"),
-    ],
-)  # fmt: skip
-def test_conclusion_of_the_2_x_2_follows_from_its_numbers(planting, verdict, elsewhere):
-    found = effects_table(planted(**planting, searches=("particle", "beam")))
-    sentence = study_answer(found)
-    assert sentence.startswith(verdict) and elsewhere in sentence and "30 songs" in sentence
-    assert "for the 6 differences" in sentence and "for the 66 further differences" in sentence
-    assert sentence.startswith("No:") == bool(
-        ((found.family == "main") & (found.p_holm < 0.05) & (found["mean"] < 0)).any()
-    )
-    certain = found[
-        found.effect.isin(("over lass", "over lqvae")) & (found.p_holm < 0.05) & (found.family == "further")
-    ]
-    assert sentence.count("p = ") == 2 * ("p-values" not in verdict) + len(certain)
-    # Nothing is said of places where nothing was planted.
-    assert set(certain.search) <= {planting.get("search", s) for s in ("particle", "beam")}
-    assert "too small to answer" in study_answer(effects_table(planted(planting["gain"], songs=3)))
-
-
-def test_an_effect_has_one_corrected_p_on_the_page():
-    study = report.recorded("two-by-two")
-    effects_found = study.tables["effects"]
-    page = unescape(text_of(report.SHOWN["two-by-two"]()))
-    main = effects_found[effects_found.family == "main"].set_index("effect")
-    assert len(main) == 6
-    # Each in the table, in a sentence, and in the conclusion of the chapter.
-    table, prose = page.rsplit("</table>", 1)
-    sentences = " ".join(report.recorded_comparison())
-    for effect, row in main.iterrows():
-        assert (
-            f"{signed(row['mean'])} ({signed(row.low)} to {signed(row.high)})" in table
-            and f">{p_value(row.p_holm)}<" in table
-        )
-        if effect != "over plain-sum":
-            said = f"95 % interval {signed(row.low)} to {signed(row.high)}"
-            assert all(
-                re.search(f"{re.escape(said)}( dB)?, corrected {re.escape(p_relation(row.p_holm))}\\b", text)
-                for text in (prose, sentences)
-            )
-
-
-def test_chunks_that_a_build_shares_with_the_study_are_counted(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDSEP_ROOT", str(tmp_path))
-    live = evaluation.Evaluation(pipeline)
-    assert "No study" in report.shared_chunks(live)
-    folder = run_study("two-by-two", pipeline, tmp_path / "book" / "results")
-    assert (
-        report.shared_chunks(live) == "The 2 chunks of this build are among the 2; where the two disagree, the 2 count."
-    )
-    table = evaluation.read_rows(folder / "evaluation.csv")
-    table[table.track == live.chunks.tracks[0]].to_csv(folder / "evaluation.csv", index=False, na_rep="nan")
-    assert report.shared_chunks(live).startswith("1 of the 2 chunks of this build is among the 1;")
-    known = json.loads((folder / "provenance.json").read_text())
-    known["profile"]["data"]["seed"] += 1
-    (folder / "provenance.json").write_text(json.dumps(known))
-    assert report.shared_chunks(live) == "None of the 2 chunks of this build is among the 1 of the recorded study."
 
 
 def test_protocol_choices_are_measured_on_the_same_separations(pipeline, tmp_path, monkeypatch):
@@ -468,23 +391,6 @@ def test_repeatability_varies_training_and_search_apart(pipeline, tmp_path, monk
     assert (pipeline.root.parent / "repeatability").is_dir()
 
 
-def test_effects_are_held_against_the_luck_of_search_and_of_training():
-    found = pd.DataFrame({"effect": ["linear", "counts", "interaction"], "family": "main", "mean": [0.1, -0.5, 2.0]})
-    spread = pd.DataFrame({"varied": "search", "what": found.effect, "std": 0.1, "seeds": 5})
-    spread = pd.concat([spread, spread.assign(varied="training", std=[0.1, 0.3, 0.9])]).set_index(["varied", "what"])
-    searched, trained = report.luck(spread, found).split("Smaller than")[1:]
-    assert searched == " twice the spread over seeds of search: linear codebook − plain. "
-    assert "toys" in trained and "linear codebook − plain, counts − sum." in trained and "interaction" not in trained
-    assert "from 5 seeds is itself uncertain" in trained and "between 0.6 and 2.9 times" in trained
-    assert "of search: no effect." in report.luck(spread.assign(std=0.01), found)
-
-
-def test_interval_of_a_spread_holds_the_true_one_as_often_as_it_says():
-    drawn = np.random.default_rng(0).normal(size=(20_000, 5)).std(axis=1, ddof=1)
-    low, high = report.spread_factors(5)
-    assert ((low * drawn < 1) & (high * drawn > 1)).mean() == pytest.approx(0.95, abs=0.01)
-
-
 def test_a_study_of_an_unknown_name_is_refused(pipeline, tmp_path):
     with pytest.raises(HybridsepError, match="unknown study 'all'.*two-by-two"):
         run_study("all", pipeline, tmp_path)
@@ -577,37 +483,6 @@ def test_noise_beside_rounding_spreads_as_far_as_the_noise_in_it():
         pd.DataFrame(rows, columns=[*half_precision.KEYS, "track", "weights", "seed", "value"])
     ).set_index("compared")
     assert (found.seeds == 4).all() and found["std"].to_numpy() == pytest.approx(np.sqrt(2 / 4), rel=0.06)
-
-
-def test_verdict_on_half_precision_claims_no_more_than_its_intervals():
-    figures = pd.DataFrame(
-        {
-            "figure": ["codec ceiling", "likelihood, validation songs"],
-            "trained": [9.0, 3.0],
-            "rounded": [9.004, 2.99],
-            "unit": ["dB", "nats per code"],
-        }
-    )
-
-    def said(rounding, other=(-0.2, 0.2), figures=figures, largest=0.002):
-        spans = {"rounding": rounding, "another seed": other}
-        rows = [("hybrid", "none", "bass", "sdr", name, low, high, 12, 4) for name, (low, high) in spans.items()]
-        table = pd.DataFrame(rows, columns=[*half_precision.KEYS, "compared", "low", "high", "n", "seeds"])
-        return half_precision_verdict(table, figures, pd.DataFrame({"largest": [0.001, largest]}))
-
-    small, wide, sure = said((-0.02, 0.04)), said((-0.31, 0.04)), said((-0.9, -0.3))
-    assert (
-        "ceiling by 0.0040 dB at most, less than 0.05" in small
-        and "by 0.0100 nats per code at most, less than 0.05" in small
-    )
-    assert "1 shown to change by less than 0.05 dB" in small and "cannot be told" not in small
-    assert "none shown to change" in wide and "1 that cannot be told from another seed, bounded by 0.31 dB" in wide
-    assert "1 changed otherwise than by another seed, by 0.90 dB at most" in sure and "cannot be told" not in sure
-    assert (
-        "every chunk by 0.0020 dB at most, less than 0.05" in small
-        and "every chunk by 0.0700 dB at most, not less than 0.05" in said((-0.02, 0.04), largest=0.07)
-    )
-    assert "not less than 0.05" in said((-0.02, 0.04), figures=figures.assign(rounded=figures.trained + 0.06))
 
 
 def test_half_precision_is_not_measured_on_weights_that_have_it_already(pipeline, tmp_path, monkeypatch):
@@ -801,187 +676,6 @@ def test_every_step_to_the_present_settings_is_paired_with_the_one_before_it(tmp
         != gains.loc[("effects", "wiener", "mean"), "ceiling"]
         == gains.loc[("filters", "wiener", "mean"), "ceiling"]
     )
-    monkeypatch.setenv("HYBRIDSEP_ROOT", str(tmp_path))
-    page = text_of(report.SHOWN["improvements"]())
-    assert page.count("<tr>") == 1 + len(improvements.STEPS) + 1 + len(improvements.ASIDE) and "nan" not in page
-    assert (
-        "priors trained 1 steps" in page
-        and "priors trained 4 steps" in page
-        and "temperature 1.4" in page
-        and "N = 6 in filters of 3" in page
-    )
-    assert (
-        f">{report._span(found['gains'].set_index(['step', 'refine', 'source']).loc[('filters', 'wiener', 'mean')])}<"
-        in page
-    )
-    assert "What the steps were worth cannot be said: 2 songs are too few." in page
-
-
-def text_of(html):
-    return re.sub(r'base64,[^"]*', "", html.data)
-
-
-def test_every_recorded_study_is_shown_with_its_provenance_and_figures_can_be_read_aloud(
-    pipeline, tmp_path, monkeypatch, small_tasnet
-):
-    for name, value in {"SEEDS": 2, "load_profile": lambda _: pipeline.profile}.items():
-        monkeypatch.setattr(repeatability, name, value)
-    monkeypatch.setattr(baselines, "NMF_SECONDS", 12.0)
-    monkeypatch.setattr(counting, "PAIRS", (100, 20_000))
-    monkeypatch.setenv("HYBRIDSEP_ROOT", str(tmp_path))
-    for name, shows in report.SHOWN.items():
-        missing = text_of(shows())
-        assert missing.count("<p>") == 1 and f"hybridsep study {name}" in missing and "not been recorded" in missing
-    # These want more songs than the smallest run has.
-    recorded = report.SHOWN.keys() - {"refinement", "linearity", "windows"}
-    for name in recorded:
-        run_study(name, pipeline, tmp_path / "book" / "results")
-    for name in recorded:
-        page = text_of(report.SHOWN[name]())
-        assert f"study {name}, profile micro, commit" in page, name
-        # Of so few songs and settings some correlations do not exist.
-        assert "nan" not in page and ("undefined" not in page or name == "settings"), name
-        assert page.count("<img") == page.count("alt=") and 'alt=""' not in page, name
-    sentences = text_of(report.SHOWN["two-by-two"]())
-    assert "too small to answer" in sentences and "Its 6 differences" in sentences and "The 138 others" in sentences
-    ours = tables(tmp_path / "book" / "results" / "protocols")["published"].ours.iloc[0]
-    assert number(ours) in text_of(report.SHOWN["protocols"]())
-
-
-@pytest.mark.parametrize(
-    "name, shown",
-    [
-        (
-            "settings",
-            (
-                "changes of one setting were tried, but 1 songs are too few",
-                "Whether evidence predicts the score cannot be said",
-            ),
-        ),
-        (
-            "particles",
-            ("How many particles are enough cannot be said: 2 songs are too few", "the mean of filters of 3"),
-        ),
-        ("precision", ("refined SDR, mean of both (dB)", " times</td>")),
-    ],
-)
-def test_paired_differences_are_shown_and_a_record_without_them_asks_for_another_run(
-    name, shown, pipeline, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("HYBRIDSEP_ROOT", str(tmp_path))
-    folder = run_study(name, pipeline, tmp_path / "book" / "results")
-    page = text_of(report.SHOWN[name]())
-    assert all(text in page for text in shown) and "older form" not in page and "nan" not in page
-    (folder / "differences.csv").unlink()
-    page = text_of(report.SHOWN[name]())
-    assert f"Recorded in an older form, without the paired differences: run it again (hybridsep study {name})" in page
-    assert not any(text in page for text in shown)
-
-
-@pytest.mark.parametrize("name", ["refinement", "linearity", "windows"])
-def test_studies_recorded_with_the_book_are_shown(name):
-    page = text_of(report.SHOWN[name]())
-    assert f"study {name}, profile cpu, commit" in page and "validation songs" in page and "nan" not in page
-    assert page.count("<img") == page.count("alt=") and 'alt=""' not in page
-
-
-def test_verdict_on_windows_follows_the_recorded_differences():
-    study = report.recorded("windows")
-    changes, times = (
-        study.tables["differences"].set_index(["way", "metric", "refine"]),
-        study.tables["times"].set_index("way"),
-    )
-    said = report.windows_verdict(changes, times)
-    assert escape(said) in text_of(report.SHOWN["windows"]())
-    change = changes.loc[("carried, song's level", "sdr", "wiener")]
-    assert f"refined SDR {signed(change['mean'])} ({signed(change.low)} to {signed(change.high)}) dB" in said
-    assert f"{number(times.seconds_alone.iloc[-1] / times.seconds_alone.iloc[0], 1)} times as long" in said
-    worse, sure = changes.copy(), changes.copy()
-    worse.loc[("carried, song's level", "sdr", "wiener"), ["low", "high"]] = -1.0, -0.1
-    sure.loc[("carried, song's level", "sdr", "wiener"), ["low", "high"]] = 0.1, 1.0
-    assert "So “at once”, the default: refined stems are better by more than chance" in report.windows_verdict(
-        worse, times
-    )
-    assert (
-        "So “carried, song's level”, the default is “at once” none the less: refined stems are better"
-        in report.windows_verdict(sure, times)
-    )
-
-
-def test_a_stretch_of_a_song_is_played_by_windows_at_once_and_carried_on(pipeline, monkeypatch):
-    shown = []
-    monkeypatch.setattr(windows_page, "player_table", lambda *arguments: shown.append(arguments))
-    windows_page.window_player(evaluation.Evaluation(pipeline))
-    (true, once, carried), rate, caption = shown[0]
-    assert rate == 8000 and "6 s from 0.0 s" in caption and once["windows"] == "all windows at once"
-    mixture = true["bass"] + true["drums"]
-    assert len(mixture) == 6 * rate and all(
-        torch.allclose(row["bass"] + row["drums"], mixture, atol=1e-3) for row in (once, carried)
-    )
-    assert not torch.allclose(once["bass"], carried["bass"], atol=1e-3)
-
-
-def test_weight_of_the_linear_loss_follows_its_rule_and_the_recorded_sweep():
-    study = report.recorded("linearity")
-    figures, scores = study.tables["figures"], study.tables["scores"]
-    chosen = study.provenance["profile"]["vqvae"]["linear_weight"]
-    assert chosen == load_profile("cpu").vqvae.linear_weight
-    said = report.weight_reason(figures, scores, chosen)
-    distance = figures.set_index("weight").distance
-    assert (
-        said in text_of(report.SHOWN["linearity"]())
-        and f"That is weight {chosen:g}, " in said
-        and "this book uses it" in said
-    )
-    assert all(number(distance[w], 3) in said for w in (0.0, chosen))
-
-
-def test_weight_that_costs_the_ceiling_is_not_chosen_however_near_its_sums_lie():
-    figures = pd.DataFrame({"weight": [0.0, 1.0, 2.0], "hit_rate": [0.4, 0.45, 0.6], "distance": [0.2, 0.15, 0.1]})
-    where = {**BLIND, "start_s": 0.0, "source": "bass"}
-
-    def rows(method, refine, *values):
-        return [
-            {**where, "method": method, "refine": refine, "weight": w, "track": t, "value": v + t}
-            for w, v in zip(figures.weight, values, strict=True)
-            for t in range(4)
-        ]
-
-    def said(ceiling, gains, chosen=1.0):
-        return report.weight_reason(
-            figures, pd.DataFrame(rows("codec-linear", "none", *ceiling) + rows("hybrid", "wiener", *gains)), chosen
-        )
-
-    costly = said((9.0, 8.95, 8.0), (5.0, 5.0, 6.0))
-    assert (
-        "weight 1, with a relative distance of 0.150 against 0.200" in costly
-        and "this book uses it" in costly
-        and "−1.00 dB at 2" in costly
-    )
-    assert "rises by more than its interval only at 2" in costly and "40.0 to 45.0 %" in costly
-    free = said((9.0, 9.0, 8.95), (5.0, 5.0, 5.0))
-    assert (
-        "weight 2, with" in free and "uses 1 instead" in free and "Other weights" not in free and "at no weight" in free
-    )
-
-
-def test_window_and_trust_of_a_recorded_refinement_are_shown(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDSEP_ROOT", str(tmp_path))
-    folder = tmp_path / "book" / "results" / "refinement"
-    folder.mkdir(parents=True)
-    rows = [
-        ("song", "bass", 3.0, "lass", 0, float("nan")),
-        ("song", "bass", 7.25, "lass", 2048, 0.5),
-        ("song", "bass", 6.0, "lass", 4096, 0.5),
-    ]
-    pd.DataFrame(rows, columns=["track", "source", "sdr", "method", "size", "trust"]).to_csv(
-        folder / "scores.csv", index=False, na_rep="nan"
-    )
-    (folder / "provenance.json").write_text(
-        json.dumps({"profile": {"name": "cpu"}, "commit": "abc", "hardware": "a machine"})
-    )
-    page = text_of(report.SHOWN["refinement"]()).replace("\N{NARROW NO-BREAK SPACE}", "")
-    assert "7.25" in page and "2048" in page and "3.00 dB" in page and "validation songs" in page
 
 
 @pytest.fixture(scope="module")
@@ -1011,15 +705,3 @@ def test_learnt_spectra_separate_what_they_were_learnt_from(tones, monkeypatch):
     estimates = baselines.SpectralBases.fit(Solo(), 0).separate(tones.mean(0))
     assert torch.allclose(estimates.mean(0)[:, 2048:-2048], tones.mean(0)[:, 2048:-2048], atol=1e-3)
     assert (sdr(estimates.numpy(), tones.numpy(), 8000) > 5).all()
-
-
-def test_a_study_says_which_settings_have_changed_since():
-    profile = load_profile("cpu").model_dump(mode="json")
-    kept = report.Recorded("precision", {}, {"profile": profile, "commit": "abc", "hardware": "a machine"})
-    assert not kept.changed and "changed since" not in kept.line()
-    other = {**profile, "search": {**profile["search"], "temperature": 9.0}, "evaluation": {}}
-    older = report.Recorded("precision", {}, {**kept.provenance, "profile": other})
-    assert older.changed == ["search.temperature"] and "settings changed since: search.temperature" in older.line()
-    assert not report.Recorded(
-        "precision", {}, {**kept.provenance, "profile": {**other, "name": "a file of somebody"}}
-    ).changed

@@ -28,11 +28,9 @@ from hybridsep.report.chapter import (
     step_times,
     typical_chunk,
 )
-from hybridsep.report.conclusion import answer, cell_scores
 from hybridsep.report.figures import plot_spectrograms
 from hybridsep.report.rehearsal import RESULT
 from hybridsep.report.speed import BENCH, recorded_benchmarks, recording_line
-from hybridsep.report.studies import recorded_comparison, shared_chunks
 
 PICTURE = Path("book/assets/result.png")
 SCALING = Path("book/assets/scaling.png")
@@ -205,11 +203,6 @@ def _results(evaluation: Evaluation, root: Path) -> str:
     body = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False))
     return "\n".join(
         [
-            " ".join(sentence for sentence in recorded_comparison()[:3] if sentence != "–")
-            + " (Recorded study, `hybridsep study two-by-two`.)",
-            "",
-            f"The {len(evaluation.chunks)} chunks of the table below: {answer(cell_scores(table))} {shared_chunks(evaluation)}",
-            "",
             "Blind SDR (nothing chosen with the ground truth), particle filter:",
             "",
             head,
