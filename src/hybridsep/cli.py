@@ -71,6 +71,32 @@ def data_slakh(
     )
 
 
+SoundFontsOption = Annotated[list[Path], typer.Option("--soundfont", help="an .sf2 file; may be given several times")]
+ExcerptOption = Annotated[float, typer.Option("--seconds", help="length of an excerpt")]
+VariantsOption = Annotated[int, typer.Option("--variants", help="excerpts of a song, each played differently")]
+VarietyOption = Annotated[
+    float, typer.Option(help="share of training stems whose timbre is randomised instead of the SoundFont's own")
+]
+
+
+@data_app.command("midi")
+def data_midi(
+    out: Path,
+    midi: Annotated[Path, typer.Option(help="folder of General MIDI files")],
+    soundfont: SoundFontsOption,
+    seconds: ExcerptOption = 30.0,
+    variants: VariantsOption = 4,
+    seed: int = 0,
+    variety: VarietyOption = 0.0,
+    sample_rate: int = 22050,
+) -> None:
+    """Render anybody's MIDI files with any SoundFonts. Run again, it goes on."""
+    from hybridsep.data.midi import Recipe, make_songs
+
+    made = make_songs(out, midi, Recipe(tuple(soundfont), seconds, variants, seed, sample_rate, variety))
+    typer.echo(made.summary(out))
+
+
 @app.command()
 def train(
     method: str,

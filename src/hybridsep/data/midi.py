@@ -1,0 +1,495 @@
+"""Songs from anybody's General MIDI files, played by any SoundFonts and written in Slakh2100's layout.
+
+Bass is what programs 32 to 39 play, counted from 0; drums are MIDI channel 10. A song is heard in several variants, each an excerpt in which
+both play. Variant 0 is the song as written: its own program, kit, key and tempo. For the others these are drawn. All variants of a song lie in
+one split, which depends on the song's name alone; effects and changed timbres are for training only.
+
+Source: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA), section 2.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import joblib
+import numpy as np
+import symusic
+from tqdm import tqdm
+
+from hybridsep.core.errors import HybridsepError
+from hybridsep.core.files import write_atomically
+from hybridsep.data.effects import EFFECTS, apply_effect, draws
+from hybridsep.data.slakh import SPLITS, claim_folder, write_track
+from hybridsep.data.soundfont import DRUM_BANK, FontVoice, Note, load_soundfont, play
+
+#: Raised whenever the same settings would give other songs.
+RECIPE_VERSION = 1
+
+BASSES = range(32, 40)
+STEMS = {"bass": "Bass", "drums": "Drums"}  # and their classes in Slakh
+SHARES = (60, 75)  # percent of songs up to which a song is for training, for validation; the rest is for testing
+LARGEST_FILE, MOST_NOTES, LONGEST_SONG = 4_000_000, 100_000, 3600.0  # bytes, notes, seconds
+SHORTEST = 6.0  # seconds in which both play
+TOGETHER = 0.5  # share of an excerpt's seconds in which both must be heard
+LEAD_IN = 1.0  # seconds played before an excerpt and cut off, so that it begins with what already sounds
+LEVEL_DBFS, LEVEL_SPREAD, PEAK = -22.0, 4.0, 0.95
+TICKS_PER_SECOND = 960
+EFFECT_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Song:
+    """The bass and drums of a MIDI file; programs counted from 0, notes in order of time."""
+
+    name: str
+    notes: dict[str, list[Note]]
+    programs: dict[str, int]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what is played when, to find equal songs."""
+        heard = {stem: [(round(n.start, 2), n.key) for n in notes] for stem, notes in self.notes.items()}
+        return hashlib.sha256(repr(heard).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What songs are made with; see `make_songs`."""
+
+    soundfonts: tuple[Path, ...]
+    seconds: float = 30.0
+    variants: int = 4
+    seed: int = 0
+    sample_rate: int = 22050
+    variety: float = 0.0
+
+    def settings(self) -> dict:
+        """The recipe as plain values; SoundFonts by their content."""
+        sums = {font.name: hashlib.sha256(font.read_bytes()).hexdigest() for font in self.soundfonts}
+        return {**asdict(self), "soundfonts": sums, "version": RECIPE_VERSION}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to hear a song; with the song and the SoundFonts it says every sample.
+
+    Attributes:
+        start: of the excerpt, seconds of the song at its own tempo.
+        seconds: of the excerpt as heard.
+        tempo: factor.
+        transposition: of the bass, semitones.
+        soundfonts, programs, levels: file names, programs and RMS levels in dBFS of each stem.
+        effects: names from `EFFECTS`, "" where a stem has none.
+        timbres: names from `TIMBRES`, "" where a stem is what the SoundFont plays.
+    """
+
+    song: str
+    number: int
+    seed: int
+    start: float
+    seconds: float
+    tempo: float
+    transposition: int
+    soundfonts: dict[str, str]
+    programs: dict[str, int]
+    levels: dict[str, float]
+    effects: dict[str, str]
+    timbres: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `make_songs` found and made; `tracks` by split, `skipped` rows of (file, reason)."""
+
+    songs: int
+    tracks: dict[str, int]
+    skipped: list[tuple[str, str]]
+
+    def summary(self, out: Path) -> str:
+        """Say in one line what was made."""
+        counts = ", ".join(f"{self.tracks.get(split, 0)} {split}" for split in SPLITS)
+        skipped = f"; {len(self.skipped)} files skipped: see {out / 'skipped.csv'}" if self.skipped else ""
+        return f"{self.songs} songs, {sum(self.tracks.values())} tracks in {out} ({counts}){skipped}"
+
+
+def make_songs(out: Path, midi: Path, recipe: Recipe, workers: int | None = None, progress: bool = True) -> Made:
+    """Render every MIDI file below a folder; what an earlier run has finished is kept.
+
+    A track is the same, byte for byte, whatever else is in the folder and however many processes work. Files that are broken, empty or absurd,
+    that another equals, or in which bass and drums do not play together, are listed in OUT/skipped.csv.
+
+    Args:
+        out: folder to write to.
+        midi: folder of .mid, .midi and .kar files.
+        workers: processes; as many as the machine has cores if None.
+        progress: show progress bars.
+
+    Raises:
+        HybridsepError: no MIDI files or none of use, a file that is no SoundFont or lacks basses or kits, senseless settings, or `out` holds
+            songs made with other settings.
+    """
+    _check(recipe)
+    names = _midi_files(midi)
+    claim_folder(out, "midi.json", recipe.settings())
+    songs, skipped = _survey(names, recipe.seconds, workers, progress)
+    todo = {name: [v for v in range(recipe.variants) if not _done(track_folder(out, name, v))] for name in songs}
+    todo = {name: numbers for name, numbers in todo.items() if numbers}
+    jobs = [partial(_make_tracks, out, name, names[name], numbers, recipe) for name, numbers in todo.items()]
+    for refused in _in_processes(jobs, "songs", workers, progress):
+        skipped += refused
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("file", "reason"), *sorted(skipped)])
+    write_atomically(out / "skipped.csv", table.getvalue().encode())
+    if len(songs) == 0:
+        raise HybridsepError(f"no MIDI file in {midi} can be used: see {out / 'skipped.csv'}")
+    folders = [track_folder(out, name, v) for name in songs for v in range(recipe.variants)]
+    return Made(len(songs), dict(Counter(f.parent.name for f in folders if _done(f))), skipped)
+
+
+def split_of(name: str) -> str:
+    """Return the split of a song; it depends on its name alone."""
+    place = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100
+    return SPLITS[sum(place >= share for share in SHARES)]
+
+
+def track_folder(out: Path, name: str, number: int) -> Path:
+    """Return the folder of a song's variant."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", name)[-40:].strip("-")
+    return out / split_of(name) / f"Track_{slug}_{hashlib.sha256(name.encode()).hexdigest()[:6]}_{number:02d}"
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_song(name: str, content: bytes) -> Song:
+    """Read the bass and drums of a MIDI file.
+
+    Raises:
+        HybridsepError: broken or absurd, or no bass or no drums; the message is the reason alone.
+    """
+    if not content.startswith(b"MThd"):
+        raise HybridsepError("not a MIDI file: it does not begin with MThd")
+    if len(content) > LARGEST_FILE:
+        raise HybridsepError(f"{len(content)} bytes: no song has more than {LARGEST_FILE}")
+    try:
+        score = symusic.Score.from_midi(content, sanitize_data=True)
+        if score.ticks_per_quarter < 1:
+            raise HybridsepError("no ticks per quarter note")
+        timed = score.to("second")
+    except HybridsepError:
+        raise
+    except Exception as error:  # whatever the parser makes of rubbish
+        raise HybridsepError(
+            f"broken MIDI: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from None
+    tracks = {
+        "bass": [t for t in timed.tracks if t.notes and not t.is_drum and t.program in BASSES],
+        "drums": [t for t in timed.tracks if t.notes and t.is_drum],
+    }
+    for stem, found in tracks.items():
+        if not found:
+            raise HybridsepError(f"no {stem}")
+        if (count := sum(len(t.notes) for t in found)) > MOST_NOTES:
+            raise HybridsepError(f"{count} notes of {stem}: no song has more than {MOST_NOTES}")
+    notes = {stem: sorted(_unison(n for t in found for n in _notes(t))) for stem, found in tracks.items()}
+    for stem, found in notes.items():
+        if not found:
+            raise HybridsepError(f"no {stem} that can be heard")
+    programs = {stem: max(found, key=lambda t: len(t.notes)).program for stem, found in tracks.items()}
+    return Song(name, notes, programs)
+
+
+def _notes(track: symusic.Track) -> Iterator[Note]:
+    """Yield a track's notes with the volume and pitch wheel that they sound with."""
+    columns = track.notes.numpy()
+    starts, lengths = columns["time"].astype(float), columns["duration"].astype(float)
+    ends = starts + lengths
+    if not np.isfinite(ends).all() or starts.min() < 0 or lengths.min() < 0 or ends.max() > LONGEST_SONG:
+        raise HybridsepError(f"times that are negative, not numbers, or above {LONGEST_SONG:.0f} s")
+    controls = {n: [(c.time, c.value) for c in track.controls if c.number == n] for n in (6, 7, 11, 101)}
+    loud = _held(controls[7], starts, 100) / 100 * _held(controls[11], starts, 127) / 127
+    semitones = controls[6][-1][1] if controls[6] and (0 in [value for _, value in controls[101]]) else 2
+    wheel = sorted((b.time, b.value * semitones / 8192) for b in track.pitch_bends)
+    for i in np.flatnonzero(loud > 0.1):
+        bends = _bends(wheel, starts[i], ends[i]) if wheel and not track.is_drum else ()
+        yield Note(
+            starts[i], lengths[i], int(columns["pitch"][i]), max(1, int(columns["velocity"][i])), loud[i] ** 2, bends
+        )
+
+
+def _held(changes: list[tuple[float, int]], times: np.ndarray, at_first: float) -> np.ndarray:
+    """Return the value of a control at each of `times`."""
+    when, values = np.array(sorted(changes), dtype=float).reshape(-1, 2).T
+    return np.concatenate([[at_first], values])[np.searchsorted(when, times, side="right")]
+
+
+def _bends(wheel: list[tuple[float, float]], start: float, end: float) -> tuple[tuple[float, float], ...]:
+    """Return what the pitch wheel does during a note, at most 64 points; nothing if it rests in the middle."""
+    before = [bend for time, bend in wheel if time <= start][-1:] or [0.0]
+    during = [(float(time - start), float(bend)) for time, bend in wheel if start < time < end]
+    points = [(0.0, float(before[0])), *during[:: max(1, len(during) // 63)]]
+    return tuple(points) if any(abs(bend) > 0.05 for _, bend in points) else ()
+
+
+def _unison(notes: Iterator[Note]) -> list[Note]:
+    """Keep the louder of notes with one start and key: what two tracks play as one."""
+    kept: dict[tuple[float, int], Note] = {}
+    for note in notes:
+        place = (round(note.start, 3), note.key)
+        if place not in kept or kept[place].gain * kept[place].velocity ** 2 < note.gain * note.velocity**2:
+            kept[place] = note
+    return list(kept.values())
+
+
+def places(song: Song, seconds: float) -> np.ndarray:
+    """Return the seconds at which an excerpt may begin: those from which both are heard for most of the time.
+
+    Raises:
+        HybridsepError: bass and drums hardly ever play together; the message is the reason alone.
+    """
+    length = int(max(n.start + n.duration for notes in song.notes.values() for n in notes)) + 1
+    heard = np.zeros((2, length), dtype=bool)
+    for row, stem, rest in ((0, "bass", 0.0), (1, "drums", 1.0)):  # a drum is heard for a second
+        for note in song.notes[stem]:
+            heard[row, int(note.start) : int(note.start + (rest or note.duration)) + 1] = True
+    window = min(length, max(1, round(seconds)))
+    shares = np.convolve(heard.all(0), np.ones(window), "valid") / window
+    if shares.max() < TOGETHER or shares.max() * window < SHORTEST:
+        raise HybridsepError(f"bass and drums play together for only {shares.max() * window:.0f} of {window} s")
+    return np.flatnonzero(shares >= min(0.8, shares.max()))
+
+
+def _midi_files(folder: Path) -> dict[str, Path]:
+    """Return the MIDI files below a folder by their names: paths from it without the ending."""
+    if not folder.is_dir():
+        raise HybridsepError(f"no folder of MIDI files at {folder}")
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".mid", ".midi", ".kar") and p.is_file())
+    if not files:
+        raise HybridsepError(f"no MIDI files in {folder}: expected names that end in .mid, .midi or .kar")
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def _survey(names: dict[str, Path], seconds: float, workers: int | None, progress: bool) -> tuple[list[str], list]:
+    """Return the names of the songs that can be used, equal ones once, and (file, reason) of the rest."""
+    found, seen, skipped = [], {}, []
+    chunks = [list(names.items())[i : i + 50] for i in range(0, len(names), 50)]
+    for rows in _in_processes([partial(_look, chunk, seconds) for chunk in chunks], "MIDI files", workers, progress):
+        for name, fingerprint, reason in rows:
+            if not reason and (first := seen.setdefault(fingerprint, name)) != name:
+                reason = f"the same notes as {first}"
+            skipped += [(name, reason)] if reason else []
+            found += [] if reason else [name]
+    return found, skipped
+
+
+def _look(files: list[tuple[str, Path]], seconds: float) -> list[tuple[str, str, str]]:
+    """Return (name, fingerprint, reason why it cannot be used) of each file."""
+    rows = []
+    for name, file in files:
+        try:
+            song = read_song(name, file.read_bytes())
+            places(song, seconds)
+            rows.append((name, song.fingerprint, ""))
+        except (HybridsepError, OSError) as error:
+            rows.append((name, "", str(error)))
+    return rows
+
+
+# ---- variants ------------------------------------------------------------------------------------------------------
+
+
+def draw_variant(song: Song, number: int, recipe: Recipe) -> Variant:
+    """Decide how a song is heard; the draws depend on seed, song and number only."""
+    draw = draws(recipe.seed, song.name, number)
+    training, written = split_of(song.name) == SPLITS[0], number == 0
+    tempo = 1.0 if written else round(float(draw.uniform(0.85, 1.15)), 4)
+    starts = places(song, recipe.seconds * tempo)
+    length = max(n.start + n.duration for notes in song.notes.values() for n in notes)
+    start = float(starts[int((draws(recipe.seed, song.name).random() + number * 0.618034) % 1 * len(starts))])
+    # Fonts take turns, so that few variants hear them all; bass and drums each from their own.
+    turns = {stem: int(draws(recipe.seed, song.name, stem).integers(len(recipe.soundfonts))) for stem in STEMS}
+    fonts = {stem: recipe.soundfonts[(turn + number) % len(recipe.soundfonts)] for stem, turn in turns.items()}
+    choices = {stem: presets(font)[stem] for stem, font in fonts.items()}
+    drawn = {stem: int(draw.choice(programs)) for stem, programs in choices.items()}
+    own = {stem: p if p in choices[stem] else choices[stem][0] for stem, p in song.programs.items()}
+    transposition = 0 if written else int(draw.integers(-4, 5))
+    lowest = np.percentile([n.key for n in song.notes["bass"]], 10)
+    return Variant(
+        song.name, number, recipe.seed, start, round(min(recipe.seconds, (length - start) / tempo), 3), tempo,
+        transposition if lowest + transposition >= 24 else abs(transposition),
+        {stem: font.name for stem, font in fonts.items()}, own if written else drawn,
+        {stem: round(float(LEVEL_DBFS + draw.uniform(-LEVEL_SPREAD, LEVEL_SPREAD)), 2) for stem in STEMS},
+        {stem: _drawn(draw, list(EFFECTS), EFFECT_SHARE if training and not written else 0.0) for stem in STEMS},
+        {stem: "" for stem in STEMS},
+    )  # fmt: skip
+
+
+def _drawn(draw: np.random.Generator, names: list[str], share: float) -> str:
+    """Return one of the names with probability `share`, or ""."""
+    chance, name = draw.random(), names[draw.integers(len(names))]
+    return name if chance < share else ""
+
+
+def presets(soundfont: Path) -> dict[str, list[int]]:
+    """Return the programs of a SoundFont's basses and of its drum kits.
+
+    Raises:
+        HybridsepError: no SoundFont, or one without basses or drum kits.
+    """
+    known = load_soundfont(soundfont).presets
+    found = {
+        "bass": [p for p in BASSES if known.get((0, p))],
+        "drums": sorted(p for bank, p in known if bank == DRUM_BANK),
+    }
+    if not found["bass"] or not found["drums"]:
+        raise HybridsepError(
+            f"{soundfont} has no General MIDI basses (bank 0, programs 32 to 39) or no drum kit (bank 128)"
+        )
+    return found
+
+
+def render_variant(
+    song: Song, variant: Variant, soundfonts: tuple[Path, ...], sample_rate: int
+) -> dict[str, np.ndarray]:
+    """Play a variant.
+
+    Args:
+        soundfonts: files, found by their names.
+        sample_rate: Hz.
+
+    Returns:
+        {"bass": ..., "drums": ...}, mono float32 [samples], each at its level and within +-0.95.
+
+    Raises:
+        HybridsepError: a stem is silent, or a SoundFont is not given.
+    """
+    fonts = {font.name: font for font in soundfonts}
+    stems = {}
+    for stem in STEMS:
+        if variant.soundfonts[stem] not in fonts:
+            raise HybridsepError(f"variant {variant.number} of {song.name} needs {variant.soundfonts[stem]}")
+        bank = DRUM_BANK if stem == "drums" else 0
+        voice = FontVoice(fonts[variant.soundfonts[stem]], bank, variant.programs[stem], sample_rate)
+        notes = heard_notes(song, variant, stem, LEAD_IN)
+        samples = play(notes, voice, variant.seconds + LEAD_IN, sample_rate, stem == "drums")[
+            round(LEAD_IN * sample_rate) :
+        ]
+        if variant.effects[stem]:
+            draw = draws(variant.seed, variant.song, variant.number, stem, "effect")
+            samples = apply_effect(variant.effects[stem], samples, sample_rate, draw)
+        stems[stem] = _levelled(samples, variant.levels[stem], stem)
+    return stems
+
+
+def heard_notes(song: Song, variant: Variant, stem: str, lead_in: float = 0.0) -> list[Note]:
+    """Return the notes of a stem that a variant's excerpt plays, in seconds from `lead_in` before it."""
+    shift = variant.transposition if stem == "bass" else 0
+    heard = []
+    for note in song.notes[stem]:
+        start = (note.start - variant.start) / variant.tempo + lead_in
+        if 0 <= start < variant.seconds + lead_in:
+            bends = tuple((time / variant.tempo, bend) for time, bend in note.bends)
+            key = min(127, max(0, note.key + shift))
+            heard.append(note._replace(start=start, duration=note.duration / variant.tempo, key=key, bends=bends))
+    return heard
+
+
+def _levelled(samples: np.ndarray, level: float, stem: str) -> np.ndarray:
+    """Bring a stem to an RMS level in dBFS, or as near as its peak allows, and fade its end."""
+    loudness = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) if len(samples) else 0.0
+    if not 1e-5 < loudness < np.inf:
+        raise HybridsepError(f"the {stem} are silent: the SoundFont has none of their keys")
+    fade = min(len(samples), 256)
+    samples[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
+    return samples * np.float32(min(10 ** (level / 20) / loudness, PEAK / float(np.abs(samples).max())))
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def _make_tracks(out: Path, name: str, file: Path, numbers: list[int], recipe: Recipe) -> list[tuple[str, str]]:
+    """Make the given variants of a song; return (file, reason) of those that could not be made."""
+    song, refused = read_song(name, file.read_bytes()), []
+    for number in numbers:
+        variant = draw_variant(song, number, recipe)
+        try:
+            stems = render_variant(song, variant, recipe.soundfonts, recipe.sample_rate)
+        except HybridsepError as error:
+            refused.append((f"{name} variant {number}", str(error)))
+            continue
+        mix = np.add.reduce(list(stems.values()))
+        gain = min(1.0, PEAK / float(np.abs(mix).max()))
+        places = {f"S{i:02d}": stem for i, stem in enumerate(STEMS)}
+        audio = {**{f"stems/{place}": stems[stem] for place, stem in places.items()}, "mix": mix * gain}
+        scores = {f"MIDI/{place}": _score(song, variant, stem) for place, stem in places.items()}
+        metadata = _describe(song, variant, gain, places)
+        write_track(track_folder(out, name, number), audio, recipe.sample_rate, scores, metadata)
+    return refused
+
+
+def _describe(song: Song, variant: Variant, mix_gain: float, places: dict[str, str]) -> dict:
+    """Return metadata with Slakh2100's keys and the variant, from which it can be played again."""
+    stems = {
+        place: {
+            "audio_rendered": True, "midi_saved": True, "inst_class": STEMS[stem], "is_drum": stem == "drums",
+            "program_num": variant.programs[stem], "plugin_name": variant.timbres[stem] or variant.soundfonts[stem],
+            "integrated_loudness": variant.levels[stem],
+        }
+        for place, stem in places.items()
+    }  # fmt: skip
+    return {
+        "audio_dir": "stems", "midi_dir": "MIDI", "lmd_midi_dir": None, "normalized": True, "overall_gain": mix_gain,
+        "stems": stems, "variant": {**asdict(variant), "notes": song.fingerprint, "recipe": RECIPE_VERSION},
+    }  # fmt: skip
+
+
+def _score(song: Song, variant: Variant, stem: str) -> symusic.Score:
+    """Return an excerpt's notes as MIDI at 120 quarters per minute."""
+    score = symusic.Score(TICKS_PER_SECOND // 2)
+    score.tempos.append(symusic.Tempo(0, 120))
+    track = symusic.Track(stem, variant.programs[stem], stem == "drums")
+    for note in heard_notes(song, variant, stem):
+        start, length = (round(x * TICKS_PER_SECOND) for x in (note.start, note.duration))
+        track.notes.append(symusic.Note(start, max(1, length), note.key, note.velocity))
+    score.tracks.append(track)
+    return score
+
+
+def _done(folder: Path) -> bool:
+    return (folder / "metadata.yaml").is_file()  # a folder is moved into place whole
+
+
+def _check(recipe: Recipe) -> None:
+    if recipe.seconds < SHORTEST or recipe.variants < 1 or recipe.seed < 0 or recipe.sample_rate < 8000:
+        raise HybridsepError(
+            f"songs take seconds >= {SHORTEST:g}, variants >= 1, seed >= 0 and sample_rate >= 8000, "
+            f"got {recipe.seconds:g}, {recipe.variants}, {recipe.seed} and {recipe.sample_rate}"
+        )
+    if not 0 <= recipe.variety <= 1:
+        raise HybridsepError(f"variety is a share from 0 to 1, got {recipe.variety:g}")
+    if not recipe.soundfonts or len({font.name for font in recipe.soundfonts}) < len(recipe.soundfonts):
+        raise HybridsepError("give one SoundFont or more, each with a file name of its own")
+    for font in recipe.soundfonts:
+        if not font.is_file():
+            raise HybridsepError(f"no SoundFont at {font}")
+        presets(font)
+
+
+def _in_processes(jobs: list[Callable], what: str, workers: int | None, progress: bool) -> Iterator:
+    """Call `jobs`, in several processes where it pays, and yield what they return in their order."""
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if workers > 1 and len(jobs) >= 4:
+        # joblib starts fresh processes: a fork would freeze on the caller's threads (torch)
+        results = joblib.Parallel(workers, return_as="generator")(joblib.delayed(job)() for job in jobs)
+    else:
+        results = (job() for job in jobs)
+    yield from tqdm(results, total=len(jobs), desc=what, disable=not progress or not jobs)
