@@ -97,6 +97,27 @@ def data_midi(
     typer.echo(made.summary(out))
 
 
+@data_app.command("people")
+def data_people(
+    out: Path,
+    source: Annotated[
+        Path | None, typer.Option(help="freedoom's .wad, a folder of them, or vizdoom's wheel; fetched when not given")
+    ] = None,
+    soundfont: SoundFontsOption = [],  # noqa: B006 (typer reads it, nobody changes it)
+    seconds: ExcerptOption = 30.0,
+    variants: VariantsOption = 6,
+    seed: int = 0,
+    variety: VarietyOption = 0.5,
+    sample_rate: int = 22050,
+) -> None:
+    """Fetch and render songs that people wrote: Freedoom's music with two free SoundFonts. Run again, it goes on."""
+    from hybridsep.data.midi import Recipe
+    from hybridsep.data.people import make_people
+
+    made = make_people(out, Recipe(tuple(soundfont), seconds, variants, seed, sample_rate, variety), source)
+    typer.echo(made.summary(out))
+
+
 @app.command()
 def train(
     method: str,

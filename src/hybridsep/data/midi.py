@@ -15,7 +15,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -121,7 +121,14 @@ class Made:
         return f"{self.songs} songs, {sum(self.tracks.values())} tracks in {out} ({counts}){skipped}"
 
 
-def make_songs(out: Path, midi: Path, recipe: Recipe, workers: int | None = None, progress: bool = True) -> Made:
+def make_songs(
+    out: Path,
+    midi: Path,
+    recipe: Recipe,
+    workers: int | None = None,
+    progress: bool = True,
+    skipped: Iterable[tuple[str, str]] = (),
+) -> Made:
     """Render every MIDI file below a folder; what an earlier run has finished is kept.
 
     A track is the same, byte for byte, whatever else is in the folder and however many processes work. Files that are broken, empty or absurd,
@@ -132,6 +139,7 @@ def make_songs(out: Path, midi: Path, recipe: Recipe, workers: int | None = None
         midi: folder of .mid, .midi and .kar files.
         workers: processes; as many as the machine has cores if None.
         progress: show progress bars.
+        skipped: (file, reason) of songs that are no MIDI files, to be listed with the others.
 
     Raises:
         HybridsepError: no MIDI files or none of use, a file that is no SoundFont or lacks basses or kits, senseless settings, or `out` holds
@@ -140,7 +148,8 @@ def make_songs(out: Path, midi: Path, recipe: Recipe, workers: int | None = None
     _check(recipe)
     names = _midi_files(midi)
     claim_folder(out, "midi.json", recipe.settings())
-    songs, skipped = _survey(names, recipe.seconds, workers, progress)
+    songs, unusable = _survey(names, recipe.seconds, workers, progress)
+    skipped = [*skipped, *unusable]
     todo = {name: [v for v in range(recipe.variants) if not _done(track_folder(out, name, v))] for name in songs}
     todo = {name: numbers for name, numbers in todo.items() if numbers}
     jobs = [partial(_make_tracks, out, name, names[name], numbers, recipe) for name, numbers in todo.items()]

