@@ -20,16 +20,17 @@ import nbformat
 import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
+from sphinx_external_toc.parsing import parse_toc_yaml
 from tqdm import tqdm
 
 from hybridsep.core.errors import HybridsepError
 
 KERNEL_NAME = "hybridsep-book"
+_EXECUTION = {"kernel_name": KERNEL_NAME, "language": "python", "progress_bar": False}
 # Both cells only carry the build's settings; a reader gains nothing from them.
 PARAMETER_TAGS = {"parameters", "injected-parameters"}
 MAX_PAGE_BYTES = 6_000_000
 MAX_SITE_BYTES = 60_000_000
-_REDIRECT = re.compile(r'<meta http-equiv="Refresh" content="0; url=(?P<address>[^"]+)" */?>')
 _FRONT_PAGE = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -45,16 +46,13 @@ class BookError(HybridsepError):
 
 
 def build_book(profile: str, root: Path, runs: Path | None = None, anew: bool = False) -> Path:
-    """Execute every chapter and typeset the site.
+    """Execute every chapter, typeset the site, and return its `index.html`.
 
     Args:
         profile: name handed to each chapter as its parameter `profile`.
         root: repository root, with `_config.yml`, `_toc.yml` and `book/`.
         runs: folder of trained models and results, default `root/runs`.
         anew: whether the models that come with the project are trained anew.
-
-    Returns:
-        Path of the site's `index.html`.
 
     Raises:
         BookError: a chapter failed, or typesetting met a warning. What an earlier build left stays as it was.
@@ -64,10 +62,10 @@ def build_book(profile: str, root: Path, runs: Path | None = None, anew: bool = 
 
 
 def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool = False) -> Path:
-    """Execute the chapters of `_toc.yml` into a fresh `_build/executed`: in order, but the landing page last, since it sums them up.
+    """Execute the chapters of `_toc.yml` into `_build/executed`: in order, but the landing page last.
 
-    Each chapter runs in `book/` of that copy, with HYBRIDSEP_ROOT, HYBRIDSEP_RUNS and HYBRIDSEP_TRAIN in its environment. While it
-    runs the copy is called `_build/executing`, and gets its final name only when every chapter succeeded.
+    Each chapter runs in `book/` of a copy, with HYBRIDSEP_ROOT, HYBRIDSEP_RUNS and HYBRIDSEP_TRAIN in its environment.
+    While it runs the copy is called `_build/executing`; it gets its final name only when every chapter succeeded.
     `status.json` beside the copy's `book/` lists the chapters so far: [{"chapter", "seconds", "status"}],
     status one of executed, failed, waiting.
 
@@ -79,7 +77,7 @@ def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool 
     """
     root = root.resolve()
     runs = (runs or root / "runs").resolve()
-    working = root / "_build" / "executing"
+    working, executed = (root / "_build" / name for name in ("executing", "executed"))
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
     shutil.copytree(root / "book", working / "book", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "record"))
@@ -88,28 +86,31 @@ def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool 
     landing, *others = _pages(working)
     chapters = [page for page in (*others, landing) if page.suffix == ".ipynb"]
     status = [{"chapter": page.stem, "seconds": None, "status": "waiting"} for page in chapters]
-    with (
-        _environment(HYBRIDSEP_ROOT=str(root), HYBRIDSEP_RUNS=str(runs), HYBRIDSEP_TRAIN="1" if anew else ""),
-        _chapter_bar(chapters) as bar,
-    ):
+    with _environment(HYBRIDSEP_ROOT=str(root), HYBRIDSEP_RUNS=str(runs), HYBRIDSEP_TRAIN="1" if anew else ""):
         _write_status(working, status)
-        for chapter, entry in zip(chapters, status, strict=True):
-            _execute_chapter(chapter, entry, {"profile": profile}, bar, lambda: _write_status(working, status))
+        for chapter, entry in (bar := tqdm(list(zip(chapters, status, strict=True)), unit="chapter")):
+            bar.set_description(chapter.stem)
+            started = time.perf_counter()
+            entry["status"] = "failed"
+            try:
+                execute_notebook(chapter, chapter, {"profile": profile})
+                entry["status"] = "executed"
+            finally:
+                entry["seconds"] = round(time.perf_counter() - started, 1)
+                _write_status(working, status)
 
-    executed = root / "_build" / "executed"
     shutil.rmtree(executed, ignore_errors=True)
     working.rename(executed)
     return executed
 
 
-def execute_notebook(path: Path, out: Path, parameters: dict[str, Any], log: Any = None) -> None:
+def execute_notebook(path: Path, out: Path, parameters: dict[str, Any]) -> None:
     """Execute one notebook with this interpreter, in the folder of `out`.
 
     Args:
         path: notebook to read; it must have one cell tagged `parameters`.
         out: notebook to write, also when a cell fails; may be `path` itself.
         parameters: values for the names in the cell tagged `parameters`.
-        log: text stream that gets what the cells write to stderr, such as progress bars; None discards it.
 
     Raises:
         BookError: a cell raised, or there is no cell tagged `parameters`.
@@ -117,23 +118,14 @@ def execute_notebook(path: Path, out: Path, parameters: dict[str, Any], log: Any
     notebook = nbformat.read(path, as_version=4)
     if not any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
         raise BookError(f"chapter {path.stem}: no cell is tagged 'parameters'; add one that sets {sorted(parameters)}")
+    # What cells write to stderr are progress bars: good on a terminal, noise in a log.
+    shown = sys.stderr if sys.stderr.isatty() else None
     try:
         with _kernel():
-            papermill.execute_notebook(
-                path,
-                out,
-                parameters,
-                kernel_name=KERNEL_NAME,
-                language="python",
-                progress_bar=False,
-                stderr_file=log,
-                cwd=out.parent,
-            )
+            papermill.execute_notebook(path, out, parameters, stderr_file=shown, cwd=out.parent, **_EXECUTION)
     except PapermillExecutionError as error:
-        line = _failing_line(error.traceback)
-        raise BookError(
-            f"chapter {path.stem}, cell {error.cell_index + 1}: {error.ename}: {error.evalue}{line}"
-        ) from None
+        what = f"{error.ename}: {error.evalue}{_failing_line(error.traceback)}"
+        raise BookError(f"chapter {path.stem}, cell {error.cell_index + 1}: {what}") from None
     except (RuntimeError, OSError) as error:  # a killed kernel, a full disk
         raise BookError(f"chapter {path.stem}: {error}") from error
     _hide_parameters(out)
@@ -146,7 +138,7 @@ def build_html(root: Path) -> Path:
         Path of the site's `index.html`.
 
     Raises:
-        BookError: jupyter-book met a warning or an error; it printed them. Or a page or the site got too heavy. The previous site is kept.
+        BookError: jupyter-book printed a warning or an error, or the site is too heavy. The previous site is kept.
     """
     root = root.resolve()
     executed, site = root / "_build" / "executed", root / "_build" / "html"
@@ -162,7 +154,9 @@ def build_html(root: Path) -> Path:
             raise BookError("jupyter-book refused the book; its warnings are above")
         typeset = Path(scratch) / "_build" / "html"
         _add_mathjax(typeset)
-        _complete_redirect(typeset)
+        # The bare tag that jupyter-book leaves here names no icon, so a browser would ask for one that is not there.
+        target = f"{parse_toc_yaml(executed / '_toc.yml').root.docname}.html"
+        (typeset / "index.html").write_text(_FRONT_PAGE.format(target=target), encoding="utf-8")
         _check_weight(typeset)
         shutil.rmtree(site, ignore_errors=True)
         typeset.rename(site)
@@ -170,96 +164,36 @@ def build_html(root: Path) -> Path:
 
 
 def _configuration(root: Path, folder: Path) -> Path:
-    """Path of the book's configuration; while the repository has no address, of a copy in `folder` without buttons that would need one."""
+    """Write the book's configuration into `folder`, without launch buttons while the repository has no address."""
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
-    if config["repository"]["url"]:
-        return root / "_config.yml"
-    config.pop("launch_buttons", None)
+    if not config["repository"]["url"]:
+        config.pop("launch_buttons", None)
     copy = folder / "_config.yml"
     copy.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return copy
 
 
 def _pages(folder: Path) -> list[Path]:
-    """Source files of the pages in `_toc.yml`, in reading order."""
-    toc = yaml.safe_load((folder / "_toc.yml").read_text(encoding="utf-8"))
-
-    def entries(node: Any) -> Iterator[str]:
-        """Names of pages at a node of the table of contents and below it."""
-        if isinstance(node, list):
-            for item in node:
-                yield from entries(item)
-        elif isinstance(node, dict):
-            for key in ("root", "file"):
-                if key in node:
-                    yield node[key]
-            for key in ("parts", "chapters", "sections", "subtrees", "entries"):
-                yield from entries(node.get(key))
-
+    """Return the source files of the pages in `_toc.yml`, in reading order."""
     pages = []
-    for entry in entries(toc):
-        candidates = [folder / entry, folder / f"{entry}.ipynb", folder / f"{entry}.md"]
-        found = next((page for page in candidates if page.is_file()), None)
-        if found is None:
-            raise BookError(f"_toc.yml names {entry}, but there is neither {entry}.ipynb nor {entry}.md")
-        pages.append(found)
+    for name in parse_toc_yaml(folder / "_toc.yml"):
+        found = [page for page in (folder / f"{name}.ipynb", folder / f"{name}.md") if page.is_file()]
+        if not found:
+            raise BookError(f"_toc.yml names {name}, but there is neither {name}.ipynb nor {name}.md")
+        pages.append(found[0])
     return pages
-
-
-def _execute_chapter(chapter: Path, entry: dict[str, Any], parameters: dict[str, Any], bar: tqdm, save: Any) -> None:
-    """Execute one chapter in place; note its time and outcome in `entry`, also when it fails."""
-    bar.set_description(chapter.stem)
-    started = time.perf_counter()
-    try:
-        execute_notebook(chapter, chapter, parameters, log=_BarLog(bar))
-        entry["status"] = "executed"
-    except BookError:
-        entry["status"] = "failed"
-        raise
-    finally:
-        entry["seconds"] = round(time.perf_counter() - started, 1)
-        save()
-    bar.set_postfix_str("")
-    bar.update()
-    bar.write(f"{chapter.stem}: {entry['seconds']} s", file=sys.stderr)
-
-
-def _chapter_bar(chapters: list[Path]) -> tqdm:
-    # A log file gets a line now and then, a terminal a moving bar.
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(total=len(chapters), unit="chapter", mininterval=interval, dynamic_ncols=True)
-
-
-class _BarLog:
-    """Text stream that shows the last line a kernel wrote to stderr behind the chapters' progress bar."""
-
-    def __init__(self, bar: tqdm):
-        self.bar = bar
-        self.shown = 0.0
-
-    def write(self, text: str) -> None:
-        lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
-        if lines and time.monotonic() - self.shown > self.bar.mininterval:
-            self.bar.set_postfix_str(lines[-1][-60:], refresh=True)
-            self.shown = time.monotonic()
-
-    def flush(self) -> None:
-        """Nothing is held back."""
 
 
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
     """Set environment variables for a while; kernels inherit them."""
-    before = {name: os.environ.get(name) for name in values}
+    before = dict(os.environ)
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager
@@ -313,26 +247,10 @@ def _check_weight(site: Path) -> None:
         raise BookError(f"the site has {sum(sizes.values())} bytes, more than {MAX_SITE_BYTES}")
 
 
-def _complete_redirect(site: Path) -> None:
-    """Make a page of the bare tag by which jupyter-book sends readers of `index.html` on to the book's first page.
-
-    Without an icon of its own a browser would ask for one that is not there.
-
-    Raises:
-        BookError: the page is no such tag.
-    """
-    page = site / "index.html"
-    target = _REDIRECT.fullmatch(page.read_text(encoding="utf-8").strip())
-    if target is None:
-        raise BookError(f"{page.name} of the built book does not lead to the first page in the way that was expected")
-    page.write_text(_FRONT_PAGE.format(target=target["address"]), encoding="utf-8")
-
-
 def _add_mathjax(site: Path) -> None:
     """Give the site its own MathJax, so that formulas need no network.
 
-    Taken from the package sphinx-mathjax-offline, which as a Sphinx extension would insist on web fonts and on
-    copying 24 MB; pages that render to SVG need only these parts of it.
+    The package sphinx-mathjax-offline as a Sphinx extension would insist on web fonts and 24 MB; these parts do.
     """
     package = importlib.util.find_spec("sphinx-mathjax-offline")
     if package is None or package.origin is None:
