@@ -1,4 +1,4 @@
-"""Time a newcomer's way to the page: `python book/rehearsal.py FOLDER` clones what is committed, installs it and makes the book.
+"""Time a newcomer's way to the page: `python book/rehearsal.py FOLDER` clones what is committed, installs it, makes the book.
 
 What it took goes to book/results/rehearsal.json; nothing is written where a step fails.
 """

@@ -1,7 +1,6 @@
 """Benchmarks: the originals they compare with give what the library gives, and what they write is what was measured."""
 
 import json
-from html import escape
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,6 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.inference import search
 from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.decoder import PriorStack
-from hybridsep.report.figures import number
-from hybridsep.report.speed import command_of, recording_line, show_recording
 
 K = 12
 CPU = torch.device("cpu")
@@ -275,19 +272,4 @@ def test_a_long_recording_is_separated_in_a_process_of_its_own_whose_peak_is_rec
     assert (
         50e6 < row["start_bytes"] < row["ours_peak_bytes"] < row["start_bytes"] + 500e6
         and 0 < row["ours_seconds"] < result["provenance"]["wall_seconds"]
-    )
-    said = recording_line(result)
-    assert "Stereo at 44.1 kHz" in said and "0.06 minutes took" in said
-    assert (
-        f"{number(row['ours_peak_bytes'] / 1e9, 1)} GB of memory at most, {number(row['start_bytes'] / 1e9, 1)} GB of them"
-        in said
-    )
-    assert (
-        escape(said) in show_recording({"recording": result}).data
-        and "hybridsep bench recording" in show_recording({}).data
-    )
-    both = recording_line({"rows": [row, {**row, "minutes": 60.0, "particles": 3}]})
-    assert "0.06 minutes took" in both and "; an hour took" in both and "with N = 3" in both
-    assert command_of("recording", result).startswith(
-        f"hybridsep bench recording --only hour --model {tmp_path / 'model'} --particles 1 --minutes 0.06 "
     )

@@ -8,7 +8,6 @@ from hybridsep.bench.products import Products
 from hybridsep.bench.report import Options
 from hybridsep.bench.training import PublishedCodecTask, _Bench
 from hybridsep.core.device import fast_dtype, seeded_generator
-from hybridsep.report.speed import show_training, training_figure, training_steps
 from hybridsep.training.codec import VQVAETask
 
 
@@ -66,19 +65,6 @@ def test_products_of_a_computation_are_noted_there_and_back():
 @pytest.fixture(scope="module")
 def result():
     return run_group("training", Options(quick=True))
-
-
-def test_table_and_figure_have_every_part_of_a_step(result):
-    table = training_steps(result).set_index(["model", "timed"])
-    assert {("VQ-VAE", "loading"), ("prior", "loading"), ("prior", "attention")} <= set(table.index)
-    assert (
-        list(table["their rate (%)"].dropna().index) == [("VQ-VAE", "whole step"), ("prior", "whole step")]
-        and (table["their rate (%)"].dropna() > 0).all()
-    )
-    shares = [row["share"] for row in result["rows"] if "share" in row]
-    labels = [text.get_text() for axis in training_figure(result).axes for text in axis.texts]
-    assert labels == [f"{100 * share:.0f} %" for share in shares]
-    assert show_training({"training": result}).data.count("<img") == 1
 
 
 def test_every_part_is_measured_with_its_reference(result):

@@ -31,7 +31,6 @@ from hybridsep.pipeline.record import write_record
 from hybridsep.pipeline.release import record_run, shipped_model
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import budget, recorded_note, step_times
-from hybridsep.report.readme import _times
 
 CHANGES = {"evaluation": {"searches": ["particle"]}}
 SMALL_FILE = 2_000_000  # bytes; pictures and tables of the book have less
@@ -409,14 +408,6 @@ def test_curves_and_times_of_recorded_models_are_called_recorded(fresh, trained)
         and not recorded["songs"]
         and not recorded[recorded.index.str.startswith("estimated")].any()
     )
-
-
-def test_readme_leaves_recorded_times_out_of_the_sum(fresh, trained):
-    for method in ("hybrid", "lass", "lqvae", "plain-sum"):
-        fresh.separator(method)
-    text = _times(Evaluation(fresh))
-    assert re.search(r"both VQ-VAEs \| recorded: ", text) and "not in the sum" in text
-    assert "recorded" not in _times(Evaluation(trained)).lower()
 
 
 # --- the model that comes along --------------------------------------------------------------------------------------------
