@@ -27,15 +27,16 @@ from hybridsep.report.figures import PALETTE, WIDTH, number, use_style
 from hybridsep.report.players import stem_player
 
 METHOD_LABELS = {"plain-sum": "plain-sum", "lass": "LASS", "lqvae": "LQ-VAE", "hybrid": "Hybrid"}
-METHOD_COLOURS = {
-    "plain-sum": PALETTE["purple"],
-    "lass": PALETTE["blue"],
-    "lqvae": PALETTE["green"],
-    "hybrid": PALETTE["vermillion"],
-}
+METHOD_COLOURS = dict(
+    zip(METHOD_LABELS, (PALETTE[name] for name in ("purple", "blue", "green", "vermillion")), strict=True)
+)
 SEARCH_LABELS = {"ancestral": "ancestral", "topk": "top-k", "beam": "beam", "particle": "particle filter"}
 KIND_COLOURS = {"plain": PALETTE["blue"], "linear": PALETTE["vermillion"]}
-SMALLEST_MEANINGFUL = 8  # chunks under which a mean says nothing about songs in general: of fewer, no exact test of six differences gets below 5 %
+# Of fewer chunks a mean says nothing about songs in general: no exact test of six differences gets below 5 %.
+SMALLEST_MEANINGFUL = 8
+TOO_SMALL = """<div role="note" style="border:2px solid #D55E00;border-radius:.4rem;padding:.5rem .8rem;margin:.5rem 0 1rem">
+<strong>The numbers on this page mean nothing.</strong> The book was built with the profile <code>{profile}</code>, whose models are trained for
+seconds and heard on {chunks} chunks: it shows that every step runs. Build it with <code>make book</code> for results.</div>"""
 
 
 def open_book(profile: str) -> tuple[Pipeline, Evaluation]:
@@ -48,14 +49,7 @@ def open_book(profile: str) -> tuple[Pipeline, Evaluation]:
     pipeline = _pipeline(profile)
     evaluation = Evaluation(pipeline)
     if len(evaluation.chunks) < SMALLEST_MEANINGFUL:
-        display(
-            HTML(
-                '<div role="note" style="border:2px solid #D55E00;border-radius:.4rem;padding:.5rem .8rem;margin:.5rem 0 1rem">'
-                f"<strong>The numbers on this page mean nothing.</strong> The book was built with the profile "
-                f"<code>{pipeline.profile.name}</code>, whose models are trained for seconds and heard on "
-                f"{len(evaluation.chunks)} chunks: it shows that every step runs. Build it with <code>make book</code> for results.</div>"
-            )
-        )
+        display(HTML(TOO_SMALL.format(profile=pipeline.profile.name, chunks=len(evaluation.chunks))))
     return pipeline, evaluation
 
 
@@ -93,27 +87,23 @@ def signed(value: float, decimals: int = 2) -> str:
     return ("+" if round(float(value), decimals) > 0 else "") + number(float(value), decimals)
 
 
-def p_value(p: float, decimals: int = 3) -> str:
+def p_value(p: float) -> str:
     """A p-value for a table: "0.012", or "< 0.001" where it would round to zero."""
-    least = 10.0**-decimals
-    return f"< {number(least, decimals)}" if p < least else number(float(p), decimals)
+    return "< 0.001" if p < 0.001 else number(float(p), 3)
 
 
 def p_relation(p: float) -> str:
     """A p-value for a sentence: "p = 0.012" or "p < 0.001"."""
-    value = p_value(p)
-    return f"p {value}" if value.startswith("<") else f"p = {value}"
+    return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
 
 
 def mean_std(values: Iterable[float], decimals: int = 2) -> str:
-    """Mean ± standard deviation over chunks, NaN left out; the dash says that there is nothing."""
-    array = np.asarray([v for v in values if np.isfinite(v)], dtype=float)
-    if not array.size:
+    """Mean ± standard deviation over chunks, NaN left out; a dash where nothing is left."""
+    found = np.asarray([v for v in values if np.isfinite(v)], dtype=float)
+    if not found.size:
         return "–"
-    spread = (
-        f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(float(array.std(ddof=1)), decimals)}" if array.size > 1 else ""
-    )
-    return number(float(array.mean()), decimals) + spread
+    spread = f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(found.std(ddof=1), decimals)}" if found.size > 1 else ""
+    return number(found.mean(), decimals) + spread
 
 
 def minutes(seconds: float) -> str:
@@ -141,14 +131,11 @@ def score_table(
         key: column that tells the lines apart.
         title: heading of the first column.
     """
-    lines = [
-        {
-            title: label,
-            **{heading: mean_std(chunk_values(rows, **{key: value}, **where)) for heading, where in columns.items()},
-        }
-        for value, label in index.items()
-    ]
-    return pd.DataFrame(lines)
+
+    def cells(value: str) -> dict[str, str]:
+        return {heading: mean_std(chunk_values(rows, **{key: value}, **w)) for heading, w in columns.items()}
+
+    return pd.DataFrame([{title: label, **cells(value)} for value, label in index.items()])
 
 
 def sdr_columns(names: Sequence[str], **where: str) -> dict[str, dict[str, str]]:
@@ -164,8 +151,7 @@ def provenance_line(
 ) -> str:
     """What a reader needs to judge a table of scores: n, spread, reference and hardware."""
     chunks = evaluation.chunks
-    seconds = chunks.sources.shape[-1] / chunks.sample_rate
-    sample = f"n = {len(chunks)} chunks of {seconds:.2g} s, one per test song"
+    sample = f"n = {len(chunks)} chunks of {chunks.sources.shape[-1] / chunks.sample_rate:.2g} s, one per test song"
     return "; ".join([sample, spread, f"reference: {reference}", *facts, made_with(evaluation.pipeline)]) + "."
 
 
@@ -198,83 +184,66 @@ def latest_steps(pipeline: Pipeline) -> list[Step]:
 
 def step_times(pipeline: Pipeline) -> pd.DataFrame:
     """Every step with the seconds it took itself, those of the steps it had made first left out, and whether it was recorded elsewhere."""
-    kept = ("seconds", "finished", "hardware")
-    rows = [
-        {"step": s.label, **{key: s.record.get(key, "") for key in kept}, "recorded": s.recorded}
-        for s in latest_steps(pipeline)
-    ]
-    return pd.DataFrame(rows)
-
-
-def recorded_note(steps: Iterable[Step]) -> str:
-    """What a reader of curves or times must know of those steps that were not made here, to stand behind a sentence; empty where all were."""
-    records = [step.record for step in steps if step.recorded]
-    if not records:
-        return ""
-    known = {
-        key: ", ".join(dict.fromkeys(str(r.get(key, "unknown")) for r in records)) for key in ("hardware", "commit")
-    }
-    models = f"{len(records)} {'model' if len(records) == 1 else 'models'}"
-    taken = minutes(sum(r["seconds"] for r in records))
-    return f" Recorded, not trained in this build: {models} on {known['hardware']}, {taken}, commit {known['commit']}; make book TRAIN=1 trains again."
-
-
-def budget(pipeline: Pipeline, method: str) -> pd.DataFrame:
-    """What a method's models took to make: step, seconds and what it left, in the order of the pipeline."""
-    spec = method_spec(method)
-    pipeline.separator(method)
-    times = step_times(pipeline).set_index("step").seconds
-    records = {step.label: step.record for step in latest_steps(pipeline)}
-    lines = [("songs", "composing and rendering"), (f"vqvae-{spec.vqvae}", f"VQ-VAE, kind {spec.vqvae}"),
-             (f"codes-{spec.vqvae}-train", "encoding the training songs"),
-             *((f"prior-{spec.vqvae}-{source}", f"prior of {source}") for source in pipeline.profile.source_names),
-             (f"likelihood-{spec.vqvae}-{spec.likelihood}", f"likelihood, kind {spec.likelihood}")]  # fmt: skip
-    found = [(label, what) for label, what in lines if label in times.index]
     return pd.DataFrame(
-        {
-            "step": [what for _, what in found],
-            "wall time": [
-                minutes(times[label]) + (", recorded" if records[label].get("recorded") else "") for label, _ in found
-            ],
-            "parameters": [
-                number(int(size)) if (size := records[label]["figures"].get("parameters")) else "–"
-                for label, _ in found
-            ],
-        }
+        {"step": s.label, "recorded": s.recorded}
+        | {k: s.record.get(k, "") for k in ("seconds", "finished", "hardware")}
+        for s in latest_steps(pipeline)
     )
 
 
-def training_figure(pipeline: Pipeline, method: str) -> Figure:
-    """Loss curves of the models a method is made of: its VQ-VAE beside both priors, over the seconds their training took.
+def recorded_note(steps: Iterable[Step]) -> str:
+    """Return a sentence on those of the steps that were not made here, to stand behind a caption; empty where all were."""
+    records = [step.record for step in steps if step.recorded]
+    if not records:
+        return ""
+    hardware, commit = (
+        ", ".join(dict.fromkeys(str(r.get(k, "unknown")) for r in records)) for k in ("hardware", "commit")
+    )
+    models = f"{len(records)} {'model' if len(records) == 1 else 'models'}"
+    taken = minutes(sum(r["seconds"] for r in records))
+    return f" Recorded, not trained in this build: {models} on {hardware}, {taken}, commit {commit}; make book TRAIN=1 trains again."
 
-    Args:
-        pipeline: of a run; what is not trained yet gets trained.
-        method: its name.
-    """
+
+def budget(pipeline: Pipeline, method: str) -> pd.DataFrame:
+    """Return what a method's models took to make: step, wall time and parameters, in the order of the pipeline."""
+    spec = method_spec(method)
+    pipeline.separator(method)
+    steps = {step.label: step for step in latest_steps(pipeline)}
+    times = step_times(pipeline).set_index("step").seconds
+    names = {
+        "songs": "composing and rendering",
+        f"vqvae-{spec.vqvae}": f"VQ-VAE, kind {spec.vqvae}",
+        f"codes-{spec.vqvae}-train": "encoding the training songs",
+        **{f"prior-{spec.vqvae}-{source}": f"prior of {source}" for source in pipeline.profile.source_names},
+        f"likelihood-{spec.vqvae}-{spec.likelihood}": f"likelihood, kind {spec.likelihood}",
+    }
+    rows = []
+    for label, name in names.items():
+        if label in steps:
+            size = steps[label].record["figures"].get("parameters")
+            took = minutes(times[label]) + (", recorded" if steps[label].recorded else "")
+            rows.append({"step": name, "wall time": took, "parameters": number(int(size)) if size else "–"})
+    return pd.DataFrame(rows)
+
+
+def training_figure(pipeline: Pipeline, method: str) -> Figure:
+    """Draw the loss of a method's VQ-VAE beside that of its priors, over the seconds of their training; what is not trained yet gets trained."""
     spec = method_spec(method)
     pipeline.separator(method)
     codec = history(pipeline.vqvae_step(spec.vqvae))
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.8))
     labels = {"error": "squared error / energy", "spectral": "spectral loss", "linear": r"$L_\mathrm{lin}$"}
+    if spec.vqvae != "linear":
+        labels["linear"] += ", not trained on"
     for (column, label), colour in zip(labels.items(), ("blue", "green", "vermillion"), strict=True):
-        trained = "" if column != "linear" or spec.vqvae == "linear" else ", not trained on"
-        axes[0].plot(codec.seconds, smoothed(codec[column]), color=PALETTE[colour], label=label + trained)
+        axes[0].plot(codec.seconds, smoothed(codec[column]), color=PALETTE[colour], label=label)
     axes[0].set(title=f"VQ-VAE, kind {spec.vqvae}", xlabel="seconds of training", ylabel="loss", yscale="log")
-    for source, colour in zip(pipeline.profile.source_names, ("blue", "vermillion"), strict=True):
+    for source, colour in zip(pipeline.profile.source_names, PALETTE.values(), strict=False):
         step = pipeline.prior_step(spec.vqvae, source)
-        curve = history(step)
-        axes[1].plot(
-            curve.seconds, smoothed(curve.nats_per_code), color=PALETTE[colour], label=f"{source}, training songs"
-        )
-        axes[1].axhline(
-            step.record["figures"]["validation_nats_per_code"],
-            color=PALETTE[colour],
-            linestyle="--",
-            label=f"{source}, validation, at the end",
-        )
-    axes[1].axhline(
-        math.log(pipeline.profile.vqvae.codes), color=PALETTE["black"], linestyle=":", label="uniform guess"
-    )
+        curve, at_the_end = history(step), step.record["figures"]["validation_nats_per_code"]
+        axes[1].plot(curve.seconds, smoothed(curve.nats_per_code), color=colour, label=f"{source}, training songs")
+        axes[1].axhline(at_the_end, color=colour, linestyle="--", label=f"{source}, validation, at the end")
+    axes[1].axhline(math.log(pipeline.profile.vqvae.codes), color="black", linestyle=":", label="uniform guess")
     axes[1].set(title="priors", xlabel="seconds of training", ylabel="nats per code", ylim=(0, None))
     for axis in axes:
         axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.3))

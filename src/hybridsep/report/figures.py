@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -28,8 +28,10 @@ PALETTE = {
 MAX_PNG_BYTES = 600_000  # ten such figures, as base64 text, still fit a page of 6 MB beside its players
 DPI = 110
 WIDTH = (
-    8.6  # inches of a figure as wide as the page: three quarters of it on the screen, text of 10 points still readable
+    8.6  # inches of a figure as wide as the page: on the screen three quarters of it, text of 10 points still readable
 )
+WINDOW = 1024  # samples of a spectrogram's Hann window; the hop is a quarter of it
+LOWEST_HZ, RANGE_DB = 40.0, 70.0  # of a spectrogram; what lies further below the loudest bin is drawn as silence
 MIN_WIDTH = 560  # CSS pixels under which the labels of a figure are too small to read
 
 
@@ -58,63 +60,38 @@ def use_style() -> None:
 
 def number(value: float, decimals: int = 2) -> str:
     """A number as a reader expects it: thin spaces between thousands, a true minus sign, no sign before zero."""
-    if isinstance(value, (int, np.integer)):
-        return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
     if not np.isfinite(value):
         return "undefined"
-    return f"{round(float(value), decimals) + 0.0:,.{decimals}f}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace(
-        "-", "−"
-    )
+    whole = isinstance(value, (int, np.integer))
+    text = f"{int(value):,}" if whole else f"{round(float(value), decimals) + 0.0:,.{decimals}f}"
+    return text.replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
 
 
-def plot_spectrograms(
-    signals: Mapping[str, Any],
-    sample_rate: int,
-    columns: int = 2,
-    window: int = 1024,
-    lowest_hz: float = 40.0,
-    dynamic_range_db: float = 70.0,
-) -> Figure:
-    """Magnitude spectrograms side by side, in one decibel scale.
+def plot_spectrograms(signals: Mapping[str, Any], sample_rate: int, columns: int = 2) -> Figure:
+    """Magnitude spectrograms side by side, in one decibel scale, on a logarithmic frequency axis.
 
     Args:
         signals: title to waveform [T] or [1, T].
         sample_rate: Hz.
         columns: panels in a row.
-        window: Hann window in samples; the hop is a quarter of it.
-        lowest_hz: lower end of the logarithmic frequency axis, in Hz.
-        dynamic_range_db: what lies further below the loudest bin of all signals is drawn as silence, in dB.
 
     Raises:
         ValueError: no signals, or one that is not mono, not finite or shorter than the window.
     """
     if not signals:
         raise ValueError("plot_spectrograms needs at least one signal")
-    levels = {title: _level_db(signal, window, title) for title, signal in signals.items()}
+    levels = {title: _level_db(signal, title) for title, signal in signals.items()}
     loudest = max(level.max() for level in levels.values())
     columns = min(columns, len(levels))
     lines = -(-len(levels) // columns)
-    figure, axes = plt.subplots(
-        lines,
-        columns,
-        figsize=(WIDTH, (1.7 if columns > 2 else 2.3) * lines + 0.5),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    hz = np.fft.rfftfreq(window, 1 / sample_rate)
-    audible = hz >= lowest_hz
+    size = WIDTH, (1.7 if columns > 2 else 2.3) * lines + 0.5
+    figure, axes = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    hz = np.fft.rfftfreq(WINDOW, 1 / sample_rate)
+    audible = hz >= LOWEST_HZ
+    look = {"vmin": -RANGE_DB, "vmax": 0, "cmap": "magma", "shading": "nearest"}
     for axis, (title, level) in zip(axes.flat, levels.items(), strict=False):
-        seconds = np.arange(level.shape[1]) * (window // 4) / sample_rate
-        mesh = axis.pcolormesh(
-            seconds,
-            hz[audible],
-            level[audible] - loudest,
-            vmin=-dynamic_range_db,
-            vmax=0,
-            cmap="magma",
-            shading="nearest",
-        )
+        seconds = np.arange(level.shape[1]) * (WINDOW // 4) / sample_rate
+        mesh = axis.pcolormesh(seconds, hz[audible], level[audible] - loudest, **look)
         axis.set(title=title, yscale="log")
         axis.grid(False)
     for axis in axes.flat[len(levels) :]:
@@ -176,50 +153,41 @@ def results_table(table: pd.DataFrame, caption: str, provenance_line: str, decim
     shown = table.reset_index() if any(name is not None for name in table.index.names) else table
     headings = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in shown.columns]
     numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in shown.dtypes]
-    head = "".join(
-        f'<th scope="col" style="{_CELL}{_alignment(right)}">{escape(heading)}</th>'
-        for heading, right in zip(headings, numeric, strict=True)
-    )
-    body = ""
-    for row in shown.itertuples(index=False, name=None):
-        cells = (
-            f'<td style="{_CELL}{_alignment(right)}">{escape(_format(value, decimals))}</td>'
-            for value, right in zip(row, numeric, strict=True)
-        )
-        body += f"<tr>{''.join(cells)}</tr>"
+    cell = '<{tag} style="padding:.25rem .5rem;border-bottom:1px solid var(--pst-color-border,#c9c9c9);{align}">{text}</{end}>'
+    aligned = [
+        "text-align:right;font-variant-numeric:tabular-nums" if right else "text-align:left" for right in numeric
+    ]
+
+    def line(tag: str, values: Iterable[Any]) -> str:
+        texts = [escape(_format(value, decimals)) for value in values]
+        cells = (cell.format(tag=tag, align=a, text=t, end=tag[:2]) for t, a in zip(texts, aligned, strict=True))
+        return f"<tr>{''.join(cells)}</tr>"
+
+    head = line('th scope="col"', headings)
+    body = "".join(line("td", row) for row in shown.itertuples(index=False, name=None))
     return HTML(
         # The caption stands outside of what scrolls: as wide as the page, not as the table.
         f'<div class="hs-results" style="margin:1.2rem 0"><p class="mathjax_process" style="margin:0 0 .3rem">{escape(caption)}</p>'
         f'<div class="hs-scroll" style="overflow-x:auto" tabindex="0" role="region" aria-label="{escape(caption)}">'
         f'<table aria-label="{escape(caption)}" style="border-collapse:collapse;margin:0;font-size:.9rem">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<thead>{head}</thead><tbody>{body}</tbody></table></div>"
         f'<p style="font-size:.8rem;opacity:.85;margin:.3rem 0 0">{escape(provenance_line)}</p></div>'
     )
 
 
-_CELL = "padding:.25rem .5rem;border-bottom:1px solid var(--pst-color-border,#c9c9c9);"
-
-
-def _alignment(right: bool) -> str:
-    return "text-align:right;font-variant-numeric:tabular-nums" if right else "text-align:left"
-
-
 def _format(value: Any, decimals: int) -> str:
-    if value is None or value is pd.NA or (isinstance(value, (float, np.floating)) and np.isnan(value)):
+    if value is None or value is pd.NA or value != value:
         return "–"
-    return (
-        number(value, decimals)
-        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        else str(value)
-    )
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return number(value, decimals) if is_number else str(value)
 
 
-def _level_db(signal: Any, window: int, title: str) -> np.ndarray:
-    """Level in dB of each bin, [window / 2 + 1, frames]."""
+def _level_db(signal: Any, title: str) -> np.ndarray:
+    """Level in dB of each bin, [WINDOW / 2 + 1, frames]."""
     samples = torch.as_tensor(signal, dtype=torch.float32).detach().cpu().squeeze()
-    if samples.ndim != 1 or samples.numel() < window:
-        raise ValueError(f"{title}: expected at least {window} mono samples, got shape {tuple(samples.shape)}")
+    if samples.ndim != 1 or samples.numel() < WINDOW:
+        raise ValueError(f"{title}: expected at least {WINDOW} mono samples, got shape {tuple(samples.shape)}")
     if not bool(torch.isfinite(samples).all()):
         raise ValueError(f"{title}: the waveform has samples that are NaN or infinite")
-    spectrum = torch.stft(samples, window, window // 4, window=torch.hann_window(window), return_complex=True)
+    spectrum = torch.stft(samples, WINDOW, WINDOW // 4, window=torch.hann_window(WINDOW), return_complex=True)
     return (20 * torch.log10(spectrum.abs() + 1e-7)).numpy()

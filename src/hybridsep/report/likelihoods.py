@@ -33,35 +33,22 @@ def likelihood_figure(likelihood: Likelihood, vqvae: VQVAE, mixture: int) -> Fig
     """
     order = loudness_order(vqvae)
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.9))
-    counted = isinstance(likelihood, CountLikelihood)
-    if counted:
+    if isinstance(likelihood, CountLikelihood):
         size = likelihood.codes
-        totals = (
-            torch.zeros(size * size)
-            .index_add_(0, likelihood.pairs.cpu(), likelihood.counts.cpu().float())
-            .view(size, size)
-        )
-        left = _reduced(totals[order][:, order])
-        picture = axes[0].imshow(
-            np.where(left > 0, left, np.nan), origin="lower", norm=LogNorm(), interpolation="nearest"
-        )
-        axes[0].set(title="times that a pair was counted")
+        counts = torch.zeros(size * size).index_add_(0, likelihood.pairs.cpu(), likelihood.counts.cpu().float())
+        left = _reduced(counts.view(size, size)[order][:, order])
+        left, title, scale = np.where(left > 0, left, np.nan), "times that a pair was counted", LogNorm()
         axes[0].set_facecolor("white")
     else:
-        rank = order.argsort()
-        sums = rank[likelihood.sums.cpu().long()][order][:, order]
-        picture = axes[0].imshow(_reduced(sums.float()), origin="lower", interpolation="nearest")
-        axes[0].set(title="loudness rank of $c(i,j)$")
+        left = _reduced(order.argsort()[likelihood.sums.cpu().long()][order][:, order].float())
+        title, scale = "loudness rank of $c(i,j)$", None
+    picture = axes[0].imshow(left, origin="lower", norm=scale, interpolation="nearest")
+    axes[0].set(title=title)
     figure.colorbar(picture, ax=axes[0], shrink=0.8)
     values = _reduced(likelihood.matrix(mixture).cpu().float()[order][:, order])
     top = float(values.max())
-    picture = axes[1].imshow(
-        np.maximum(values, top * 1e-6),
-        origin="lower",
-        norm=LogNorm(top * 1e-5, top),
-        interpolation="nearest",
-        cmap="magma",
-    )
+    shown = {"norm": LogNorm(top * 1e-5, top), "interpolation": "nearest", "cmap": "magma"}
+    picture = axes[1].imshow(np.maximum(values, top * 1e-6), origin="lower", **shown)
     axes[1].set(title=f"$l(m \\mid i, j)$ for m = {mixture}")
     figure.colorbar(picture, ax=axes[1], shrink=0.8)
     for axis in axes:

@@ -85,7 +85,8 @@ def model_card(pipeline: Pipeline, provenance: Mapping, results: Path) -> str:
     """
     profile, table = pipeline.profile, read_rows(pipeline.root / "evaluation.csv")
     rounded = any(step.recorded for step in pipeline.model_steps())
-    floor = sdr_columns(profile.source_names, reference="real")
+    floor, font = sdr_columns(profile.source_names, reference="real"), own_soundfont()
+    licence = LICENCE.format(name=font.name, sha256=hashlib.sha256(font.read_bytes()).hexdigest())
     return CARD.format(
         profile=profile.name,
         sources=" and ".join(profile.source_names),
@@ -103,7 +104,7 @@ def model_card(pipeline: Pipeline, provenance: Mapping, results: Path) -> str:
         floor=_markdown(score_table(table, {"mixture": "mixture, not separated"}, floor, "method", "signal")),
         half=_half_precision(results / "half-precision"),
         outside=_outside(results / "out-of-domain" / "scores.csv", profile.source_names),
-        licence=_licence(pipeline),
+        licence="That of the songs they were trained on." if pipeline.data else licence,
     )
 
 
@@ -122,15 +123,14 @@ def _budget(pipeline: Pipeline) -> pd.DataFrame:
         figures = step.record["figures"]
         size = figures.get("parameters") or figures.get("distinct_triples")
         nats = figures.get("validation_nats_per_code")
-        rows.append(
-            {
-                "model": step.label,
-                "parameters or distinct triples": number(int(size)) if size else "–",
-                "wall time": minutes(step.record["seconds"]),
-                "nats per code, validation songs": "–" if nats is None else number(nats),
-            }
+        cells = (
+            number(int(size)) if size else "–",
+            minutes(step.record["seconds"]),
+            "–" if nats is None else number(nats),
         )
-    return pd.DataFrame(rows)
+        rows.append((step.label, *cells))
+    headings = ("model", "parameters or distinct triples", "wall time", "nats per code, validation songs")
+    return pd.DataFrame(rows, columns=headings)
 
 
 def _half_precision(folder: Path) -> str:
@@ -154,13 +154,6 @@ def _outside(file: Path, sources: list[str]) -> str:
     conditions = {name: name for name in table.condition.unique()}
     shown = score_table(table, conditions, _sdr(sources), "condition", "condition")
     return OUTSIDE.format(chunks=table.track.nunique(), table=_markdown(shown))
-
-
-def _licence(pipeline: Pipeline) -> str:
-    if pipeline.data:
-        return "That of the songs they were trained on, which are not part of this repository."
-    font = own_soundfont()
-    return LICENCE.format(name=font.name, sha256=hashlib.sha256(font.read_bytes()).hexdigest())
 
 
 def _markdown(table: pd.DataFrame) -> str:

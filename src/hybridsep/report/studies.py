@@ -91,12 +91,8 @@ def paired(table: pd.DataFrame, one: Mapping[str, Any], other: Mapping[str, Any]
         table: rows in the columns of evaluation.csv; where several match, as of two sources, their mean counts.
         one, other, both: column = value of either group, and of both.
     """
-    return pd.Series(interval_columns(gaps(table, one, other, **both).to_numpy()))
-
-
-def gaps(table: pd.DataFrame, one: Mapping[str, Any], other: Mapping[str, Any], **both: Any) -> pd.Series:
-    """Return the differences of `paired` before their mean is taken, one per song."""
-    return song_values(table, **one, **both) - song_values(table, **other, **both)
+    differences = song_values(table, **one, **both) - song_values(table, **other, **both)
+    return pd.Series(interval_columns(differences.to_numpy()))
 
 
 def interval(row: Mapping[str, float] | pd.Series, unit: str = "dB", decimals: int = 2) -> str:
