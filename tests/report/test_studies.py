@@ -23,7 +23,7 @@ def test_differences_are_taken_song_by_song_over_the_mean_of_the_sources():
     table = scores(ours=(1.0, 5.0, 12.0), theirs=(0.0, 4.0, 11.0))
     found = paired(table, {"method": "ours"}, {"method": "theirs"})
     assert found[["mean", "low", "high", "n"]].tolist() == pytest.approx([1, 1, 1, 3])
-    assert interval(found) == "+1.00\N{NO-BREAK SPACE}dB (+1.00 to +1.00)"
+    assert interval(found) == "+1.00\N{NO-BREAK SPACE}dB [+1.00 to +1.00]"
     assert spans(table, "method", source="drums")["mean"].to_dict() == pytest.approx({"ours": 7, "theirs": 6})
 
 

@@ -95,10 +95,10 @@ def paired(table: pd.DataFrame, one: Mapping[str, Any], other: Mapping[str, Any]
     return pd.Series(interval_columns(differences.to_numpy()))
 
 
-def interval(row: Mapping[str, float] | pd.Series, unit: str = "dB", decimals: int = 2) -> str:
-    """Return "+0.99 dB (+0.62 to +2.10)": a mean and its 95 % interval."""
+def interval(row: Mapping[str, float] | pd.Series, unit: str = "\N{NO-BREAK SPACE}dB", decimals: int = 2) -> str:
+    """Return "+0.99 dB [+0.62 to +2.10]": a mean and its 95 % interval."""
     mean, low, high = (signed(row[name], decimals) for name in ("mean", "low", "high"))
-    return f"{mean}\N{NO-BREAK SPACE}{unit} ({low} to {high})"
+    return f"{mean}{unit} [{low} to {high}]"
 
 
 def spans(table: pd.DataFrame, column: str, **where: Any) -> pd.DataFrame:
