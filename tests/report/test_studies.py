@@ -37,11 +37,11 @@ def test_a_row_that_is_not_the_only_one_is_refused():
 def test_a_study_says_which_settings_have_changed_since():
     profile = load_profile("cpu").model_dump(mode="json")
     kept = Study("precision", {}, {"profile": profile, "commit": "abc", "hardware": "a machine"})
-    assert not kept.changed_settings() and "differs" not in kept.line()
+    assert not kept.changed_settings() and "others today" not in kept.line()
     other = {**profile, "search": {**profile["search"], "temperature": 9.0}, "evaluation": {}}
     older = Study("precision", {}, {**kept.provenance, "profile": other})
     assert older.changed_settings() == ["search.temperature"]
-    assert "today's profile differs in search.temperature" in older.line("n = 8 songs")
+    assert "settings that are others today: search.temperature;" in older.line("n = 8 songs")
     unknown = Study("precision", {}, {**kept.provenance, "profile": {**other, "name": "a file of somebody"}})
     assert not unknown.changed_settings()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from hybridsep.core.profiles import load_profile, method_spec
 from hybridsep.core.records import RECORDS
 from hybridsep.evaluation.chunks import Evaluation, Run
-from hybridsep.evaluation.comparisons import song_values
+from hybridsep.evaluation.comparisons import BLIND, song_values
 from hybridsep.inference.wiener import wiener
 from hybridsep.pipeline.pipeline import Pipeline, Step
 from hybridsep.report import runs_root, trains_anew
@@ -164,7 +164,7 @@ def made_with(pipeline: Pipeline) -> str:
 
 def typical_chunk(run: Run) -> int:
     """Index of the chunk whose blind, refined SDR is the median: neither a lucky nor an unlucky example."""
-    scores = chunk_values(run.rows, metric="sdr", selection="blind", refine="wiener", reference="real")
+    scores = chunk_values(run.rows, **BLIND, refine="wiener")
     return int(np.argsort(scores)[len(scores) // 2])
 
 

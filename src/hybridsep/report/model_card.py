@@ -109,7 +109,6 @@ def model_card(pipeline: Pipeline, provenance: Mapping, results: Path) -> str:
 
 
 def _sdr(sources: list[str]) -> dict[str, dict[str, str]]:
-    """One column for each source, as decoded and refined."""
     return {
         f"{source}, {label} (dB)": {**BLIND, "metric": "sdr", "source": source, "refine": refine}
         for refine, label in REFINEMENTS.items()

@@ -34,10 +34,9 @@ class Study:
 
     def line(self, *facts: str) -> str:
         """Return what a reader needs to judge a table: the facts, then profile, commit and hardware, and settings that have changed since."""
-        known = self.provenance
-        made = f"recorded with profile {known['profile']['name']}, commit {known['commit']}, {known['hardware']}"
-        changed = self.changed_settings()
-        since = [f"today's profile differs in {', '.join(changed)}, so its models are others"] if changed else []
+        made = "recorded with profile {profile[name]}, commit {commit}, {hardware}".format(**self.provenance)
+        changed = ", ".join(self.changed_settings())
+        since = [f"settings that are others today: {changed}"] * bool(changed)
         return "; ".join([*facts, made, *since, f"tables: book/results/{self.name}"]) + "."
 
     def changed_settings(self) -> list[str]:
