@@ -38,7 +38,7 @@ BASSES = range(32, 40)
 STEMS = {"bass": "Bass", "drums": "Drums"}  # and their classes in Slakh
 SHARES = (60, 75)  # percent of songs up to which a song is for training, for validation; the rest is for testing
 LARGEST_FILE, MOST_NOTES, LONGEST_SONG = 4_000_000, 100_000, 3600.0  # bytes, notes, seconds
-SHORTEST = 6.0  # seconds in which both play
+SHORTEST = 6.0  # seconds of a song
 TOGETHER = 0.5  # share of an excerpt's seconds in which both must be heard
 LEAD_IN = 1.0  # seconds played before an excerpt and cut off, so that it begins with what already sounds
 LEVEL_DBFS, LEVEL_SPREAD, PEAK = -22.0, 4.0, 0.95
@@ -53,6 +53,11 @@ class Song:
     name: str
     notes: dict[str, list[Note]]
     programs: dict[str, int]
+
+    @property
+    def seconds(self) -> float:
+        """When the last note ends."""
+        return max(note.start + note.duration for notes in self.notes.values() for note in notes)
 
     @property
     def fingerprint(self) -> str:
@@ -190,16 +195,15 @@ def read_song(name: str, content: bytes) -> Song:
     if len(content) > LARGEST_FILE:
         raise HybridsepError(f"{len(content)} bytes: no song has more than {LARGEST_FILE}")
     try:
-        score = symusic.Score.from_midi(content, sanitize_data=True)
+        # The parser reads beyond the end of a file that was cut off: let it find zeros there.
+        score = symusic.Score.from_midi(content + bytes(1024), sanitize_data=True)
         if score.ticks_per_quarter < 1:
             raise HybridsepError("no ticks per quarter note")
         timed = score.to("second")
     except HybridsepError:
         raise
     except Exception as error:  # whatever the parser makes of rubbish
-        raise HybridsepError(
-            f"broken MIDI: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
+        raise HybridsepError(f"broken MIDI: {str(error).split('!')[0] or type(error).__name__}") from None
     tracks = {
         "bass": [t for t in timed.tracks if t.notes and not t.is_drum and t.program in BASSES],
         "drums": [t for t in timed.tracks if t.notes and t.is_drum],
@@ -228,11 +232,18 @@ def _notes(track: symusic.Track) -> Iterator[Note]:
     loud = _held(controls[7], starts, 100) / 100 * _held(controls[11], starts, 127) / 127
     semitones = controls[6][-1][1] if controls[6] and (0 in [value for _, value in controls[101]]) else 2
     wheel = sorted((b.time, b.value * semitones / 8192) for b in track.pitch_bends)
-    for i in np.flatnonzero(loud > 0.1):
-        bends = _bends(wheel, starts[i], ends[i]) if wheel and not track.is_drum else ()
-        yield Note(
-            starts[i], lengths[i], int(columns["pitch"][i]), max(1, int(columns["velocity"][i])), loud[i] ** 2, bends
-        )
+    rows = zip(
+        starts.tolist(),
+        ends.tolist(),
+        columns["pitch"].tolist(),
+        columns["velocity"].tolist(),
+        loud.tolist(),
+        strict=True,
+    )
+    for start, end, key, velocity, gain in rows:
+        if gain > 0.1:
+            bends = _bends(wheel, start, end) if wheel and not track.is_drum else ()
+            yield Note(start, end - start, key, max(1, velocity), gain**2, bends)
 
 
 def _held(changes: list[tuple[float, int]], times: np.ndarray, at_first: float) -> np.ndarray:
@@ -265,14 +276,14 @@ def places(song: Song, seconds: float) -> np.ndarray:
     Raises:
         HybridsepError: bass and drums hardly ever play together; the message is the reason alone.
     """
-    length = int(max(n.start + n.duration for notes in song.notes.values() for n in notes)) + 1
+    length = int(song.seconds) + 1
     heard = np.zeros((2, length), dtype=bool)
     for row, stem, rest in ((0, "bass", 0.0), (1, "drums", 1.0)):  # a drum is heard for a second
         for note in song.notes[stem]:
             heard[row, int(note.start) : int(note.start + (rest or note.duration)) + 1] = True
     window = min(length, max(1, round(seconds)))
     shares = np.convolve(heard.all(0), np.ones(window), "valid") / window
-    if shares.max() < TOGETHER or shares.max() * window < SHORTEST:
+    if song.seconds < SHORTEST or shares.max() < TOGETHER:
         raise HybridsepError(f"bass and drums play together for only {shares.max() * window:.0f} of {window} s")
     return np.flatnonzero(shares >= min(0.8, shares.max()))
 
@@ -321,9 +332,10 @@ def draw_variant(song: Song, number: int, recipe: Recipe) -> Variant:
     draw = draws(recipe.seed, song.name, number)
     training, written = split_of(song.name) == SPLITS[0], number == 0
     tempo = 1.0 if written else round(float(draw.uniform(0.85, 1.15)), 4)
-    starts = places(song, recipe.seconds * tempo)
-    length = max(n.start + n.duration for notes in song.notes.values() for n in notes)
+    starts, heard = places(song, recipe.seconds), recipe.seconds * tempo
+    # Steps of the golden section spread the excerpts of few variants and of many alike.
     start = float(starts[int((draws(recipe.seed, song.name).random() + number * 0.618034) % 1 * len(starts))])
+    start = round(max(0.0, min(start, song.seconds - heard)), 3)
     # Fonts take turns, so that few variants hear them all; bass and drums each from their own.
     turns = {stem: int(draws(recipe.seed, song.name, stem).integers(len(recipe.soundfonts))) for stem in STEMS}
     fonts = {stem: recipe.soundfonts[(turn + number) % len(recipe.soundfonts)] for stem, turn in turns.items()}
@@ -333,8 +345,8 @@ def draw_variant(song: Song, number: int, recipe: Recipe) -> Variant:
     transposition = 0 if written else int(draw.integers(-4, 5))
     lowest = np.percentile([n.key for n in song.notes["bass"]], 10)
     return Variant(
-        song.name, number, recipe.seed, start, round(min(recipe.seconds, (length - start) / tempo), 3), tempo,
-        transposition if lowest + transposition >= 24 else abs(transposition),
+        song.name, number, recipe.seed, start, round(min(recipe.seconds, (song.seconds - start) / tempo), 3), tempo,
+        abs(transposition) if lowest + transposition < 24 else transposition,
         {stem: font.name for stem, font in fonts.items()}, own if written else drawn,
         {stem: round(float(LEVEL_DBFS + draw.uniform(-LEVEL_SPREAD, LEVEL_SPREAD)), 2) for stem in STEMS},
         {stem: _drawn(draw, list(EFFECTS), EFFECT_SHARE if training and not written else 0.0) for stem in STEMS},
