@@ -23,8 +23,8 @@ from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import DECODED_CODES
 from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
-from hybridsep.pipeline.pipeline import PAIR_BATCH, PAIR_SECONDS
 from hybridsep.training.codec import WAVEFORMS, VQVAETask
+from hybridsep.training.encoding import PAIR_BATCH, PAIR_SECONDS
 from hybridsep.training.prior import PriorTask
 
 GIBIBYTE = 2**30

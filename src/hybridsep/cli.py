@@ -129,10 +129,10 @@ def train(
 ) -> None:
     """Train a METHOD (lass, lqvae, hybrid or plain-sum), or find it already trained."""
     pipeline = _pipeline(profile, runs, data, max_minutes, anew)
-    pipeline.separator(method)
+    folder = pipeline.export(method)
     pipeline.write_provenance()
     if pipeline.ranks.first:
-        typer.echo(f"model in {pipeline.root / method}")
+        typer.echo(f"model in {folder}")
 
 
 @app.command()
@@ -180,7 +180,8 @@ def evaluate(
     anew: TrainOption = False,
 ) -> None:
     """Separate held-out mixtures with every method and search and write runs/<profile>/evaluation.csv."""
-    from hybridsep.evaluation.chunks import Evaluation, summarise
+    from hybridsep.evaluation.rows import summarise
+    from hybridsep.pipeline.evaluate import Evaluation
 
     pipeline = _pipeline(profile, runs, data, max_minutes, anew)
     table = Evaluation(pipeline).table()

@@ -15,14 +15,16 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.data.effects import EFFECTS
 from hybridsep.data.soundfont import own_soundfont
-from hybridsep.evaluation import chunks as evaluation
 from hybridsep.evaluation import comparisons as effects
+from hybridsep.evaluation import protocols as scoring
+from hybridsep.evaluation import rows as scored
 from hybridsep.evaluation.comparisons import effects_table
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.inference import separator as separation
 from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.sums import SumLikelihood
 from hybridsep.pipeline import pipeline as pipeline_module
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.studies import (
     Study,
@@ -45,7 +47,7 @@ from hybridsep.studies.protocols import CHOICES
 def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            evaluation, "bss_eval", lambda estimates, *_: {name: estimates.std(-1) for name in ("isr", "sir", "sar")}
+            scoring, "bss_eval", lambda estimates, *_: {name: estimates.std(-1) for name in ("isr", "sir", "sar")}
         )
         sizes = {"PARTICLE_COUNTS": (1, 3, 6), "AVERAGED_COUNTS": (3, 6), "FILTER_PARTICLES": 3, "PARTICLE_CHUNKS": 2}
         for name, value in {"CHUNKS": 2, "CONTRIBUTION_CHUNKS": 2, "PRECISION_SEEDS": 2, **sizes}.items():
@@ -73,7 +75,7 @@ def pipeline(tmp_path_factory):
 
 
 def tables(folder):
-    return {path.stem: evaluation.read_rows(path) for path in folder.glob("*.csv")}
+    return {path.stem: scored.read_rows(path) for path in folder.glob("*.csv")}
 
 
 def test_two_by_two_holds_every_cell_and_search(pipeline, tmp_path):
@@ -118,7 +120,7 @@ def planted(gain, songs=30, noise=0.3, searches=("particle",), **only):
                     for search in searches:
                         value = level + rng.normal(0, noise)
                         rows.append((f"song{song}", 0.0, method, search, "blind", refine, source, "real", "sdr", value))
-    table = pd.DataFrame(rows, columns=evaluation.COLUMNS)
+    table = pd.DataFrame(rows, columns=scored.COLUMNS)
     table.loc[(table[["method", *only]] == pd.Series({"method": "hybrid", **only})).all(axis=1), "value"] += gain
     return table
 
@@ -163,7 +165,7 @@ def test_protocol_choices_are_measured_on_the_same_separations(pipeline, tmp_pat
     ours = published[
         (published.method == "lass") & (published.search == "beam") & (published.source == "drums")
     ].ours.item()
-    rows = evaluation.Evaluation(pipeline).run("lass", "beam").rows
+    rows = Evaluation(pipeline).run("lass", "beam").rows
     seed = rows[
         (rows.metric == "sdr")
         & (rows.selection == "seed")
@@ -237,7 +239,7 @@ def test_precisions_differ_by_what_was_planted():
                     (*common, "", "", "", "", metric, value, precision, seed)
                     for metric, value in {"log_evidence": -3.0, "seconds": seconds}.items()
                 ]
-    table = pd.DataFrame(rows, columns=[*evaluation.COLUMNS, "precision", "seed"])
+    table = pd.DataFrame(rows, columns=[*scored.COLUMNS, "precision", "seed"])
     found = comparison.precision_differences(table).set_index(["metric", "source"])
     assert found["mean"].loc["sdr"].to_dict() == pytest.approx({"mean": -0.5, "bass": 0.0, "drums": -1.0})
     assert found["mean"]["log_evidence", ""] == 0 and found.loc[
@@ -284,7 +286,7 @@ def test_what_a_setting_changes_is_paired_with_the_profiles_own_value():
             where = (f"song{song}", 0.0, "hybrid", "particle", "blind", "wiener", "bass", "real", "sdr")
             rows.append((*where, level[song] + gain + rng.normal(0, 0.3), "power", tried, tried == 1.0))
     found = settings.differences_table(
-        pd.DataFrame(rows, columns=[*evaluation.COLUMNS, "setting", "tried", "own"])
+        pd.DataFrame(rows, columns=[*scored.COLUMNS, "setting", "tried", "own"])
     ).set_index("tried")
     assert found.index.tolist() == [0.5, 2.0] and (found.own == 1.0).all() and (found.n == 12).all()
     assert found["mean"][0.5] == pytest.approx(-2, abs=0.3) and found.p_holm[0.5] < 0.01 < 0.05 < found.p_holm[2.0]
@@ -322,7 +324,7 @@ def test_evidence_that_follows_the_score_has_rank_correlation_one():
                 )
                 for refine in ("none", "wiener")
             ]
-    table = pd.DataFrame(rows, columns=[*evaluation.COLUMNS, "setting", "tried", "comparable"])
+    table = pd.DataFrame(rows, columns=[*scored.COLUMNS, "setting", "tried", "comparable"])
     found = settings.correlation_table(table).set_index(["settings", "refine"])
     assert found.loc[("comparable", "none"), ["rho", "rho_song", "n"]].tolist() == pytest.approx([1, 1, 4])
     assert found.loc[("all", "wiener"), "rho"] == pytest.approx(0.0, abs=1e-9)
@@ -363,7 +365,7 @@ def test_more_counted_pairs_leave_fewer_unseen(pipeline, tmp_path, monkeypatch):
 
 
 def test_share_of_unseen_pairs_of_a_hand_made_count(pipeline):
-    vqvae, chunks = pipeline.vqvae("linear"), evaluation.Evaluation(pipeline).chunks
+    vqvae, chunks = pipeline.vqvae("linear"), Evaluation(pipeline).chunks
     size = len(vqvae.codebook)
     backoff = SumLikelihood(vqvae.codebook, 1.0, 0.1)
     everything = torch.arange(size**3)
@@ -591,7 +593,7 @@ def test_other_sounds_are_scored_on_the_same_songs_and_places(pipeline, tmp_path
             and row.low <= row["mean"] <= row.high
         )
     own = rows[(rows.condition == "as rendered") & (rows.method == "mixture")].value.to_numpy()
-    main = evaluation.Evaluation(pipeline).references()
+    main = Evaluation(pipeline).references()
     assert own == pytest.approx(main[(main.metric == "sdr") & (main.method == "mixture")].value.to_numpy(), rel=1e-3)
     assert (
         np.isfinite(nats.value).all()
@@ -603,7 +605,7 @@ def test_other_sounds_are_scored_on_the_same_songs_and_places(pipeline, tmp_path
 
 
 def test_stems_are_changed_in_place_each_by_itself(pipeline):
-    plain = evaluation.Evaluation(pipeline).chunks
+    plain = Evaluation(pipeline).chunks
     turned = out_of_domain.ChangedSound(
         pipeline, lambda source, track, place, samples: -samples if source == "bass" else samples
     ).chunks
@@ -626,7 +628,7 @@ def test_the_same_notes_are_played_with_the_other_soundfont(pipeline, tmp_path, 
         out_of_domain.OTHER_SOUNDFONT not in out_of_domain._changes(study, pipeline)
         and study.notes["soundfont"] == f"none found in {tmp_path}"
     )
-    plain = evaluation.Evaluation(pipeline).chunks.sources
+    plain = Evaluation(pipeline).chunks.sources
     played = out_of_domain.ChangedSound(pipeline, out_of_domain._rendered_with(copy, pipeline)).chunks.sources
     assert (played - plain).abs().max() < 2e-3
     other = tmp_path / "other.sf2"
@@ -663,7 +665,7 @@ def test_every_step_to_the_present_settings_is_paired_with_the_one_before_it(tmp
             [now, gains.loc[(step, refine, "mean"), "ceiling"] - now], abs=1e-3
         )
     # The chain ends at the profile's own settings, and its model is the one that users load.
-    own = evaluation.Evaluation(pipeline).blind_run("hybrid", particles=6).rows
+    own = Evaluation(pipeline).blind_run("hybrid", particles=6).rows
     assert own[(own.metric == "sdr") & (own.refine == "wiener")].value.mean() == pytest.approx(
         means["filters", "wiener"], abs=1e-3
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hybridsep.evaluation import chunks as evaluation
+from hybridsep.evaluation import protocols
 
 MICRO = {
     "base": "smoke",
@@ -35,6 +35,6 @@ def quick_bss_eval():
     """museval takes most of an evaluation's time and is held to account in test_metrics."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            evaluation, "bss_eval", lambda estimates, *_: {name: estimates.std(-1) for name in ("isr", "sir", "sar")}
+            protocols, "bss_eval", lambda estimates, *_: {name: estimates.std(-1) for name in ("isr", "sir", "sar")}
         )
         yield

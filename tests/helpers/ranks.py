@@ -16,10 +16,10 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import load_profile
 from hybridsep.data.codes import CodeSet
 from hybridsep.data.stems import StemSet
-from hybridsep.evaluation import chunks as evaluation
-from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.evaluation import protocols
 from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.training.codec import VQVAETask
 from hybridsep.training.loop import train
@@ -101,7 +101,7 @@ def main(folder: Path) -> None:
         raise AssertionError("a batch of 3 was cut in two")
     except HybridsepError as error:
         assert "batch of 3" in str(error) and "2 processes" in str(error)
-    evaluation.bss_eval = quick_bss_eval
+    protocols.bss_eval = quick_bss_eval
     Evaluation(Pipeline(load_profile(folder / "micro.yml"), folder)).table()
 
 

@@ -12,12 +12,14 @@ from safetensors.torch import load_file
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import METHODS, load_profile
-from hybridsep.evaluation import chunks as evaluation
-from hybridsep.evaluation.chunks import COLUMNS, Evaluation, choose_chunks, read_rows, summarise
+from hybridsep.evaluation import protocols
+from hybridsep.evaluation.chunks import choose_chunks
+from hybridsep.evaluation.rows import COLUMNS, read_rows, summarise
 from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.separator import Separator
 from hybridsep.inference.sums import SumLikelihood
 from hybridsep.pipeline import pipeline
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import SPLITS, Pipeline
 
 
@@ -52,7 +54,7 @@ def no_training(monkeypatch):
 
 
 def folders(pipe):
-    return {s.folder.name for s in pipe.steps()}
+    return {s.folder.name for s in pipe.cache.finished()}
 
 
 def labels(names):
@@ -87,7 +89,7 @@ def test_everything_is_made(runs):
     for name in ("evaluation.csv", "selections.csv", "chunks.json", "provenance.json"):
         assert (pipe.root / name).is_file()
     assert not list(runs.rglob("checkpoint*")) and not list(runs.rglob("*.tmp*"))
-    for step in pipe.steps():
+    for step in pipe.cache.finished():
         assert step.record["seconds"] >= 0 and step.record["finished"]
     assert len(list(runs.glob("micro/*/history.csv"))) == 6
 
@@ -190,7 +192,7 @@ def test_precision_is_part_of_what_a_trained_prior_is(copied):
 
 def test_run_that_stopped_in_the_middle_goes_on(copied, monkeypatch):
     before, whole = weights(copied), folders(opened(copied))
-    for step in opened(copied).steps():
+    for step in opened(copied).cache.finished():
         if step.label in ("prior-linear-drums", "likelihood-linear-counts") or step.label.startswith(
             "separated-hybrid"
         ):
@@ -233,17 +235,17 @@ def test_same_seed_gives_bit_identical_weights_and_scores(runs, tmp_path):
 
 def test_score_that_is_not_defined_survives_the_cache(copied, monkeypatch):
     """A window in which a source is silent scores NaN: the table must stay one of numbers."""
-    for step in opened(copied).steps():
+    for step in opened(copied).cache.finished():
         if step.label.startswith("separated-hybrid-particle"):
             shutil.rmtree(step.folder)
-    real = evaluation.si_sdr
+    real = protocols.si_sdr
 
     def undefined(estimates, targets):
         values = real(estimates, targets)
         values[0, 0] = np.nan
         return values
 
-    monkeypatch.setattr(evaluation, "si_sdr", undefined)
+    monkeypatch.setattr(protocols, "si_sdr", undefined)
     run = Evaluation(opened(copied)).run("hybrid")
     rows = run.rows[run.rows.metric == "si_sdr"]
     assert rows.value.dtype == float and rows.value.isna().any() and rows.value.notna().any()

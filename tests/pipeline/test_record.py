@@ -21,11 +21,11 @@ from tiny import random_counts, seeded
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import load_profile
-from hybridsep.core.records import halved, pack_counts, packed, records_root, unpack_counts, unpacked
-from hybridsep.evaluation import chunks as evaluation
-from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.core.records import halved, packed, records_root, unpacked
+from hybridsep.evaluation import rows as scored
 from hybridsep.inference.separator import Separator
 from hybridsep.pipeline import pipeline, record, release
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.pipeline.record import write_record
 from hybridsep.pipeline.release import record_run, shipped_model
@@ -61,7 +61,7 @@ def records(trained, tmp_path_factory):
 def fresh(profile, records, tmp_path, trained):
     """A run that has songs and stems, but no model."""
     made = Pipeline(profile, tmp_path / "runs", records=records)
-    for step in trained.steps():
+    for step in trained.cache.finished():
         if step.label in ("songs", "stems"):
             shutil.copytree(step.folder, made.root / step.folder.name)
     return made
@@ -102,17 +102,11 @@ def contents(folder):
 def test_counted_triples_come_back_to_the_last_one(codes, triples, largest):
     keys, _ = random_counts(codes, triples) if triples else (torch.empty(0, dtype=torch.long), None)
     counts = torch.randint(1, largest + 1, keys.shape, generator=seeded(3)).int()
-    found = unpack_counts(pack_counts(keys, counts, codes))
-    assert torch.equal(found[0], keys) and torch.equal(found[1], counts)
-    assert found[0].dtype == torch.int64 and found[1].dtype == torch.int32
-
-
-def test_counted_triples_at_both_ends_of_a_row_come_back():
-    keys = torch.tensor([0, 15, 16, 47, 63])  # K = 4: rows of 16; the third row is empty but for its last
-    counts = torch.tensor([1, 2, 3, 4, 5], dtype=torch.int32)
-    assert all(
-        torch.equal(a, b) for a, b in zip(unpack_counts(pack_counts(keys, counts, 4)), (keys, counts), strict=True)
-    )
+    kept = packed({"keys": keys, "counts": counts})
+    found = unpacked(kept)
+    assert torch.equal(found["keys"], keys) and torch.equal(found["counts"], counts)
+    assert found["keys"].dtype == torch.int64 and found["counts"].dtype == torch.int32
+    assert kept.keys() == {"packed_counts"}
 
 
 def test_floats_are_halved_and_nothing_else_is():
@@ -137,7 +131,7 @@ def test_floats_are_halved_and_nothing_else_is():
 
 def test_record_holds_every_model_and_says_where_it_was_made(records, trained):
     folder = records / "micro"
-    models = {step.folder.name for step in trained.model_steps()}
+    models = {step.key for step in trained.model_steps()}
     assert len(models) == 2 + 4 + 4 and {path.name for path in folder.iterdir() if path.is_dir()} == models
     assert {path.name for path in folder.iterdir() if path.is_file()} == {
         "README.md",
@@ -201,7 +195,7 @@ def test_record_killed_between_its_two_names_is_found_again(copied):
     before = contents(copied / "micro")
     (copied / "micro").rename(copied / "micro.former")
     with pytest.raises(FileNotFoundError):
-        write_record([copied / "nothing"], copied / "micro", {})
+        write_record({"nothing": copied / "nothing"}, copied / "micro", {})
     assert contents(copied / "micro") == before and [path.name for path in copied.iterdir()] == ["micro"]
 
 
@@ -223,8 +217,8 @@ def test_model_card_says_data_scores_with_spread_limits_and_licence(records, tra
         and "reference: the real sources" in card
         and "GNU General Public License" in card
     )
-    table = evaluation.read_rows(trained.root / "evaluation.csv")
-    rows = evaluation.rows_where(
+    table = scored.read_rows(trained.root / "evaluation.csv")
+    rows = scored.rows_where(
         table,
         method="hybrid",
         search="particle",
@@ -268,7 +262,7 @@ def test_run_takes_recorded_models_as_its_own(fresh, trained, no_training):
     for method in ("hybrid", "lass", "lqvae", "plain-sum"):
         fresh.separator(method)
     for old, new in zip(trained.model_steps(), fresh.model_steps(), strict=True):
-        assert new.recorded and not old.recorded and new.folder.name == old.folder.name
+        assert new.recorded and not old.recorded and new.key == old.key
         for key in ("seconds", "hardware", "commit", "figures"):
             assert new.record[key] == old.record[key]
         (name,) = (path.name for path in old.folder.glob("*.safetensors"))
@@ -292,18 +286,18 @@ def test_what_is_made_with_recorded_models_is_the_same_each_time(fresh, profile,
 
 def test_only_what_is_asked_for_is_taken(fresh):
     fresh.prior("linear", "bass")
-    assert {step.label for step in fresh.steps() if step.recorded} == {"vqvae-linear", "prior-linear-bass"}
+    assert {step.label for step in fresh.cache.finished() if step.recorded} == {"prior-linear-bass"}
 
 
 def test_training_anew_takes_nothing_recorded_and_later_runs_take_what_was_trained(fresh):
     Evaluation(fresh).blind_run("hybrid")
     fresh.separator("lass")
-    recorded = {step.folder.name: contents(step.folder) for step in fresh.steps() if step.recorded}
+    recorded = {step.key: contents(step.folder) for step in fresh.cache.finished() if step.recorded}
     own = anew(fresh)
     own.separator("hybrid")
     steps = own.method_steps("hybrid")
     for step in steps:
-        assert not step.recorded and contents(step.folder) != recorded[step.folder.name]
+        assert not step.recorded and contents(step.folder) != recorded[step.key]
     # Later without the wish: own models stay, those of the other method are still recorded, and what was made with recorded ones is made again.
     kept = {step.folder.name: contents(step.folder) for step in steps}
     later = again(fresh)
@@ -312,7 +306,7 @@ def test_training_anew_takes_nothing_recorded_and_later_runs_take_what_was_train
     assert all(step.recorded for step in later.method_steps("lass"))
     expected = Evaluation(anew(fresh)).blind_run("hybrid").rows
     assert evaluated.equals(expected)
-    loaded = Separator.load(fresh.root / "hybrid")
+    loaded = Separator.load(later.export("hybrid"))
     assert torch.equal(loaded.vqvae.codebook, own.vqvae("linear").codebook)
 
 
@@ -322,7 +316,7 @@ def test_recorded_prior_is_not_used_on_the_codes_of_another_vqvae(fresh):
     later = again(fresh)
     later.prior("linear", "bass")
     assert not later.vqvae_step("linear").recorded and not later.prior_step("linear", "bass").recorded
-    assert not any(step.recorded for step in later.steps() if step.label == "codes-linear-train")
+    assert not any(step.recorded for step in later.cache.finished() if step.label == "codes-linear-train")
 
 
 def test_training_anew_gives_the_weights_of_a_run_without_a_record(fresh, trained):
@@ -351,8 +345,8 @@ DAMAGES = {
 @pytest.mark.parametrize("name", ["model.safetensors", "done.json"])
 def test_damaged_record_is_said_in_one_line_and_nothing_is_restored(fresh, copied, how, name):
     step = fresh.vqvae_step("plain")
-    DAMAGES[how](copied / "micro" / step.folder.name / name)
-    with pytest.raises(HybridsepError, match=f"{step.folder.name}/{name}.*TRAIN=1") as caught:
+    DAMAGES[how](copied / "micro" / step.key / name)
+    with pytest.raises(HybridsepError, match=f"{step.key}/{name}.*TRAIN=1") as caught:
         Pipeline(fresh.profile, fresh.root.parent, records=copied).vqvae("plain")
     assert "\n" not in str(caught.value) and not step.done
 
@@ -484,7 +478,7 @@ def test_wheel_holds_the_records(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in"):
         shutil.copy(root / name, copy)
     records = copy / "book" / "record"
-    write_record([], records / "micro", {"README.md": b"a model", "prior-linear-bass-0/model.safetensors": b"weights"})
+    write_record({}, records / "micro", {"README.md": b"a model", "prior-linear-bass-0/model.safetensors": b"weights"})
     options = (
         "--no-deps",
         "--no-build-isolation",

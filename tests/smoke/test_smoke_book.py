@@ -14,7 +14,8 @@ import smoke_reference
 from browser import WIDGET_HOSTS, check_links, check_page, check_weight, page_paths, seconds_to_read, serve
 
 from hybridsep.core.profiles import METHODS, load_profile
-from hybridsep.evaluation.chunks import COLUMNS, Evaluation
+from hybridsep.evaluation.rows import COLUMNS
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.report.build import build_book, execute_notebook
 from hybridsep.report.explorer import explorer

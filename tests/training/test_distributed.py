@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from hybridsep.core.distributed import ALONE, WHOLE, Part, Ranks, mean_over_ranks, ranks_here
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import load_profile
-from hybridsep.evaluation import chunks as evaluation
-from hybridsep.evaluation.chunks import Evaluation, read_rows
+from hybridsep.evaluation import protocols
+from hybridsep.evaluation.rows import read_rows
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline, merge_counts
 
 SHARED = ("likelihood-", "separated-", "references-")
@@ -36,7 +37,7 @@ def one(tmp_path_factory):
     """A whole run by one process."""
     folder = tmp_path_factory.mktemp("one")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "bss_eval", worker.quick_bss_eval)
+        patch.setattr(protocols, "bss_eval", worker.quick_bss_eval)
         Evaluation(
             Pipeline(load_profile(micro_profile(folder, {"evaluation": {"searches": ["particle"]}})), folder)
         ).table()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def default_device() -> torch.device:
@@ -45,6 +49,13 @@ def seeded_generator(*parts: int, device: torch.device | str = "cpu") -> torch.G
     for part in parts:
         seed = (seed * 6364136223846793005 + int(part) + 1442695040888963407) % (2**63)
     return torch.Generator(device=device).manual_seed(seed)
+
+
+def initialised(build: Callable[[], Module], seed: int) -> Module:
+    """Build a module whose initial weights follow from `seed`, and leave torch's own random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return build()
 
 
 def physical_memory() -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from hybridsep.core.profiles import METHODS
-from hybridsep.evaluation.chunks import rows_where
+from hybridsep.evaluation.rows import rows_where
 from hybridsep.evaluation.statistics import Interval, bootstrap_interval, holm, paired_permutation_test
 
 COMBINED = ("linear", "counts")  # the cell with both ingredients

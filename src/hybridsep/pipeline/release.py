@@ -39,13 +39,14 @@ def record_run(pipeline: Pipeline, out: Path, results: Path) -> Path:
     )
     if missing:
         raise HybridsepError(f"{pipeline.root} has no {missing[0]} yet: hybridsep evaluate --profile {name} makes it")
-    provenance = {"profile": name, **provenance_of({step.folder.name: step.record for step in steps})}
+    provenance = {"profile": name, **provenance_of({step.key: step.record for step in steps})}
     files = {
         "profile.json": pipeline.profile.model_dump_json(indent=1),
         "provenance.json": json.dumps(provenance, indent=1),
         "README.md": model_card(pipeline, provenance, results),
     }
-    write_record([step.folder for step in steps], out / name, {name: text.encode() for name, text in files.items()})
+    folders = {step.key: step.folder for step in steps}
+    write_record(folders, out / name, {name: text.encode() for name, text in files.items()})
     return out / name
 
 
@@ -67,7 +68,7 @@ def shipped_model(records: Path | None = RECORDS, profile: str = PROFILE, method
         settings = Profile.model_validate_json((record / "profile.json").read_text())
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            Pipeline(settings, scratch, records=records).separator(method)
+            Pipeline(settings, scratch, records=records).export(method)
             try:
                 os.replace(Path(scratch) / profile / method, folder)
             except OSError:

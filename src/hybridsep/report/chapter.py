@@ -18,10 +18,11 @@ from torch import Tensor
 
 from hybridsep.core.profiles import load_profile, method_spec
 from hybridsep.core.records import RECORDS
-from hybridsep.evaluation.chunks import Evaluation, Run
 from hybridsep.evaluation.comparisons import BLIND, song_values
 from hybridsep.inference.wiener import wiener
-from hybridsep.pipeline.pipeline import Pipeline, Step
+from hybridsep.pipeline.evaluate import Evaluation, Run
+from hybridsep.pipeline.pipeline import Pipeline
+from hybridsep.pipeline.steps import Step
 from hybridsep.report import runs_root, trains_anew
 from hybridsep.report.figures import PALETTE, WIDTH, number, use_style
 from hybridsep.report.players import stem_player
@@ -178,7 +179,7 @@ def history(step: Step) -> pd.DataFrame:
 
 def latest_steps(pipeline: Pipeline) -> list[Step]:
     """The newest finished step of each name, oldest first: what other settings left in the folder does not count."""
-    newest = {step.label: step for step in pipeline.steps()}
+    newest = {step.label: step for step in pipeline.cache.finished()}
     return sorted(newest.values(), key=lambda step: step.record["finished"])
 
 

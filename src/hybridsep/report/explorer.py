@@ -8,10 +8,10 @@ from __future__ import annotations
 import ipywidgets as widgets
 from IPython.display import HTML
 
-from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.inference.selection import posterior_mean
 from hybridsep.inference.wiener import wiener
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, chunk_label, chunk_values, separation_player
 from hybridsep.report.figures import number
 from hybridsep.report.players import player_table

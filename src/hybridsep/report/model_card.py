@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from hybridsep.data.soundfont import own_soundfont
-from hybridsep.evaluation.chunks import read_rows, rows_where
+from hybridsep.evaluation.rows import read_rows, rows_where
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.report.chapter import METHOD_LABELS, minutes, number, score_table, sdr_columns
 

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import load_profile
-from hybridsep.evaluation.chunks import read_rows, rows_where
 from hybridsep.evaluation.comparisons import interval_columns, song_values
+from hybridsep.evaluation.rows import read_rows, rows_where
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import signed
 

@@ -12,7 +12,7 @@ import pandas as pd
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import write_atomically
 from hybridsep.core.provenance import provenance
-from hybridsep.evaluation.chunks import Evaluation
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline
 
 

@@ -25,7 +25,8 @@ from hybridsep.core.profiles import method_spec
 from hybridsep.data.stems import StemSet, mix
 from hybridsep.evaluation.comparisons import SOURCES_MEAN, interval_columns, song_values
 from hybridsep.inference.wiener import STFT_SIZE
-from hybridsep.pipeline.pipeline import Pipeline, Step
+from hybridsep.pipeline.pipeline import Pipeline
+from hybridsep.pipeline.steps import Step
 from hybridsep.studies import Study
 from hybridsep.studies.comparison import CHUNKS
 
@@ -236,13 +237,17 @@ def training_seconds(pipeline: Pipeline, method: str) -> float:
     spec = method_spec(method)
     steps = [pipeline.vqvae_step(spec.vqvae), pipeline.likelihood_step(spec.vqvae, spec.likelihood)]
     steps += [pipeline.prior_step(spec.vqvae, source) for source in pipeline.profile.source_names]
-    steps += [s for s in pipeline.steps() if s.label in (f"codes-{spec.vqvae}-train", f"codes-{spec.vqvae}-validation")]
+    steps += [
+        s
+        for s in pipeline.cache.finished()
+        if s.label in (f"codes-{spec.vqvae}-train", f"codes-{spec.vqvae}-validation")
+    ]
     return sum(step.record["seconds"] for step in steps)
 
 
 def tasnet_step(pipeline: Pipeline, seconds: float) -> Step:
     """Where a network trained for so many seconds is kept."""
-    return pipeline.step(
+    return pipeline.cache.step(
         "convtasnet",
         pipeline.vqvae_step("linear").folder.name,
         round(seconds),
@@ -264,7 +269,7 @@ def trained_tasnet(pipeline: Pipeline, stems: StemSet, seconds: float) -> ConvTa
         )
         return {"steps": steps}
 
-    pipeline.make(step, make)
+    pipeline.cache.make(step, make)
     network = make_tasnet()
     network.load_state_dict(load_weights(step.folder / "model.safetensors"))
     return network.eval()
@@ -272,7 +277,7 @@ def trained_tasnet(pipeline: Pipeline, stems: StemSet, seconds: float) -> ConvTa
 
 def spectra_step(pipeline: Pipeline) -> Step:
     """Where learnt spectra are kept."""
-    return pipeline.step(
+    return pipeline.cache.step(
         "spectra", pipeline.vqvae_step("linear").folder.name, NMF_COMPONENTS, NMF_SECONDS, NMF_ITERATIONS
     )
 
@@ -286,7 +291,7 @@ def learnt_spectra(pipeline: Pipeline, stems: StemSet) -> SpectralBases:
         write_atomically(step.folder / "spectra.safetensors", save({"spectra": torch.from_numpy(spectra).contiguous()}))
         return {"components": NMF_COMPONENTS}
 
-    pipeline.make(step, make)
+    pipeline.cache.make(step, make)
     return SpectralBases(load_weights(step.folder / "spectra.safetensors")["spectra"].numpy())
 
 

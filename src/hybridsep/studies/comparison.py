@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pandas as pd
 import torch
 
 from hybridsep.bench.models import separator_in
 from hybridsep.core.device import dtype_name, seeded_generator
 from hybridsep.core.profiles import METHODS, method_spec
-from hybridsep.evaluation.chunks import Evaluation, rows_where
 from hybridsep.evaluation.comparisons import (
     BLIND,
     SOURCES_MEAN,
@@ -19,8 +16,10 @@ from hybridsep.evaluation.comparisons import (
     permutation_p,
     song_values,
 )
+from hybridsep.evaluation.rows import rows_where
 from hybridsep.evaluation.statistics import holm
 from hybridsep.inference.markov import bigram_priors, uniform_priors, unigram_priors
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.studies import Study
 from hybridsep.studies.settings import with_search
 
@@ -62,9 +61,7 @@ def particles(study: Study) -> None:
     rows, figures, courses = [], [], []
     for size, counts in ((ONE_FILTER, PARTICLE_COUNTS), (FILTER_PARTICLES, AVERAGED_COUNTS)):
         for count in counts:
-            run = evaluation.blind_run(
-                "hybrid", "particle", count, f"filters-of-{size or count}", partial(with_search, filter_particles=size)
-            )
+            run = evaluation.blind_run("hybrid", "particle", count, change=with_search, filter_particles=size)
             kind = {"filter_particles": size, "particles": count}
             rows.append(run.rows[run.rows.metric.isin(("sdr", "seconds", "log_evidence"))].assign(**kind))
             figures.append({**kind, **run.figures})
@@ -115,7 +112,7 @@ def contributions(study: Study) -> None:
         }
         for name, chain in priors.items():
             run = evaluation.blind_run(
-                method, variant=f"{name}-priors", change=lambda separator, chain=chain: separator.with_priors(chain)
+                method, change=lambda separator, priors, chain=chain: separator.with_priors(chain), priors=name
             )
             rows.append(run.rows.assign(priors=name))
             held_out = [
@@ -144,7 +141,10 @@ def precision(study: Study) -> None:
     for dtype in PRECISIONS:
         for seed in range(PRECISION_SEEDS):
             run = evaluation.blind_run(
-                "hybrid", variant=dtype_name(dtype), change=partial(separator_in, dtype=dtype), seed=seed
+                "hybrid",
+                change=lambda separator, precision, dtype=dtype: separator_in(separator, dtype),
+                seed=seed,
+                precision=dtype_name(dtype),
             )
             rows.append(run.rows.assign(precision=dtype_name(dtype), seed=seed))
     table = pd.concat(rows, ignore_index=True)

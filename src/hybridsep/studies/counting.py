@@ -34,8 +34,8 @@ def counting(study: Study) -> None:
         counted = int(likelihood.counts.sum())
         run = evaluation.blind_run(
             METHOD,
-            variant=f"counted-{counted}",
-            change=lambda separator, made=likelihood: with_likelihood(separator, made),
+            change=lambda separator, counted, made=likelihood: with_likelihood(separator, made),
+            counted=counted,
         )
         rows.append(run.rows[run.rows.metric.isin(("sdr", "log_evidence"))].assign(pairs=counted))
         shares = [{"split": split, **unseen_shares(likelihood, vqvae, chunks)} for split, chunks in heard.items()]

@@ -20,13 +20,13 @@ from hybridsep.core.device import seeded_generator
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import method_spec
 from hybridsep.core.records import packed, unpacked
-from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.evaluation.comparisons import BLIND, interval_columns
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.inference.counts import likelihood_from_tensors
 from hybridsep.inference.separator import Separator, level_factor
 from hybridsep.models.prior import nats_per_code
 from hybridsep.models.vqvae import VQVAE
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.studies import Study
 
 CHUNKS = 12
@@ -52,7 +52,7 @@ def half_precision(study: Study) -> None:
             evaluation.blind_run(method, seed=seed).rows.assign(weights=TRAINED, seed=seed) for seed in range(2 * SEEDS)
         ]
         for seed in range(SEEDS):
-            rounded = evaluation.blind_run(method, variant="weights-in-float16", change=as_recorded, seed=seed).rows
+            rounded = evaluation.blind_run(method, change=as_recorded, seed=seed).rows
             rows.append(rounded.assign(weights=ROUNDED, seed=seed))
         figures.append(_figures(evaluation, method))
         same.append(same_particles(evaluation, method))

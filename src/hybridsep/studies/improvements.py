@@ -9,11 +9,12 @@ import pandas as pd
 from torch import Tensor
 
 from hybridsep.core.profiles import Profile, method_spec
-from hybridsep.evaluation.chunks import Evaluation, rows_where
 from hybridsep.evaluation.comparisons import BLIND, SOURCES_MEAN, interval_columns, permutation_p, song_values
 from hybridsep.evaluation.metrics import sdr
+from hybridsep.evaluation.rows import rows_where
 from hybridsep.evaluation.statistics import holm
 from hybridsep.inference.wiener import STFT_SIZE, wiener
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.studies import Study
 

@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pandas as pd
 
 from hybridsep.core.profiles import METHODS, TrainingSettings, method_spec
-from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.evaluation.linearity import measure_linearity
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.studies import Study
 
 WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)

@@ -25,9 +25,11 @@ from hybridsep.data.minislakh.render import render_song
 from hybridsep.data.slakh import read_tracks
 from hybridsep.data.soundfont import own_soundfont
 from hybridsep.data.stems import MIXTURE_RMS
-from hybridsep.evaluation.chunks import Evaluation, pair_sources, read_rows
+from hybridsep.evaluation.chunks import pair_sources
 from hybridsep.evaluation.comparisons import SOURCES_MEAN, interval_columns, song_values
+from hybridsep.evaluation.rows import read_rows
 from hybridsep.models.prior import nats_per_code
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.studies import Study
 
@@ -76,7 +78,7 @@ class ChangedSound(Evaluation):
         Returns:
             track, part ("prior" or "likelihood"), source (of a prior), value.
         """
-        step = self.pipeline.step(f"nats-{method}", self.pipeline.method_version(method), self._chunk_settings())
+        step = self.pipeline.cache.step(f"nats-{method}", self.pipeline.method_version(method), self.chunks.digest)
 
         def make() -> dict:
             """Encode the changed stems and their mixtures at the level that the method hears them at."""
@@ -102,16 +104,8 @@ class ChangedSound(Evaluation):
             write_atomically(step.folder / "nats.csv", table.to_csv(index=False, na_rep="nan").encode())
             return {"chunks": len(chunks)}
 
-        self.pipeline.make(step, make)
+        self.pipeline.cache.make(step, make)
         return read_rows(step.folder / "nats.csv")
-
-    def _chunk_settings(self) -> dict:
-        settings = super()._chunk_settings()
-        return (
-            {**settings, "sound": hashlib.sha256(self.chunks.sources.numpy().tobytes()).hexdigest()}
-            if self.changed
-            else settings
-        )
 
 
 def out_of_domain(study: Study) -> None:

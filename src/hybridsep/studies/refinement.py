@@ -6,9 +6,9 @@ import pandas as pd
 from torch import Tensor
 
 from hybridsep.core.profiles import METHODS
-from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.inference.wiener import wiener
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.studies import Study
 
 CHUNKS = 12

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from hybridsep.core.profiles import METHODS, load_profile
-from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.evaluation.comparisons import BLIND, SOURCES_MEAN, cell_scores, ingredient_effects
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.studies import Study
 

@@ -10,7 +10,6 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from hybridsep.core.profiles import METHODS
-from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.evaluation.comparisons import BLIND, interval_columns, permutation_p, song_values
 from hybridsep.evaluation.statistics import holm
 from hybridsep.inference.counts import CountLikelihood
@@ -18,6 +17,7 @@ from hybridsep.inference.decoder import PriorStack
 from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import SearchOptions, Separator
 from hybridsep.inference.sums import SumLikelihood
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.studies import Study
 
 CHUNKS = 12
@@ -158,8 +158,9 @@ def _run(evaluation: Evaluation, sweep: Sweep, value: float) -> pd.DataFrame:
     return evaluation.blind_run(
         sweep.method,
         particles=changed.profile.search.particles,
-        variant=f"{sweep.setting}-{value:g}",
-        change=lambda _: changed,
+        change=lambda *_, **__: changed,
+        setting=sweep.setting,
+        value=value,
     ).rows
 
 

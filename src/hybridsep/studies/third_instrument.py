@@ -14,10 +14,11 @@ import torch
 
 from hybridsep.core.profiles import VQVAEKind, method_spec
 from hybridsep.data.minislakh.render import PARTS, make_minislakh
-from hybridsep.evaluation.chunks import Evaluation
 from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
-from hybridsep.pipeline.pipeline import Pipeline, Step
+from hybridsep.pipeline.evaluate import Evaluation
+from hybridsep.pipeline.pipeline import Pipeline
+from hybridsep.pipeline.steps import Step, StepCache
 from hybridsep.studies import Study
 from hybridsep.studies.baselines import separate_by, trained_tasnet, training_seconds
 
@@ -41,15 +42,15 @@ class OtherPair(Pipeline):
             base.profile.model_copy(update={"sources": sources}), base.root.parent, base.data, records=base.records
         )
         self.base, self.trained = base, trained
-        self.root = base.root / "-".join(sources)
-        self._recorded_inputs = base._recorded_inputs
+        record = base.cache.record and base.cache.record / "-".join(sources)
+        self.cache = StepCache(base.root / "-".join(sources), self.device, base.cache.deadline, self.ranks, record)
 
     def songs(self) -> Path:
         """The songs of the other run, with the third instrument; stems of the first two are the same."""
         if self.data:
             return super().songs()
         settings, parts = self.profile.data, (*PARTS, THIRD)
-        step = self.base.step(f"songs-{THIRD}", settings, parts)
+        step = self.base.cache.step(f"songs-{THIRD}", settings, parts)
 
         def make() -> dict:
             make_minislakh(
@@ -62,7 +63,7 @@ class OtherPair(Pipeline):
             )
             return {"tracks": settings.tracks, "seconds": settings.seconds}
 
-        self.base.make(step, make)
+        self.base.cache.make(step, make)
         return step.folder / "MiniSlakh"
 
     def vqvae(self, kind: VQVAEKind) -> VQVAE:
@@ -84,11 +85,6 @@ class OtherPair(Pipeline):
             if source in self.trained
             else super().prior_step(kind, source)
         )
-
-    @property
-    def _record(self) -> Path:
-        """A folder of its own: what else is recorded is of the first pair, whose counts go by the same name."""
-        return super()._record / self.root.name
 
 
 def third_instrument(study: Study) -> None:

@@ -12,12 +12,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hybridsep.core.files import load_weights, write_atomically
-from hybridsep.evaluation.chunks import Chunks, Evaluation
+from hybridsep.evaluation.chunks import Chunks
 from hybridsep.evaluation.metrics import sdr, si_sdr
 from hybridsep.evaluation.statistics import bootstrap_interval, paired_permutation_test
 from hybridsep.inference.separator import SearchOptions, Separator
 from hybridsep.inference.wiener import wiener
 from hybridsep.inference.windows import Windows
+from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.studies import Study
 
 SONGS = 8
@@ -68,7 +69,7 @@ def windows(study: Study) -> None:
 def _separated(study: Study, evaluation: Evaluation, separator: Separator, way: str) -> Separated:
     """Made once for a method, the songs and a way."""
     settings = study.pipeline.profile.search.model_dump(), evaluation.chunks.tracks, evaluation.chunks.starts, SECONDS
-    step = study.pipeline.step(
+    step = study.pipeline.cache.step(
         "windows-" + way.replace(",", "").replace("'", "").replace(" ", "-"),
         study.pipeline.method_version(METHOD),
         *settings,
@@ -89,7 +90,7 @@ def _separated(study: Study, evaluation: Evaluation, separator: Separator, way: 
         names = ("seconds", "processor_seconds", "seconds_alone", "processor_seconds_alone")
         return dict(zip(names, [*together, *alone], strict=True))
 
-    study.pipeline.make(step, make)
+    study.pipeline.cache.make(step, make)
     return Separated(**load_weights(step.folder / "separated.safetensors"), figures=step.record["figures"])
 
 

@@ -13,15 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hybridsep.core.errors import HybridsepError
 
@@ -39,7 +31,7 @@ class DataSettings(Settings):
     """Songs: where they come from and how much of them is kept.
 
     `tracks` and `seconds` size the synthesised set; `sample_rate` in Hz is the rate of every model; `pairing` says whether the sources
-    of a mixture come from one song (see `StemSet`). `effects` came later than trained models and is left out of hashes at its default.
+    of a mixture come from one song (see `StemSet`).
     """
 
     tracks: int = Field(300, ge=10)
@@ -47,26 +39,11 @@ class DataSettings(Settings):
     seed: int = 0
     sample_rate: int = Field(22050, ge=8000)
     pairing: Literal["same-song", "random"] = "same-song"
-    effects: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        exclude_if=lambda share: share == 0,
-        description="share of training stems with a random sound effect",
-    )
-
-    @model_serializer(mode="wrap")
-    def _without_default_pairing(self, handler: SerializerFunctionWrapHandler) -> dict:
-        """The setting came later than trained models: left out where it changes nothing, it leaves their hashes alone."""
-        values = handler(self)
-        return {name: value for name, value in values.items() if (name, value) != ("pairing", "same-song")}
+    effects: float = Field(0.0, ge=0, le=1, description="share of training stems with a random sound effect")
 
 
 class TrainingSettings(Settings):
-    """The loop: `steps` optimiser steps of `batch` items, `learning_rate` after `warmup` steps, linear decay to `final_lr`.
-
-    `accumulate` came later than the first trained models: at its default it is left out of every hash, so that they are still found.
-    """
+    """The loop: `steps` optimiser steps of `batch` items, `learning_rate` after `warmup` steps, linear decay to `final_lr`."""
 
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
@@ -79,12 +56,7 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     checkpoint_seconds: float = Field(60.0, gt=0, description="seconds between two checkpoints")
-    accumulate: int = Field(
-        1,
-        ge=1,
-        exclude_if=lambda parts: parts == 1,
-        description="parts that a batch is computed in; processes share them",
-    )
+    accumulate: int = Field(1, ge=1, description="parts that a batch is computed in; processes share them")
 
 
 class VQVAESettings(Settings):
@@ -161,18 +133,10 @@ class LikelihoodSettings(Settings):
 
 
 class SearchSettings(Settings):
-    """Settings of every search over codes.
-
-    `filter_particles` came later than trained models and is left out of hashes at its default.
-    """
+    """Settings of every search over codes."""
 
     particles: int = Field(32, ge=1)
-    filter_particles: int = Field(
-        0,
-        ge=0,
-        exclude_if=lambda size: size == 0,
-        description="more particles are several filters of so many; 0: one filter",
-    )
+    filter_particles: int = Field(0, ge=0, description="more particles are several filters of so many; 0: one filter")
     temperature: float = Field(
         1.0, gt=0, description="the priors are raised to one over it: above 1 they are less sure of themselves"
     )
