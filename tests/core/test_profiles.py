@@ -4,11 +4,10 @@ import json
 
 import pytest
 import yaml
-from pydantic import BaseModel
 from tiny import tiny_profile
 
 from hybridsep.core.errors import HybridsepError
-from hybridsep.core.profiles import METHODS, Profile, config_hash, load_profile, method_spec, profile_names
+from hybridsep.core.profiles import METHODS, Profile, Tuning, config_hash, load_profile, method_spec, profile_names
 
 
 def written(folder, text, name="mine.yml"):
@@ -39,16 +38,6 @@ def test_t4_has_the_codec_of_lqvae_and_paper_the_priors_of_jukebox():
         1.0,
     ) and codec.stft_weight > 0
     assert (paper.prior.layers, paper.prior.width) == (48, 1024) and paper.vqvae == codec and paper.data == t4.data
-
-
-def test_settings_that_came_later_leave_the_hashes_of_older_models_alone():
-    """Names of folders under runs/ as they were before `accumulate`: trained models must be found again."""
-    training = load_profile("cpu").vqvae.training
-    assert "accumulate" not in training.model_dump() and "accumulate" not in training.model_dump(mode="json")
-    assert config_hash(training) == config_hash(training.model_copy(update={"accumulate": 1}))
-    assert config_hash(training) != config_hash(training.model_copy(update={"accumulate": 2}))
-    again = training.model_copy(update={"accumulate": 2})
-    assert type(again).model_validate(again.model_dump()) == again
 
 
 def test_file_inherits_what_it_does_not_say(tmp_path):
@@ -87,21 +76,6 @@ def test_lists_and_sources_are_replaced_whole(tmp_path):
     assert profile.source_names == ("keys", "strings") and profile.evaluation.searches == ("beam", "particle")
 
 
-def test_default_pairing_leaves_the_hashes_of_trained_models_alone(tmp_path):
-    """The setting came after the models; only another value of it may train them anew."""
-    data = load_profile("cpu").data
-    assert (
-        data.pairing == "same-song"
-        and "pairing" not in data.model_dump()
-        and config_hash(data) == config_hash(data.model_dump())
-    )
-    mine = load_profile(written(tmp_path, {"base": "cpu", "data": {"pairing": "random"}}))
-    assert mine.data.pairing == "random" and config_hash(mine.data) != config_hash(data)
-    assert Profile.model_validate(json.loads(mine.model_dump_json())) == mine
-    with pytest.raises(HybridsepError, match="data.pairing.*duets"):
-        load_profile(written(tmp_path, {"base": "cpu", "data": {"pairing": "duets"}}))
-
-
 UNKNOWN = {
     "particels": {"particels": 3},
     "prior.layer": {"prior": {"layer": 3}},
@@ -120,6 +94,7 @@ BAD = [
     ("vqvae.codes", {"vqvae": {"codes": 1}}, "1"), ("prior.training.steps", {"prior": {"training": {"steps": "many"}}}, "many"),
     ("data.tracks", {"data": {"tracks": 3}}, "3"), ("search.ess_threshold", {"search": {"ess_threshold": 1.5}}, "1.5"),
     ("precision", {"precision": "fp8"}, "fp8"), ("sources", {"sources": {"bass": "Bass"}}, "Bass"),
+    ("data.pairing", {"data": {"pairing": "duets"}}, "duets"), ("data.effects", {"data": {"effects": 1.5}}, "1.5"),
     ("sources", {"sources": {"a": "A", "b": "B", "c": "C"}}, "C"), ("vqvae.strides", {"vqvae": {"strides": [8, "four", 2]}}, "four"),
 ]  # fmt: skip
 
@@ -189,26 +164,24 @@ def test_settings_cannot_be_changed_after_reading():
 # --- hash ------------------------------------------------------------------------------------------------------------------
 
 
-def variations(model, path=()):
-    """Every setting of a profile with another value: (path, changed dump)."""
-    for name, value in model:
-        if isinstance(value, BaseModel):
-            yield from variations(value, (*path, name))
-        elif isinstance(value, (int, float)):
-            yield (*path, name), value + 1
-        elif isinstance(value, tuple):
-            yield (*path, name), [*value, value[-1]]
-        elif isinstance(value, dict):
+def variations(values, path=()):
+    """Every setting of a dumped profile with another value: (path, value)."""
+    for name, value in values.items():
+        if name == "sources":
             yield (*path, name), {**value, "drums": "Guitar"}
+        elif isinstance(value, dict):
+            yield from variations(value, (*path, name))
+        elif isinstance(value, list):
+            yield (*path, name), [*value, value[-1]]
         else:
-            yield (*path, name), value + "x"
+            yield (*path, name), 0.25 if value is None else value + ("x" if isinstance(value, str) else 1)
 
 
 def test_hash_changes_with_any_setting_and_only_then():
     profile = tiny_profile()
     hashes = {config_hash(profile)}
-    paths = list(variations(profile))
-    assert len(paths) > 40
+    paths = list(variations(profile.model_dump(mode="json")))
+    assert len(paths) > 60
     for path, value in paths:
         changed = profile.model_dump(mode="json")
         block = changed
@@ -219,6 +192,18 @@ def test_hash_changes_with_any_setting_and_only_then():
     assert len(hashes) == len(paths) + 1
     assert config_hash(profile) == config_hash(profile.model_dump(mode="json")) == config_hash(tiny_profile())
     assert config_hash(profile, 1) != config_hash(profile, 2) != config_hash(profile)
+
+
+def test_a_cell_is_searched_with_its_own_settings_and_the_others_with_the_profiles(tmp_path):
+    mine = {"temperature": 1.2, "linear-counts": {"temperature": 1.6, "smoothing": 3.0}, "plain-sum": {"power": 2.0}}
+    profile = load_profile(written(tmp_path, {"base": "smoke", "search": mine}))
+    assert profile.tuning("linear", "counts") == Tuning(temperature=1.6, power=1.0, smoothing=3.0)
+    assert profile.tuning("plain", "sum") == Tuning(temperature=1.2, power=2.0)
+    assert profile.for_cell("linear", "counts").search.temperature == 1.6
+    assert profile.for_cell("plain", "counts").search.temperature == 1.2
+    assert Profile.model_validate_json(profile.model_dump_json()) == profile
+    with pytest.raises(HybridsepError, match="search.linear-counts.powr: unknown key"):
+        load_profile(written(tmp_path, {"base": "smoke", "search": {"linear-counts": {"powr": 2.0}}}))
 
 
 # --- methods ---------------------------------------------------------------------------------------------------------------

@@ -165,7 +165,8 @@ def test_second_call_loads_and_trains_nothing(runs, no_training):
 
 CHANGES = {
     "priors": ({"prior": {"training": {"steps": 5}}}, {"prior"}),
-    "likelihood": ({"likelihood": {"power": 2.0}}, {"likelihood"}),
+    "likelihood": ({"likelihood": {"counted_seconds": 48}}, {"likelihood"}),
+    "tuning": ({"likelihood": {"power": 2.0}, "search": {"linear-counts": {"smoothing": 5.0}}}, set()),
     "L_lin": ({"vqvae": {"linear_weight": 0.5}}, {"vqvae", "codes", "prior", "likelihood"}),
     "search": ({"search": {"ess_threshold": 0.9}}, set()),
     "songs": ({"data": {"seed": 7}}, {"songs", "stems", "vqvae", "codes", "prior", "likelihood"}),

@@ -470,6 +470,13 @@ def test_large_files_of_the_repository_are_its_records_and_stay_small_enough():
     assert records_root() in (None, root / "book" / "record")
 
 
+@pytest.mark.parametrize("folder", [path.name for path in (repository_root() / "book" / "record").glob("*/")])
+def test_shipped_record_is_that_of_its_profile_as_it_is_today(folder):
+    made = Pipeline(load_profile(folder), records=None)
+    steps = {path.name for path in (repository_root() / "book" / "record" / folder).glob("*/")}
+    assert steps == {step.key for step in made.model_steps()}
+
+
 def test_wheel_holds_the_records(tmp_path):
     for name in ("setuptools", "wheel"):
         pytest.importorskip(name)

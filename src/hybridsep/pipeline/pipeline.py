@@ -16,7 +16,7 @@ from hybridsep.core.device import default_device, dtype_name, fast_dtype, initia
 from hybridsep.core.distributed import ALONE, Ranks, ranks_here
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import SUMS, load_weights, write_atomically
-from hybridsep.core.profiles import METHODS, LikelihoodKind, Profile, VQVAEKind, config_hash, method_spec
+from hybridsep.core.profiles import METHODS, LikelihoodKind, Profile, Tuning, VQVAEKind, config_hash, method_spec
 from hybridsep.core.provenance import provenance
 from hybridsep.core.records import RECORDS
 from hybridsep.data.codes import CodeSet
@@ -170,7 +170,7 @@ class Pipeline:
         return self._loaded(step, module)
 
     def likelihood(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Likelihood:
-        """Return the likelihood of a kind over the codes of a kind of VQ-VAE, its free numbers fitted on validation songs."""
+        """Return the likelihood of a kind over the codes of a kind of VQ-VAE, fitted on validation songs and tuned by the profile."""
         step = self.likelihood_step(kind, likelihood)
 
         def make() -> dict:
@@ -181,7 +181,7 @@ class Pipeline:
             return {"validation_nats_per_code": nats, **_scalars(made)}
 
         self.cache.make(step, make)
-        tensors = load_weights(step.folder / "likelihood.safetensors")
+        tensors = tuned(load_weights(step.folder / "likelihood.safetensors"), self.profile.tuning(kind, likelihood))
         return likelihood_from_tensors({name: value.to(self.device) for name, value in tensors.items()})
 
     def triples(self, kind: VQVAEKind, split: str) -> Tensor:
@@ -200,7 +200,8 @@ class Pipeline:
             # Whatever was kept is given up first: a likelihood keeps a gigabyte of matrices.
             self._separator = None
             priors = [self.prior(spec.vqvae, source) for source in self.profile.source_names]
-            made = Separator(self.vqvae(spec.vqvae), priors, self.likelihood(spec.vqvae, spec.likelihood), self.profile)
+            cell = (spec.vqvae, spec.likelihood)
+            made = Separator(self.vqvae(spec.vqvae), priors, self.likelihood(*cell), self.profile.for_cell(*cell))
             self._separator = version, made
         return self._separator[1]
 
@@ -266,7 +267,8 @@ class Pipeline:
     def likelihood_step(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Step:
         """Return where a likelihood is kept."""
         inputs = [self.stems_step(), self.vqvae_step(kind)]
-        return self.cache.step(f"likelihood-{kind}-{likelihood}", self.profile.likelihood, inputs=inputs)
+        settings = self.profile.likelihood.model_dump(mode="json", exclude={"power"})
+        return self.cache.step(f"likelihood-{kind}-{likelihood}", settings, inputs=inputs)
 
     # --- inside ------------------------------------------------------------------------------------------------------------
 
@@ -301,7 +303,16 @@ class Pipeline:
         if self.ranks.count > 1:
             keys, counts = merge_counts(self.ranks.join_uneven(keys), self.ranks.join_uneven(counts))
         keys, counts = keys.to(self.device), counts.to(self.device)
-        return CountLikelihood.fit(keys, counts, vqvae.codebook, held_out, settings.power)
+        return CountLikelihood.fit(keys, counts, vqvae.codebook, held_out)
+
+
+def tuned(tensors: dict[str, Tensor], tuning: Tuning) -> dict[str, Tensor]:
+    """Return the tensors of a fitted likelihood with the numbers that a profile sets."""
+    given = {"floor": tuning.floor, "smoothing": tuning.smoothing, "power": tuning.power}
+    if tuning.sigma_scale is not None:
+        given["sigma_squared"] = float(tensors["sigma_squared"]) * tuning.sigma_scale**2
+    changed = {name: value for name, value in given.items() if value is not None and name in tensors}
+    return tensors | {name: torch.tensor(value, dtype=torch.float64) for name, value in changed.items()}
 
 
 def _fingerprint(folder: Path) -> list[str]:

@@ -123,17 +123,27 @@ class PriorSettings(Settings):
 
 
 class LikelihoodSettings(Settings):
-    """`counted_seconds` of training pairs are counted; `power` is LASS's lambda; σ and the smoothing are fitted on validation songs."""
+    """`counted_seconds` of training pairs are counted; σ, the floor and the smoothing are fitted on validation songs."""
 
     counted_seconds: float = Field(12000.0, gt=0)
-    fit_seconds: float = Field(
-        300.0, gt=0, description="seconds of validation pairs that σ and the smoothing are fitted on"
-    )
-    power: float = Field(1.0, gt=0)
+    fit_seconds: float = Field(300.0, gt=0, description="seconds of validation pairs that likelihoods are fitted on")
+    power: float = Field(1.0, gt=0, description="λ of `counts`")
+
+
+class Tuning(Settings):
+    """What one cell, a pair of VQ-VAE and likelihood, is searched with; None: the profile's value, or what the fit found."""
+
+    temperature: float | None = Field(None, gt=0, description="as in SearchSettings")
+    sigma_scale: float | None = Field(None, gt=0, description="σ of `sum` as a factor of the fitted one")
+    floor: float | None = Field(None, ge=0, lt=1, description="share of `sum` that is uniform")
+    smoothing: float | None = Field(None, gt=0, description="α of `counts`, in pseudo-counts")
+    power: float | None = Field(None, gt=0, description="λ of `counts`")
 
 
 class SearchSettings(Settings):
-    """Settings of every search over codes."""
+    """Settings of every search over codes, and for each cell a block of its own, such as `linear-counts`."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
     particles: int = Field(32, ge=1)
     filter_particles: int = Field(0, ge=0, description="more particles are several filters of so many; 0: one filter")
@@ -145,6 +155,10 @@ class SearchSettings(Settings):
     )
     top_k: int = Field(8, ge=1, description="pairs kept at a step of top-k sampling")
     max_rows: int = Field(512, ge=1, description="mixtures times particles that go through the priors at once")
+    plain_sum: Tuning = Field(Tuning(), alias="plain-sum")
+    plain_counts: Tuning = Field(Tuning(), alias="plain-counts")
+    linear_sum: Tuning = Field(Tuning(), alias="linear-sum")
+    linear_counts: Tuning = Field(Tuning(), alias="linear-counts")
 
 
 class EvaluationSettings(Settings):
@@ -186,6 +200,17 @@ class Profile(Settings):
         if bad:
             raise ValueError(f"source name '{bad[0]}' is no file name")
         return self
+
+    def tuning(self, vqvae: VQVAEKind, likelihood: LikelihoodKind) -> Tuning:
+        """Return what a cell is searched with, its temperature and λ filled in."""
+        base = {"temperature": self.search.temperature, "power": self.likelihood.power}
+        own = getattr(self.search, f"{vqvae}_{likelihood}").model_dump(exclude_none=True)
+        return Tuning(**{**base, **own})
+
+    def for_cell(self, vqvae: VQVAEKind, likelihood: LikelihoodKind) -> Profile:
+        """Return the profile that a cell's separator has: its own temperature is that of the search."""
+        temperature = self.tuning(vqvae, likelihood).temperature
+        return self.model_copy(update={"search": self.search.model_copy(update={"temperature": temperature})})
 
     @property
     def source_names(self) -> tuple[str, ...]:
