@@ -251,7 +251,7 @@ class _Bench:
     def steps(self, task: Task) -> Callable[[], object]:
         """A call of which does the next step, in the quantised phase."""
         run, numbers = self.run(task), count(task.module.settings.training.steps // 2)
-        return lambda: run.cache.step(next(numbers), False)
+        return lambda: run.step(next(numbers), False)
 
     def time(self, calls: dict[str, Callable[[], object]]) -> dict[str, Timing]:
         """See time_calls; a step is short, so ten times the repeats."""
@@ -311,7 +311,7 @@ def _prior_parts(
 def _profiled(bench: _Bench, task: Task) -> tuple[dict[str, float], dict[str, object]]:
     """The share of every part in a step's time; operations of its products and the rate they reach, beside the same alone and a large square one's."""
     run, numbers = bench.run(task), count(task.module.settings.training.steps // 2)
-    run.cache.step(next(numbers), False)
+    run.step(next(numbers), False)
     number = next(numbers)
     with Products() as products:
         task.step(number, seeded_generator(0)).loss.backward()
@@ -319,7 +319,7 @@ def _profiled(bench: _Bench, task: Task) -> tuple[dict[str, float], dict[str, ob
     with _ranges(run), profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
         for _ in range(PROFILED_STEPS):
             with record_function("interpreter"):
-                run.cache.step(next(numbers), False)
+                run.step(next(numbers), False)
     seconds = defaultdict(float)
     for event in recorded.events():
         chain = [event.name, *callers_of(event)]
@@ -403,5 +403,5 @@ def _loss_after(bench: _Bench, task: Task, steps: int) -> float:
 
     task.step = noted
     for number in range(first, first + steps):
-        run.cache.step(number, False)
+        run.step(number, False)
     return sum(losses[-LAST_STEPS:]) / len(losses[-LAST_STEPS:])

@@ -110,7 +110,7 @@ def train(
     task.module.train()
     with tqdm(total=settings.steps, initial=first, desc=label, unit="step", disable=not run.ranks.first) as bar:
         for number in range(first, settings.steps):
-            stop = run.cache.step(number, deadline.passed) and number + 1 < settings.steps
+            stop = run.step(number, deadline.passed) and number + 1 < settings.steps
             bar.set_postfix_str(run.progress, refresh=False)
             bar.update()
             if stop or run.save_due:
