@@ -39,11 +39,15 @@ def scores(table: pd.DataFrame) -> dict[str, str]:
 
 
 def effects() -> dict[str, str]:
-    """Differences of the refined SDR in dB, mean of both sources, with 95 % intervals: "counts", "counts low"."""
+    """Differences of the refined SDR in dB, mean of both sources: "counts", "counts low", and "counts beam" for a search."""
     table = pd.read_csv(RESULTS / "two-by-two" / "effects.csv")
-    main = table[(table.family == "main") & (table.search == "particle")].set_index("effect")
+    rows = table[(table.refine == "wiener") & (table.source == "mean")].set_index(["search", "effect"])
     ends = {"mean": "", "low": " low", "high": " high"}
-    return {f"{name}{end}": signed(main.loc[name, column]) for name in main.index for column, end in ends.items()}
+    return {
+        f"{effect}{'' if search == 'particle' else ' ' + search}{end}": signed(row[column])
+        for (search, effect), row in rows.iterrows()
+        for column, end in ends.items()
+    }
 
 
 def speed() -> dict[str, str]:
