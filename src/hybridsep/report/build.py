@@ -23,7 +23,9 @@ from papermill.exceptions import PapermillExecutionError
 from sphinx_external_toc.parsing import parse_toc_yaml
 from tqdm import tqdm
 
+import hybridsep
 from hybridsep.core.errors import HybridsepError
+from hybridsep.report.api import fill_stubs
 
 KERNEL_NAME = "hybridsep-book"
 _EXECUTION = {"kernel_name": KERNEL_NAME, "language": "python", "progress_bar": False}
@@ -62,15 +64,12 @@ def build_book(profile: str, root: Path, runs: Path | None = None, anew: bool = 
 
 
 def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool = False) -> Path:
-    """Execute the chapters of `_toc.yml` into `_build/executed`: in order, but the landing page last.
+    """Execute the chapters of `_toc.yml` in order, the landing page last, and return `_build/executed`.
 
     Each chapter runs in `book/` of a copy, with HYBRIDSEP_ROOT, HYBRIDSEP_RUNS and HYBRIDSEP_TRAIN in its environment.
     While it runs the copy is called `_build/executing`; it gets its final name only when every chapter succeeded.
     `status.json` beside the copy's `book/` lists the chapters so far: [{"chapter", "seconds", "status"}],
     status one of executed, failed, waiting.
-
-    Returns:
-        The folder `_build/executed`.
 
     Raises:
         BookError: a chapter failed or has no cell tagged `parameters`.
@@ -82,12 +81,16 @@ def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool 
     working.mkdir(parents=True)
     shutil.copytree(root / "book", working / "book", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "record"))
     shutil.copy(root / "_toc.yml", working)
+    # Pages link to the library's source; Sphinx copies the files that are linked.
+    (working / "src").mkdir()
+    (working / "src" / "hybridsep").symlink_to(Path(hybridsep.__file__).parent)
+    fill_stubs(working / "book")
 
     landing, *others = _pages(working)
     chapters = [page for page in (*others, landing) if page.suffix == ".ipynb"]
+    status_file = working / "status.json"
     status = [{"chapter": page.stem, "seconds": None, "status": "waiting"} for page in chapters]
     with _environment(HYBRIDSEP_ROOT=str(root), HYBRIDSEP_RUNS=str(runs), HYBRIDSEP_TRAIN="1" if anew else ""):
-        _write_status(working, status)
         for chapter, entry in (bar := tqdm(list(zip(chapters, status, strict=True)), unit="chapter")):
             bar.set_description(chapter.stem)
             started = time.perf_counter()
@@ -97,7 +100,7 @@ def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool 
                 entry["status"] = "executed"
             finally:
                 entry["seconds"] = round(time.perf_counter() - started, 1)
-                _write_status(working, status)
+                status_file.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
 
     shutil.rmtree(executed, ignore_errors=True)
     working.rename(executed)
@@ -132,10 +135,7 @@ def execute_notebook(path: Path, out: Path, parameters: dict[str, Any]) -> None:
 
 
 def build_html(root: Path) -> Path:
-    """Typeset `_build/executed` into `_build/html`; warnings are errors.
-
-    Returns:
-        Path of the site's `index.html`.
+    """Typeset `_build/executed` into `_build/html`, warnings being errors, and return the site's `index.html`.
 
     Raises:
         BookError: jupyter-book printed a warning or an error, or the site is too heavy. The previous site is kept.
@@ -233,16 +233,12 @@ def _failing_line(traceback: list[str]) -> str:
     return f"\n  {marked[0]}" if marked else ""
 
 
-def _write_status(folder: Path, status: list[dict[str, Any]]) -> None:
-    (folder / "status.json").write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
-
-
 def _check_weight(site: Path) -> None:
     """Refuse what a reader would wait for."""
     sizes = {path.relative_to(site).as_posix(): path.stat().st_size for path in site.rglob("*") if path.is_file()}
     heavy = {name: size for name, size in sizes.items() if name.endswith(".html") and size > MAX_PAGE_BYTES}
     if heavy:
-        raise BookError(f"pages over {MAX_PAGE_BYTES} bytes: {heavy}; use fewer or shorter sounds, or fewer figures")
+        raise BookError(f"pages over {MAX_PAGE_BYTES} bytes: {heavy}; use fewer or shorter sounds")
     if sum(sizes.values()) > MAX_SITE_BYTES:
         raise BookError(f"the site has {sum(sizes.values())} bytes, more than {MAX_SITE_BYTES}")
 

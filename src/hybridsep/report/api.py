@@ -1,0 +1,38 @@
+"""Public API as text: signatures and docstrings in the place of lines like `# hybridsep.inference.search:beam`."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+_PLACE = re.compile(r"^# (hybridsep[\w.]*):(\w+)$", re.MULTILINE)
+
+
+def fill_stubs(folder: Path) -> None:
+    """Replace every line `# module:name` of the Markdown pages in a folder by the stub of what it names."""
+    for page in folder.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        filled = _PLACE.sub(lambda place: stub(getattr(import_module(place[1]), place[2])), text)
+        page.write_text(filled, encoding="utf-8")
+
+
+def stub(thing: Any) -> str:
+    """Return signature and docstring of a function, or of a class and its public methods, as they stand in the source."""
+    source = dedent(inspect.getsource(thing))
+    (node,) = ast.parse(source).body
+    parts = [node, *(n for n in getattr(node, "body", ()) if isinstance(node, ast.ClassDef) and _is_public(n))]
+    return "\n\n".join(_head(part, source.splitlines()) for part in parts)
+
+
+def _is_public(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and ast.get_docstring(node) is not None
+
+
+def _head(node: Any, lines: list[str]) -> str:
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return "\n".join(lines[first - 1 : node.body[0].end_lineno])
