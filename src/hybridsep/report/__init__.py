@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def repository_root() -> Path:
-    """Folder that holds `_config.yml` and `book/`: where a chapter finds the project.
+    """Return the folder that holds `_config.yml` and `book/`: where a chapter finds the project.
 
     Looks at the environment variable HYBRIDSEP_ROOT (set by the build), then upwards from the working directory and
     from the clone `hybridsep` in it (Colab's), then upwards from this file.
@@ -13,8 +13,7 @@ def repository_root() -> Path:
     Raises:
         FileNotFoundError: none of these places is inside a checkout of the project.
     """
-    declared = os.environ.get("HYBRIDSEP_ROOT")
-    if declared:
+    if declared := os.environ.get("HYBRIDSEP_ROOT"):
         return Path(declared)
     starts = (Path.cwd(), Path.cwd() / "hybridsep", Path(__file__).resolve().parent)
     for folder in (folder for start in starts for folder in (start, *start.parents)):
@@ -24,11 +23,10 @@ def repository_root() -> Path:
 
 
 def runs_root() -> Path:
-    """Folder of trained models and results: environment variable HYBRIDSEP_RUNS, else `runs/` in the repository."""
-    declared = os.environ.get("HYBRIDSEP_RUNS")
-    return Path(declared) if declared else repository_root() / "runs"
+    """Return the folder of trained models and results: HYBRIDSEP_RUNS, else `runs/` in the repository."""
+    return Path(os.environ.get("HYBRIDSEP_RUNS") or repository_root() / "runs")
 
 
 def trains_anew() -> bool:
-    """Whether chapters train the models that come with the project: environment variable HYBRIDSEP_TRAIN, set by the build."""
+    """Return whether chapters train anew the models that come along: environment variable HYBRIDSEP_TRAIN."""
     return bool(os.environ.get("HYBRIDSEP_TRAIN"))

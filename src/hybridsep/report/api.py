@@ -16,13 +16,12 @@ _PLACE = re.compile(r"^# (hybridsep[\w.]*):(\w+)$", re.MULTILINE)
 def fill_stubs(folder: Path) -> None:
     """Replace every line `# module:name` of the Markdown pages in a folder by the stub of what it names."""
     for page in folder.glob("*.md"):
-        text = page.read_text(encoding="utf-8")
-        filled = _PLACE.sub(lambda place: stub(getattr(import_module(place[1]), place[2])), text)
+        filled = _PLACE.sub(lambda place: stub(getattr(import_module(place[1]), place[2])), page.read_text("utf-8"))
         page.write_text(filled, encoding="utf-8")
 
 
 def stub(thing: Any) -> str:
-    """Return signature and docstring of a function, or of a class and its public methods, as they stand in the source."""
+    """Return signature and docstring of a function, or of a class and its public methods, as in the source."""
     source = dedent(inspect.getsource(thing))
     (node,) = ast.parse(source).body
     parts = [node, *(n for n in getattr(node, "body", ()) if isinstance(node, ast.ClassDef) and _is_public(n))]

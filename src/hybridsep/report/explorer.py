@@ -6,6 +6,7 @@ In a page without a kernel, track and method still choose among separations kept
 from __future__ import annotations
 
 import ipywidgets as widgets
+import numpy as np
 from IPython.display import HTML
 
 from hybridsep.evaluation.metrics import sdr
@@ -16,10 +17,8 @@ from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, chunk_label, 
 from hybridsep.report.figures import number
 from hybridsep.report.players import player_table
 
-TRACKS = 4
 
-
-def explorer(evaluation: Evaluation, tracks: int = TRACKS) -> widgets.VBox:
+def explorer(evaluation: Evaluation, tracks: int = 4) -> widgets.VBox:
     """Return the controls, the kept separation that they point at, and below it the newest one made.
 
     Args:
@@ -73,9 +72,9 @@ def separate_chunk(evaluation: Evaluation, chunk: int, method: str, search: str,
     found = evaluation.pipeline.separator(method).candidates(chunks.mixture[chunk : chunk + 1], search, particles, seed)
     raw = posterior_mean(found).cpu()
     refined = wiener(raw, found.mixture.cpu())
-    scores = sdr(refined[:, 0].numpy(), chunks.sources[:, chunk].numpy(), chunks.sample_rate)
+    scores = np.asarray(sdr(refined[:, 0].numpy(), chunks.sources[:, chunk].numpy(), chunks.sample_rate))
     length = found.search.codes.shape[-1]
-    facts = [f"{name} {number(float(score), 1)} dB refined" for name, score in zip(chunks.names, scores, strict=True)]
+    facts = [f"{name} {number(score, 1)} dB refined" for name, score in zip(chunks.names, scores, strict=True)]
     facts.append(f"evidence {number(float(found.search.log_evidence[0]) / length, 3)} nats per code")
     facts.append(f"{number(found.seconds, 1)} s")
     label = f"{METHOD_LABELS[method]}, {SEARCH_LABELS[search]}, N = {particles}, seed {seed}"

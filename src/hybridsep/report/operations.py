@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybridsep.core.profiles import Profile
+from hybridsep.core.profiles import Profile, TrainingSettings
 from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
 from hybridsep.training.codec import WAVEFORMS, VQVAETask
@@ -18,12 +18,11 @@ from hybridsep.training.prior import PriorTask
 
 
 def training_operations(profile: Profile) -> pd.DataFrame:
-    """Return model, parameters and operations of all its training steps, for a linear VQ-VAE and the prior of one source.
+    """Return parameters and operations of all training steps, of a linear VQ-VAE and of the prior of one source.
 
     A multiplication and an addition are two operations. One part of a batch is counted, forward and backward.
     """
-    codec, prior = profile.vqvae, profile.prior
-    no_songs: Any = None
+    codec, prior, no_songs = profile.vqvae, profile.prior, cast(Any, None)
     with torch.device("meta"):
         vqvae, transformer = VQVAE(codec).train(), Prior(prior, codec.codes).train()
         codec_task = VQVAETask(vqvae, no_songs, codec.linear_weight, torch.float32)
@@ -31,17 +30,15 @@ def training_operations(profile: Profile) -> pd.DataFrame:
         pairs, crops = (s.training.batch // s.training.accumulate for s in (codec, prior))
         waveforms = torch.empty(WAVEFORMS * pairs, codec.crop_samples)
         codes = torch.empty(crops, prior.crop_codes, dtype=torch.long)
-    losses: dict[str, Callable[[], Tensor]] = {
-        "VQ-VAE": lambda: codec_task.loss(waveforms, quantised=True)[0],
-        "prior of one source": lambda: prior_task.loss(codes),
+    models: dict[str, tuple[nn.Module, TrainingSettings, Callable[[], Tensor]]] = {
+        "VQ-VAE": (vqvae, codec.training, lambda: codec_task.loss(waveforms, quantised=True)[0]),
+        "prior of one source": (transformer, prior.training, lambda: prior_task.loss(codes)),
     }
     rows = []
-    for (name, loss), module, training in zip(
-        losses.items(), (vqvae, transformer), (codec.training, prior.training), strict=True
-    ):
+    for name, (module, training, loss) in models.items():
         with FlopCounterMode(display=False) as counter:
             loss().backward()
         parameters = sum(p.numel() for p in module.parameters())
-        operations = counter.get_total_flops() * training.accumulate * training.steps
-        rows.append({"model": name, "parameters": parameters, "steps": training.steps, "operations": float(operations)})
+        operations = float(counter.get_total_flops() * training.accumulate * training.steps)
+        rows.append({"model": name, "parameters": parameters, "steps": training.steps, "operations": operations})
     return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""A world of three codes and a few steps, small enough to list every pair of sequences: what each search should find is known."""
+"""Worlds of a few codes and steps, small enough to list every pair of sequences: what a search should find is known."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class World:
     priors: MarkovPriors
     likelihood: TabularLikelihood
     mixture: Tensor
-    pairs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    pairs: tuple[tuple[tuple[int, ...], ...], ...]
     prior: Tensor
     observed: Tensor
     probabilities: Tensor
@@ -56,7 +56,7 @@ class World:
 
 
 def sticky_world(mixture: list[int], codes: int = 3, seed: int = 0, noise: float = 0.05) -> World:
-    """Two chains with strong habits; the mixture code is the sum of both codes modulo K, except for some noise."""
+    """Make two chains with strong habits; the mixture code is the sum of both codes modulo K, except for some noise."""
     generator = torch.Generator().manual_seed(seed)
     transition = torch.rand(2, codes, codes, generator=generator).pow(3) + 0.02
     priors = MarkovPriors(torch.full((2, codes), 1 / codes), transition / transition.sum(-1, keepdim=True))
@@ -67,12 +67,14 @@ def sticky_world(mixture: list[int], codes: int = 3, seed: int = 0, noise: float
 
 
 def ancestral_probabilities(world: World) -> Tensor:
-    """Exact probability of every pair under ancestral sampling, which draws each step from its own normalised posterior: float64 [len(pairs)]."""
+    """Return the exact probability of every pair under ancestral sampling, float64 [len(pairs)].
+
+    It draws each step from that step's own normalised posterior.
+    """
     first, second = torch.tensor(world.pairs).unbind(1)
     starts = (world.priors.first[0][:, None] * world.priors.first[1]).double()
-    moves = (
-        world.priors.transition[0][:, None, :, None] * world.priors.transition[1][None, :, None, :]
-    ).double()  # from i, j to i', j'
+    p1, p2 = world.priors.transition
+    moves = (p1[:, None, :, None] * p2[None, :, None, :]).double()  # from i, j to i', j'
     result = torch.ones(len(world.pairs), dtype=torch.float64)
     for t, code in enumerate(world.mixture[0].tolist()):
         joint = (moves if t else starts) * world.likelihood.table[code]
@@ -83,28 +85,19 @@ def ancestral_probabilities(world: World) -> Tensor:
 
 
 def listing(world: World) -> pd.DataFrame:
-    """Every pair of a world small enough to read, most probable first."""
-
-    def spelled(place: int) -> list[str]:
-        return [" ".join(map(str, pair[place])) for pair in world.pairs]
-
-    table = pd.DataFrame(
-        {
-            "first source": spelled(0), "second source": spelled(1), "p₁ p₂": world.prior, "l": world.observed, "product": world.prior * world.observed,
-            "posterior (%)": 100 * world.probabilities, "ancestral (%)": 100 * ancestral_probabilities(world),
-        }
-    )  # fmt: skip
+    """Return every pair of a world small enough to read, most probable first."""
+    first, second = ([" ".join(map(str, codes)) for codes in source] for source in zip(*world.pairs, strict=True))
+    columns = {"p₁ p₂": world.prior, "l": world.observed, "product": world.prior * world.observed}
+    shares = {"posterior (%)": 100 * world.probabilities, "ancestral (%)": 100 * ancestral_probabilities(world)}
+    table = pd.DataFrame({"first source": first, "second source": second, **columns, **shares})
     return table.sort_values("product", ascending=False, kind="stable")
 
 
 def frequencies(world: World, result: SearchResult, weighted: bool = True) -> Tensor:
-    """Share of every pair among the particles of one mixture, by their weights or each counted once: float64 [len(pairs)]."""
+    """Return the share of every pair among one mixture's particles, weighted or each once: float64 [len(pairs)]."""
     particles, length = result.log_weights.shape[1], world.mixture.shape[1]
-    weights = (
-        result.log_weights[0].double().softmax(0)
-        if weighted
-        else torch.full((particles,), 1 / particles, dtype=torch.float64)
-    )
+    log_weights = result.log_weights[0] if weighted else torch.zeros(particles)
+    weights = log_weights.double().softmax(0)
     # A sequence's place in the list of all sequences is the number it spells.
     places = world.likelihood.codes ** torch.arange(length - 1, -1, -1)
     first, second = (result.codes[:, 0] * places).sum(-1)
@@ -112,7 +105,7 @@ def frequencies(world: World, result: SearchResult, weighted: bool = True) -> Te
 
 
 def total_variation(shares: Tensor, probabilities: Tensor) -> float:
-    """Half the L1 distance between two distributions: 0 where they agree, 1 where they share nothing."""
+    """Return half the L1 distance between two distributions: 0 where they agree, 1 where they share nothing."""
     return 0.5 * float((shares - probabilities).abs().sum())
 
 
@@ -130,6 +123,5 @@ def _enumerate(priors: MarkovPriors, likelihood: TabularLikelihood, mixture: lis
     prior, observed = (chain(0)[:, None] * chain(1)).flatten(), observed.flatten()
     evidence = float(prior @ observed)
     pairs = tuple(itertools.product(sequences, repeat=2))
-    return World(
-        priors, likelihood, torch.tensor([mixture]), pairs, prior, observed, prior * observed / evidence, evidence
-    )
+    posterior = prior * observed / evidence
+    return World(priors, likelihood, torch.tensor([mixture]), pairs, prior, observed, posterior, evidence)
