@@ -33,7 +33,7 @@ class Posterior(Protocol):
     """p(i, j) ∝ p1(i) p2(j) l(m|i,j) of one mixture code, drawn from as an original does."""
 
     def draw(self, mixture: int, log_first: Tensor, log_second: Tensor, generator: torch.Generator) -> Tensor:
-        """Codes int64 [2, N] from log-probabilities [N, K] under both priors."""
+        """Draw codes int64 [2, N] from log-probabilities [N, K] under both priors."""
 
 
 class DensePosterior:
@@ -80,16 +80,16 @@ class SparsePosterior:
         return coordinates[:, chosen]
 
     def scores(self, mixture: int, log_first: Tensor, log_second: Tensor) -> Tensor:
-        """log p1(i) + log p2(j) + log l(m|i,j) of every counted pair: [N, pairs]."""
+        """Return log p1(i) + log p2(j) + log l(m|i,j) of every counted pair: [N, pairs]."""
         (first, second), log_values = self.slice(mixture)
         return log_values + log_first[:, first] + log_second[:, second]
 
     def counted(self, mixture: int) -> bool:
-        """Whether the mixture code was ever counted."""
+        """Tell whether the mixture code was ever counted."""
         return self.starts[mixture + 1] > self.starts[mixture]
 
     def _slice(self, mixture: int) -> tuple[Tensor, Tensor]:
-        """Coordinates int64 [2, pairs] and log-values [pairs]."""
+        """Return coordinates int64 [2, pairs] and log-values [pairs]."""
         if not self.counted(mixture):
             diagonal = torch.arange(self.codes, device=self.pairs.device)
             return torch.stack([diagonal, diagonal]), torch.zeros(self.codes, device=self.pairs.device)
@@ -107,32 +107,31 @@ def _check_memory(particles: int, codes: int) -> None:
 
 
 def draw_category(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One category per row of [N, C], by the steps of `torch.distributions.Categorical(logits=logits).sample()`, its checks left out."""
+    """Draw one category per row of [N, C], by the steps of `torch.distributions.Categorical(logits=logits).sample()`, its checks left out."""
     normalised = logits - logits.logsumexp(-1, keepdim=True)
     return torch.multinomial(normalised.softmax(-1), 1, True, generator=generator)[:, 0]
 
 
 class GrowingPrior:
-    """One prior with a cache that grows by `torch.cat` in every layer at every step.
+    """One prior with a cache that grows by `torch.cat` in every layer at every step and is cut to the window, as Jukebox's is.
 
     Args:
         prior: a trained Prior.
         every_head: keep keys and values of every head, as Jukebox's attention does. Without it those that heads of this library's priors share
             are kept once: faster than any original.
+        cut: drop what no position looks back at any more; without it everything is kept, and attention sees the last `window` of it.
         dtype: of weights, products and cache.
-
-    The cache keeps everything and attention sees the last `window` of it, which is what this library's priors look back over.
     """
 
-    def __init__(self, prior: Prior, every_head: bool = True, dtype: torch.dtype = torch.float32):
+    def __init__(self, prior: Prior, every_head: bool = True, cut: bool = True, dtype: torch.dtype = torch.float32):
         self.prior = copy.deepcopy(prior).to(dtype)
-        self.settings, self.codes, self.every_head = prior.settings, prior.codes, every_head
+        self.settings, self.codes, self.every_head, self.cut = prior.settings, prior.codes, every_head, cut
         self.cache: list[tuple[Tensor, Tensor] | None] = [None] * self.settings.layers
         self.length = 0
 
     @torch.no_grad()
     def log_probs(self, codes: Tensor | None, particles: int = 1) -> Tensor:
-        """Log-probabilities of the next code after `codes` int64 [N], or after nothing for N = `particles`: float32 [N, K], nats."""
+        """Return log-probabilities of the next code after `codes` int64 [N], or after nothing for N = `particles`: float32 [N, K], nats."""
         if codes is None:
             codes = torch.full((particles,), self.codes, dtype=torch.long, device=self.prior.head.weight.device)
         rotation = rotary_angles(torch.arange(self.length, self.length + 1, device=codes.device), self.settings)
@@ -144,7 +143,7 @@ class GrowingPrior:
         return self.prior.head(norm(x))[:, 0].float().log_softmax(-1)
 
     def reorder(self, rows: Tensor) -> None:
-        """Row n goes on from the history of row rows[n]."""
+        """Let row n go on from the history of row rows[n]."""
         self.cache = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self.cache]
 
     def _attend(self, layer: int, block: Block, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
@@ -162,18 +161,21 @@ class GrowingPrior:
         mixed = scores.softmax(-1) @ values[:, :, -window:]
         return attention.project_out(mixed.reshape(x.shape))
 
-    def _grow(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def _grow(self, layer: int, *fresh: Tensor) -> tuple[Tensor, Tensor]:
+        """Join the keys and values of a position [N, heads, 1, D] to a layer's cache and return it, [N, heads, T, D] each."""
+        grown = fresh
         if self.cache[layer] is not None:
-            keys, values = self.cache[layer]
-            key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
-        self.cache[layer] = key, value
-        return key, value
+            grown = tuple(torch.cat(parts, 2) for parts in zip(self.cache[layer], fresh, strict=True))
+        if self.cut:
+            grown = tuple(part[:, :, -self.settings.window :] for part in grown)
+        self.cache[layer] = grown
+        return grown
 
 
 def sample(
     priors: list[GrowingPrior], posterior: Posterior, mixture: Tensor, particles: int, generator: torch.Generator
 ) -> Tensor:
-    """Ancestral sampling of both originals.
+    """Sample ancestrally, as both originals do.
 
     Args:
         priors: one per source, fresh.
@@ -193,7 +195,7 @@ def sample(
 
 
 def beam(priors: list[GrowingPrior], posterior: SparsePosterior, mixture: Tensor, beams: int) -> tuple[Tensor, Tensor]:
-    """LASS's beam search: the best of all hypotheses times all counted pairs, then every cache put in their order.
+    """Search by LASS's beam: keep the best of all hypotheses times all counted pairs, then every cache put in their order.
 
     The published code looks up the scores of the kept hypotheses a second time by their parents, which mixes them up; that is not repeated.
 
