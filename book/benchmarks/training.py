@@ -19,8 +19,8 @@ from hybridsep.data.minislakh.render import make_minislakh
 from hybridsep.data.stems import StemSet, build_stems, open_stems
 from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
-from hybridsep.pipeline.pipeline import encode_songs
 from hybridsep.training.codec import VQVAETask
+from hybridsep.training.encoding import encode_songs
 from hybridsep.training.loop import TrainingRun
 from hybridsep.training.prior import PriorTask
 

@@ -211,36 +211,6 @@ def study(
 
 
 @app.command()
-def bench(
-    group: Annotated[str, typer.Argument(help="posterior, decode, kernels, training or recording")],
-    codes: Annotated[int | None, typer.Option(min=2, help="K, the size of random codebooks")] = None,
-    particles: Annotated[int | None, typer.Option(min=1, help="N; each benchmark's own when not given")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="length of a chunk")] = 3.0,
-    model: Annotated[
-        Path | None, typer.Option(help="folder of a trained method of counts; untrained models without it")
-    ] = None,
-    only: Annotated[str | None, typer.Option(help="name of one benchmark of the group")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="rounds at most")] = 5,
-    budget: Annotated[float, typer.Option(help="seconds after which a timed call is repeated no more")] = 12.0,
-    quick: Annotated[bool, typer.Option("--quick", help="tiny sizes, to see that it runs")] = False,
-    minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="length of a long recording; a song's and an hour when not given")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--json", help="file for the rows and where they were measured")] = None,
-) -> None:
-    """Measure time and memory beside re-writings of the published code."""
-    from hybridsep.bench.groups import run_group
-    from hybridsep.bench.report import Options, write_json
-
-    result = run_group(
-        group, Options(codes, particles, seconds, model, only, repeats, budget, quick, minutes), typer.echo
-    )
-    if out is not None:
-        write_json(result, out)
-    typer.echo(f"{len(result['rows'])} rows in {result['provenance']['wall_seconds']:.0f} s")
-
-
-@app.command()
 def record(
     profile: ProfileOption = "cpu",
     data: DataOption = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from hybridsep.bench.models import separator_in
 from hybridsep.core.device import dtype_name, seeded_generator
 from hybridsep.core.profiles import METHODS, method_spec
 from hybridsep.evaluation.comparisons import (
@@ -19,6 +18,7 @@ from hybridsep.evaluation.comparisons import (
 from hybridsep.evaluation.rows import rows_where
 from hybridsep.evaluation.statistics import holm
 from hybridsep.inference.markov import bigram_priors, uniform_priors, unigram_priors
+from hybridsep.inference.separator import Separator
 from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.studies import Study
 from hybridsep.studies.settings import with_search
@@ -142,7 +142,7 @@ def precision(study: Study) -> None:
         for seed in range(PRECISION_SEEDS):
             run = evaluation.blind_run(
                 "hybrid",
-                change=lambda separator, precision, dtype=dtype: separator_in(separator, dtype),
+                change=in_precision,
                 seed=seed,
                 precision=dtype_name(dtype),
             )
@@ -150,6 +150,12 @@ def precision(study: Study) -> None:
     table = pd.concat(rows, ignore_index=True)
     study.write("scores", table[table.metric.isin(("sdr", "log_evidence", "seconds"))])
     study.write("differences", precision_differences(table))
+
+
+def in_precision(separator: Separator, precision: str) -> Separator:
+    """Return the same models with their products in "float32" or "bfloat16"."""
+    profile = separator.profile.model_copy(update={"precision": {"float32": "fp32", "bfloat16": "bf16"}[precision]})
+    return Separator(separator.vqvae, separator.priors, separator.likelihood, profile)
 
 
 def precision_differences(table: pd.DataFrame) -> pd.DataFrame:
