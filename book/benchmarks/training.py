@@ -78,7 +78,7 @@ def _codec_task(profile: Profile, stems: StemSet, dtype: torch.dtype) -> VQVAETa
 
 
 def _prior_task(profile: Profile, stems: StemSet, dtype: torch.dtype) -> PriorTask:
-    codes = encode_songs(_vqvae(profile, stems), stems)
+    codes = encode_songs(_vqvae(profile, stems), stems, silent=True)
     torch.manual_seed(0)
     return PriorTask(Prior(profile.prior, profile.vqvae.codes).to(default_device()), codes, 0, dtype)
 
