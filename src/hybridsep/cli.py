@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -220,8 +221,9 @@ def record(
 ) -> None:
     """Keep the models of a finished run, in little room and with a model card, where the book and `separate` find them."""
     from hybridsep.pipeline.release import record_run
+    from hybridsep.report.model_card import model_card
 
-    folder = record_run(_pipeline(profile, runs, data), out, results)
+    folder = record_run(_pipeline(profile, runs, data), out, partial(model_card, results=results))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     typer.echo(f"{size / 1e6:.1f} MB in {folder}")
 

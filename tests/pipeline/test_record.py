@@ -1,13 +1,13 @@
 """The run of record: little room, nothing lost that must be exact, and models that a run takes as if it had made them itself."""
 
 import errno
-import functools
 import json
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +31,7 @@ from hybridsep.pipeline.record import write_record
 from hybridsep.pipeline.release import record_run, shipped_model
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import budget, recorded_note, step_times
+from hybridsep.report.model_card import model_card
 
 CHANGES = {"evaluation": {"searches": ["particle"]}}
 SMALL_FILE = 2_000_000  # bytes; pictures and tables of the book have less
@@ -53,7 +54,7 @@ def trained(profile, tmp_path_factory):
 def records(trained, tmp_path_factory):
     """Folder of records, with that of the finished run; tests that change it copy it first."""
     out = tmp_path_factory.mktemp("records")
-    record_run(trained, out, out / "no results")
+    record_run(trained, out, partial(model_card, results=out / "no results"))
     return out
 
 
@@ -158,7 +159,7 @@ def test_record_that_is_too_large_is_refused_and_the_former_kept(trained, copied
     before = contents(copied)
     monkeypatch.setattr(record, limit, 5000)
     with pytest.raises(HybridsepError, match="MB"):
-        record_run(trained, copied, copied / "no results")
+        record_run(trained, copied, partial(model_card, results=copied / "no results"))
     assert contents(copied) == before
 
 
@@ -173,7 +174,7 @@ def test_record_that_cannot_be_written_leaves_the_former(trained, copied, monkey
 
     monkeypatch.setattr(record, "write_atomically", full)
     with pytest.raises(HybridsepError, match="No space left"):
-        record_run(trained, copied, copied / "no results")
+        record_run(trained, copied, partial(model_card, results=copied / "no results"))
     assert contents(copied) == before
 
 
@@ -187,7 +188,7 @@ def test_record_that_cannot_get_its_name_leaves_the_former(trained, copied, monk
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(HybridsepError, match="Input/output error"):
-        record_run(trained, copied, copied / "no results")
+        record_run(trained, copied, partial(model_card, results=copied / "no results"))
     assert contents(copied) == before
 
 
@@ -201,11 +202,11 @@ def test_record_killed_between_its_two_names_is_found_again(copied):
 
 def test_run_without_all_models_or_scores_is_no_record(trained, fresh, tmp_path):
     with pytest.raises(HybridsepError, match="no vqvae-plain yet"):
-        record_run(fresh, tmp_path / "out", tmp_path)
+        record_run(fresh, tmp_path / "out", partial(model_card, results=tmp_path))
     for step in trained.model_steps():
         shutil.copytree(step.folder, fresh.root / step.folder.name)
     with pytest.raises(HybridsepError, match="no evaluation.csv yet"):
-        record_run(fresh, tmp_path / "out", tmp_path)
+        record_run(fresh, tmp_path / "out", partial(model_card, results=tmp_path))
     assert not (tmp_path / "out").exists()
 
 
@@ -249,7 +250,7 @@ def test_model_card_says_data_scores_with_spread_limits_and_licence(records, tra
     particles = pd.DataFrame([{"method": "hybrid", "largest": 0.0125}])
     for name, table in {"figures": figures, "differences": differences, "same_particles": particles}.items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    record_run(trained, tmp_path / "out", tmp_path)
+    record_run(trained, tmp_path / "out", partial(model_card, results=tmp_path))
     card = (tmp_path / "out" / "micro" / "README.md").read_text()
     assert all(text in card for text in ("ceiling by 0.0040 dB", "by 0.013 dB at most", "up to 0.31 dB", "up to 0.50."))
     assert re.search(r"\| detuned \|.*1\.25", card)
@@ -427,10 +428,10 @@ def test_model_that_comes_along_is_made_once_and_kept_by_its_record(records, cac
 
 def test_separate_needs_no_model_where_one_comes_along(records, cache, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "song.wav", 0.2 * torch.randn(16_000, generator=seeded()).numpy(), 8000)
-    monkeypatch.setattr(release, "shipped_model", functools.partial(shipped_model, records, "micro"))
+    monkeypatch.setattr(release, "shipped_model", partial(shipped_model, records, "micro"))
     status, said, _ = run("separate", tmp_path / "song.wav", tmp_path / "out", "--particles", 2)
     assert status == 0 and "bass.wav" in said and (tmp_path / "out" / "drums.wav").is_file()
-    monkeypatch.setattr(release, "shipped_model", functools.partial(shipped_model, None))
+    monkeypatch.setattr(release, "shipped_model", partial(shipped_model, None))
     status, _, said = run("separate", tmp_path / "song.wav", tmp_path / "other", "--particles", 2)
     (line,) = lines_of(said)
     assert status == 1 and "no trained model came with this copy" in line and "hybridsep train hybrid" in line

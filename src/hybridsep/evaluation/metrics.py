@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import functools
+import importlib.util
 import types
 import warnings
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -20,8 +22,8 @@ STFT_SIZES = (2048, 512, 128)
 FEWEST_IN_PARALLEL = 24
 
 
-def sdr(estimate: np.ndarray, reference: np.ndarray, window: int) -> float:
-    """SDR of BSS Eval v4 as museval reports it: median over windows of 10 log10(‖s‖² / ‖s − ŝ‖²).
+def sdr(estimate: np.ndarray, reference: np.ndarray, window: int) -> np.ndarray:
+    """Return the SDR of BSS Eval v4, dB: median over windows of 10 log10(‖s‖² / ‖s − ŝ‖²).
 
     With one channel, museval's four components add up to the estimate, so its SDR needs none of its 512-tap filters: this is the same
     figure thousands of times faster (a test compares them). museval also leaves out windows in which another source or an estimate is
@@ -46,12 +48,12 @@ def sdr(estimate: np.ndarray, reference: np.ndarray, window: int) -> float:
 
 
 def _energy(x: np.ndarray) -> np.ndarray:
-    """Σ x² over the last axis, summed in float64."""
+    """Return Σ x² over the last axis, summed in float64."""
     return np.einsum("...t,...t->...", x, x, dtype=np.float64, casting="same_kind")
 
 
-def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
-    """Scale-invariant SDR. float [..., T] -> float [...]. Source: Le Roux et al. 2019 (arXiv 1811.02508), eq. 5."""
+def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return the scale-invariant SDR, dB: float [..., T] -> float [...]. Source: Le Roux et al. 2019 (arXiv 1811.02508), eq. 5."""
     target = reference.astype(np.float64)
     scale = (estimate * target).sum(-1, keepdims=True) / np.maximum((target**2).sum(-1, keepdims=True), 1e-12)
     projected = scale * target
@@ -61,13 +63,13 @@ def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
     return np.where((target**2).sum(-1) > 0, values, np.nan)[()]
 
 
-def si_sdr_improvement(estimate: np.ndarray, reference: np.ndarray, mixture: np.ndarray) -> float:
-    """SI-SDR that an estimate has over the mixture itself, dB: float [..., T] that broadcast -> float [...]."""
+def si_sdr_improvement(estimate: np.ndarray, reference: np.ndarray, mixture: np.ndarray) -> np.ndarray:
+    """Return the SI-SDR that an estimate has over the mixture itself, dB: float [..., T] that broadcast -> float [...]."""
     return si_sdr(estimate, reference) - si_sdr(mixture, reference)
 
 
-def stft_distance(estimate: np.ndarray, reference: np.ndarray, sizes: tuple[int, ...] = STFT_SIZES) -> float:
-    """Multi-resolution STFT distance ‖|S| − |Ŝ|‖ / ‖|S|‖, mean over several window lengths; blind to phase, 0 at best, 1 for silence.
+def stft_distance(estimate: np.ndarray, reference: np.ndarray, sizes: tuple[int, ...] = STFT_SIZES) -> np.ndarray:
+    """Return the multi-resolution STFT distance ‖|S| − |Ŝ|‖ / ‖|S|‖, mean over window lengths: blind to phase, 0 at best, 1 for silence.
 
     Args:
         estimate, reference: float [..., T], of shapes that broadcast.
@@ -90,7 +92,7 @@ def stft_distance(estimate: np.ndarray, reference: np.ndarray, sizes: tuple[int,
 
 
 def _magnitudes(waveform: np.ndarray, size: int) -> np.ndarray:
-    """[..., T] -> [..., frames, size / 2 + 1], in the precision of the waveform."""
+    """Return the STFT's magnitudes, [..., T] -> [..., frames, size / 2 + 1], in the precision of the waveform."""
     padding = [(0, 0)] * (waveform.ndim - 1) + [(size // 2, size // 2)]
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(waveform, padding, mode="reflect"), size, axis=-1)[
         ..., :: size // 4, :
@@ -99,7 +101,7 @@ def _magnitudes(waveform: np.ndarray, size: int) -> np.ndarray:
 
 
 def nan_windows(estimates: np.ndarray, references: np.ndarray, window: int) -> np.ndarray:
-    """How many windows BSS Eval leaves out, NaN, as not defined: those in which any reference or any estimate is silent.
+    """Count the windows that BSS Eval leaves out as not defined: those in which any reference or any estimate is silent.
 
     Args:
         estimates, references: float [P, ..., T].
@@ -119,7 +121,7 @@ def nan_windows(estimates: np.ndarray, references: np.ndarray, window: int) -> n
 def bss_eval(
     estimates: np.ndarray, references: np.ndarray, window: int, label: str | None = None
 ) -> dict[str, np.ndarray]:
-    """SDR, ISR, SIR and SAR of BSS Eval v4 by museval, with win = hop = `window` samples.
+    """Return SDR, ISR, SIR and SAR of BSS Eval v4 by museval, dB, with win = hop = `window` samples.
 
     Many mixtures are scored in as many processes as there are cores. Each computes on one thread, here too, so that the figures are the
     same bit for bit however many processes there are.
@@ -150,20 +152,20 @@ def bss_eval(
 
 
 def _score_mixture(estimates: np.ndarray, references: np.ndarray, window: int) -> np.ndarray:
-    """BSS_EVAL's figures of one mixture: float [P, T] -> [4, P]."""
-    museval = _museval()
+    """Return BSS_EVAL's figures of one mixture: float [P, T] -> [4, P]."""
     # Its small products wait for each other on more threads, and their sums would depend on how many there are.
     with threadpool_limits(1):
-        values = museval.evaluate(references[..., None], estimates[..., None], win=window, hop=window, mode="v4")
+        values = museval_metrics().bss_eval(references[..., None], estimates[..., None], window=window, hop=window)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.stack([np.nanmedian(v, axis=1) for v in values[: len(BSS_EVAL)]])
 
 
-def _museval() -> types.ModuleType:
-    """museval without musdb, which wants ffmpeg on the PATH although BSS Eval reads no file."""
-    sys.modules.setdefault("musdb", types.ModuleType("musdb"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import museval
-    return museval
+@functools.lru_cache
+def museval_metrics() -> types.ModuleType:
+    """Return museval's module of metrics by itself: the package wants musdb, and that ffmpeg on the PATH, to read files."""
+    package = importlib.util.find_spec("museval")
+    spec = importlib.util.spec_from_file_location("museval_metrics", Path(package.origin).with_name("metrics.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
