@@ -1,0 +1,327 @@
+"""The files of an archive on a web server or on the disk, one after the other; a tar.gz is never kept.
+
+Slakh2100-redux is one gzip stream of 104 GB, in which nothing can be reached but by inflating all that comes before it. `indexed_gzip` notes
+points to inflate from; the last of them is the mark from which a later run goes on. A zip's directory is at its end: BabySlakh's (0.9 GB)
+is saved by `pooch` first.
+
+`fsspec`'s HTTP file cannot stand in for `Source`: it asks for each block by itself (20 000 requests of 5 MB, where Zenodo grants a guest
+2 000 an hour), gives up at the first broken connection and does not notice a file that changes. Its block cache is used.
+
+Not held: the MD5 of a tar.gz read in several runs, for hashlib cannot store its state. Then gzip's own CRC-32 is all there is, carried
+from run to run; `indexed_gzip` leaves it unchecked, so it is summed here.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import io
+import os
+import re
+import shutil
+import stat
+import sys
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pooch
+import requests
+import urllib3
+from fsspec.spec import AbstractBufferedFile
+from indexed_gzip import IndexedGzipFile, ZranError
+from requests.adapters import HTTPAdapter
+from tqdm import tqdm
+
+from hybridsep.core.errors import HybridsepError
+
+CHUNK = 1 << 20
+SPACING = 1 << 20  # bytes inflated between two points of the index, each of 32 KB
+BLOCKS = 8  # of CHUNK bytes kept: indexed_gzip reads each stretch twice and steps back by 3 spacings at most
+TIMEOUT, TRIES = 60.0, 6  # seconds without a byte; tries until a connection counts as lost
+RETRY = urllib3.Retry(TRIES, backoff_factor=1.0, status_forcelist={408, 425, 429, 500, 502, 503, 504})
+_POINT = np.dtype([("consumed", "<u8"), ("produced", "<u8"), ("bits", "u1"), ("window", "u1")])
+_HEADER, _WINDOW = 35, 1 << 15  # bytes before the points in an exported index, and of the window that each point has
+
+
+class ConnectionLost(HybridsepError):
+    """The archive cannot be reached any more; what was read until then is good."""
+
+
+class Damaged(HybridsepError):
+    """The archive is not what it should be; what waits of it is of no use."""
+
+
+class Member(NamedTuple):
+    """One regular file, to be read before the next is asked for; `size` in bytes, as the archive declares it."""
+
+    name: str
+    size: int
+    file: BinaryIO
+
+
+class Source(AbstractBufferedFile):
+    """A file on a web server or on the disk, seekable, whose broken connections are had back.
+
+    Attributes:
+        version: what changes if the file does: size, and tag or time.
+        magic: its first four bytes.
+        received: bytes that came in this run.
+
+    Raises:
+        ConnectionLost: the server cannot be reached (again).
+        HybridsepError: no such file or address, a server that knows no byte ranges, or a file that changes while it is read.
+    """
+
+    def __init__(self, address: str, bar: tqdm):
+        self.address, self._bar, self.version = address, bar, [0, ""]
+        self._body, self._at, self.received = None, 0, 0  # the connection, and the next byte on it
+        self._md5, self._hashed = hashlib.md5(usedforsecurity=False), 0
+        self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=RETRY))
+        self.remote = re.match("https?://", address, re.IGNORECASE) is not None
+        if self.remote:
+            with self._ask(0, "3") as answer:
+                self.magic, size = answer.content, int(answer.headers["Content-Range"].rpartition("/")[2])
+                tag = answer.headers.get("ETag", "W/")  # a weak one does not hold for ranges
+                self.version = [size, answer.headers.get("Last-Modified", "") if tag.startswith("W/") else tag]
+        elif (path := Path(address)).is_file():
+            with path.open("rb") as file:
+                self.magic = file.read(4)
+            self.version = [path.stat().st_size, str(path.stat().st_mtime_ns)]
+        else:
+            raise HybridsepError(f"no archive {address}: give a file or an http(s) address")
+        bar.total = self.version[0]
+        options = {"size": bar.total, "cache_type": "blockcache", "cache_options": {"maxblocks": BLOCKS}}
+        super().__init__(None, address, block_size=CHUNK, **options)
+
+    @property
+    def digest(self) -> str | None:
+        """MD5 of the whole file, hexadecimal, if this run has read all of it."""
+        return self._md5.hexdigest() if self._hashed == self.size else None
+
+    def close(self) -> None:
+        """Hang up."""
+        self._hang_up()
+        super().close()
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        if start != self._at:
+            self._hang_up()
+            self._at = start
+        content = bytearray()
+        while (missing := min(end, self.size) - self._at) > 0:
+            piece = self._receive(missing)
+            if self._at <= self._hashed:
+                self._md5.update(piece[self._hashed - self._at :])
+                self._hashed = max(self._hashed, self._at + len(piece))
+            self._at += len(piece)
+            self.received += len(piece)
+            self._bar.update(max(0, self._at - self._bar.n))
+            content += piece
+        return bytes(content)
+
+    def _receive(self, count: int) -> bytes:
+        """Return up to `count` bytes that come next; have a broken connection back."""
+        for failures in range(TRIES + 1):
+            try:
+                self._body = self._body or self._connect()
+                if content := self._body.read1(count):
+                    return content
+                reason: object = "closed before its end"
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                reason = error.args[0] if error.args else error
+            self._hang_up()
+            tqdm.write(f"connection to {self.address} broken at byte {self._at} ({reason}): trying again", sys.stderr)
+            time.sleep(2.0**failures - 1)
+        raise ConnectionLost(f"lost the connection to {self.address} at byte {self._at}: {reason}; run again to go on")
+
+    def _connect(self) -> BinaryIO | urllib3.HTTPResponse:
+        if self.remote:
+            return self._ask(self._at).raw
+        file = Path(self.address).open("rb")
+        file.seek(self._at)
+        return file
+
+    def _ask(self, first: int, last: str = "") -> requests.Response:
+        """Ask for bytes from `first` on; refuse an answer that brings others."""
+        size, tag = self.version
+        headers = {
+            "Range": f"bytes={first}-{last}",
+            "Accept-Encoding": "identity",
+            **({"If-Range": tag} if tag else {}),
+        }
+        try:
+            answer = self._session.get(self.address, headers=headers, stream=True, timeout=TIMEOUT)
+        except requests.RequestException as error:
+            raise ConnectionLost(f"lost the connection to {self.address} at byte {first}: {error}") from None
+        extent = re.fullmatch(rf"bytes {first}-\d+/{size or '[0-9]+'}", answer.headers.get("Content-Range", ""))
+        if answer.status_code == 206 and extent:
+            return answer
+        answer.close()
+        if answer.status_code not in (200, 206):
+            raise HybridsepError(f"{self.address} answers {answer.status_code} {answer.reason}")
+        if size:
+            raise HybridsepError(f"{self.address} changed while it was read: run again to begin anew")
+        raise HybridsepError(f"{self.address}: its server knows no byte ranges; download the file and give its path")
+
+    def _hang_up(self) -> None:
+        if self._body is not None:
+            self._body.close()
+            self._body = None
+
+
+class Archive:
+    """The files of a tar.gz or a zip, in its order.
+
+    Args:
+        md5: to hold the whole archive against, hexadecimal.
+        folder: where a zip on a server is saved.
+        mark: what `mark` gave in an earlier run, to begin there.
+
+    Attributes:
+        checked: what is known of the archive's integrity, in words.
+
+    Raises, when iterated:
+        Damaged: the archive has another MD5, or holds a link, a device or a path that leads out of it.
+        Exception: any of the libraries' when the archive is damaged; see `naming_damage`.
+    """
+
+    def __init__(self, source: Source, md5: str | None, folder: Path, mark: dict | None = None):
+        self._source, self._md5, self._folder = source, md5, folder
+        self.checked = "not read to its end, so its MD5 cannot be checked; every stem kept was decoded whole"
+        self._gz = IndexedGzipFile(fileobj=source, spacing=SPACING, buffer_size=SPACING) if source.magic[:2] == b"\x1f\x8b" else None
+        self._next = self._summed = self._crc = 0  # place of the next member, bytes inflated, and their CRC-32
+        if mark:
+            self._gz.import_index(fileobj=io.BytesIO(base64.b64decode(mark["index"])))
+            self._next, self._summed, self._crc = mark["next"], mark["summed"], mark["crc"]
+
+    def __iter__(self) -> Iterator[Member]:
+        if self._gz:
+            return self._tar_members()
+        if self._source.magic == b"PK\x03\x04":
+            return self._zip_members()
+        raise zipfile.BadZipFile("it begins neither as a tar.gz nor as a zip")
+
+    def mark(self) -> dict | None:
+        """Return where to go on with the file yielded last, as plain values; None where there is no such place."""
+        if not self._gz:
+            return None
+        self._gz.export_index(fileobj=(file := io.BytesIO()))
+        index = _from_place(file.getvalue(), min(self._next, self._summed))
+        self._gz.import_index(fileobj=io.BytesIO(index))  # all points of 104 GB would take 3 GB of memory
+        return {"next": self._next, "summed": self._summed, "crc": self._crc, "index": base64.b64encode(index).decode()}
+
+    def read(self, count: int) -> bytes:
+        """Inflate `count` bytes of a tar.gz and sum those that no earlier run has summed."""
+        place = self._gz.tell()
+        try:
+            content = self._gz.read(count)
+        except ZranError as error:
+            raise error.__cause__ or gzip.BadGzipFile("it cannot be inflated") from None
+        self._crc = zlib.crc32(content[max(0, self._summed - place) :], self._crc)
+        self._summed = max(self._summed, place + len(content))
+        return content
+
+    def _tar_members(self) -> Iterator[Member]:
+        self._gz.seek(min(self._next, self._summed))
+        while (left := self._next - self._gz.tell()) > 0 and self.read(min(CHUNK, left)):
+            pass  # of a file that was to be skipped when the earlier run ended
+        begin = self._next
+        with tarfile.open(fileobj=self, mode="r|", bufsize=1 << 16) as tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # or it remembers every file of the archive
+                _refuse_dangers(info.name, info.isreg() or info.isdir(), info.issym() or info.islnk())
+                if info.isreg():
+                    yield Member(info.name, info.size, tar.extractfile(info))
+                self._next = begin + tar.offset  # not before whoever asked for the file is through with it
+            # tarfile takes a header that makes no sense, or none, for the end; but zeros mark the end, and only they follow.
+            while content := tar.fileobj.read(CHUNK):
+                if content.strip(b"\0"):
+                    raise tarfile.ReadError("a file's header makes no sense")
+            if self._gz.tell() < begin + tar.offset + tarfile.BLOCKSIZE:
+                raise EOFError("it ends before its end")
+        self._source.seek(-8, os.SEEK_END)
+        crc, size = np.frombuffer(self._source.read(), "<u4")
+        right = crc == self._crc and size == self._summed % 2**32
+        if (
+            size == self._summed % 2**32 and not right
+        ):  # another size: several streams, of which only the last one's sum is there
+            raise gzip.BadGzipFile(f"its checksum is {self._crc:08x}, not {crc:08x}")
+        self._compare(self._source.digest, "gzip's own checksum is right" if right else "gzip's own was not")
+
+    def _compare(self, digest: str | None, otherwise: str = "") -> None:
+        """Hold the whole archive's MD5, if it is known, against the one on record."""
+        if digest and self._md5 and digest != self._md5.lower():
+            raise Damaged(
+                f"{self._source.address} is not the archive it should be: its MD5 is {digest}, not {self._md5}"
+            )
+        known = "as it should be" if self._md5 else "(none was given to hold it against)"
+        several = f"in several runs, so its MD5 cannot be checked; {otherwise}"
+        self.checked = f"read to its end{f', MD5 {digest} {known}' if digest else f' {several}'}"
+
+    def _zip_members(self) -> Iterator[Member]:
+        path = self._saved() if self._source.remote else Path(self._source.address)
+        self._compare(pooch.file_hash(str(path), "md5"))
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
+                _refuse_dangers(info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR), kind == stat.S_IFLNK)
+                if info.flag_bits & 1:
+                    raise zipfile.BadZipFile("its files are encrypted")
+                if not info.is_dir():
+                    yield Member(info.filename, info.file_size, archive.open(info))
+
+    def _saved(self) -> Path:
+        """Save a zip, going on with what an earlier run has saved of this version of it."""
+        name = hashlib.sha256(repr((self._source.address, self._source.version)).encode()).hexdigest()[:12]
+        part = self._folder / f"{name}.part"
+
+        def go_on(_: str, output: str, __: object) -> None:
+            with part.open("ab") as file:
+                self._source.seek(file.tell())
+                shutil.copyfileobj(self._source, file, CHUNK)
+            part.replace(output)
+
+        pooch.get_logger().setLevel("WARNING")
+        return Path(pooch.retrieve(self._source.address, None, f"{name}.zip", self._folder, downloader=go_on))
+
+
+@contextmanager
+def naming_damage(source: Source) -> Iterator[None]:
+    """Turn what the libraries raise on a broken archive, wherever its members are read, into one line."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise Damaged(f"{source.address} is damaged, cut off or no archive (byte {source.tell()}): {what}") from None
+
+
+def _from_place(index: bytes, place: int) -> bytes:
+    """Leave of an exported index the first point, the last one up to byte `place` of what is inflated, and those after it."""
+    count = int(np.frombuffer(index, "<u4", 1, _HEADER - 4)[0])
+    points = np.frombuffer(index, _POINT, count, _HEADER)
+    kept = np.arange(count)
+    kept = kept[(kept == 0) | (kept >= np.searchsorted(points["produced"], place, side="right") - 1)]
+    windows = np.frombuffer(index, np.uint8, offset=_HEADER + points.nbytes).reshape(-1, _WINDOW)
+    numbers = (np.cumsum(points["window"], dtype=np.int64) - 1)[kept[points["window"][kept] == 1]]
+    return index[: _HEADER - 4] + np.uint32(len(kept)).tobytes() + points[kept].tobytes() + windows[numbers].tobytes()
+
+
+def _refuse_dangers(name: str, harmless: bool, link: bool) -> None:
+    """Refuse an archive that tries to write where it should not; nothing is ever written under a member's own name."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not harmless:
+        raise Damaged(f"refused: the archive holds a {'link' if link else 'device'}, {name!r}, among its songs")
+    if path.is_absolute() or ".." in path.parts or path.parts[:1] and path.parts[0].endswith(":"):
+        raise Damaged(f"refused: the archive holds the path {name!r}, which leads out of the folder it belongs in")
