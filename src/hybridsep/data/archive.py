@@ -1,20 +1,19 @@
 """The files of an archive on a web server or on the disk, one after the other; a tar.gz is never kept.
 
-Slakh2100-redux is one gzip stream of 104 GB, in which nothing can be reached but by inflating all that comes before it. `indexed_gzip` notes
-points to inflate from; the last of them is the mark from which a later run goes on. A zip's directory is at its end: BabySlakh's (0.9 GB)
-is saved by `pooch` first.
+Slakh2100-redux is one gzip stream of 104 GB, in which nothing can be reached but by inflating all that comes before it.
+`indexed_gzip` notes points to inflate from; the last of them is the mark from which a later run goes on, with 3 MB at most
+to read again. A zip's directory is at its end: BabySlakh's (0.9 GB) is saved by `pooch` first.
 
-`fsspec`'s HTTP file cannot stand in for `Source`: it asks for each block by itself (20 000 requests of 5 MB, where Zenodo grants a guest
-2 000 an hour), gives up at the first broken connection and does not notice a file that changes. Its block cache is used.
+`fsspec`'s HTTP file cannot stand in for `Source`: it asks for each block by itself (20 000 requests of 5 MB, where Zenodo
+grants a guest 2 000 an hour), gives up at the first broken connection and does not notice a file that changes.
 
-Not held: the MD5 of a tar.gz read in several runs, for hashlib cannot store its state. Then gzip's own CRC-32 is all there is, carried
-from run to run; `indexed_gzip` leaves it unchecked, so it is summed here.
+Not held: the MD5 of a tar.gz read in several runs, for hashlib cannot store its state. Then gzip's own CRC-32 is all there
+is, carried from run to run; `indexed_gzip` leaves it unchecked, so it is summed here.
 """
 
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import io
 import os
@@ -29,7 +28,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pooch
@@ -43,8 +42,8 @@ from tqdm import tqdm
 from hybridsep.core.errors import HybridsepError
 
 CHUNK = 1 << 20
-SPACING = 1 << 20  # bytes inflated between two points of the index, each of 32 KB
 BLOCKS = 8  # of CHUNK bytes kept: indexed_gzip reads each stretch twice and steps back by 3 spacings at most
+SPACING = 1 << 20  # bytes inflated between two points of the index, each of 32 KB
 TIMEOUT, TRIES = 60.0, 6  # seconds without a byte; tries until a connection counts as lost
 RETRY = urllib3.Retry(TRIES, backoff_factor=1.0, status_forcelist={408, 425, 429, 500, 502, 503, 504})
 _POINT = np.dtype([("consumed", "<u8"), ("produced", "<u8"), ("bits", "u1"), ("window", "u1")])
@@ -64,7 +63,7 @@ class Member(NamedTuple):
 
     name: str
     size: int
-    file: BinaryIO
+    file: IO[bytes]
 
 
 class Source(AbstractBufferedFile):
@@ -77,13 +76,14 @@ class Source(AbstractBufferedFile):
 
     Raises:
         ConnectionLost: the server cannot be reached (again).
-        HybridsepError: no such file or address, a server that knows no byte ranges, or a file that changes while it is read.
+        HybridsepError: no such file, a server that knows no byte ranges, or a file that changes while it is read.
     """
 
     def __init__(self, address: str, bar: tqdm):
-        self.address, self._bar, self.version = address, bar, [0, ""]
-        self._body, self._at, self.received = None, 0, 0  # the connection, and the next byte on it
-        self._md5, self._hashed = hashlib.md5(usedforsecurity=False), 0
+        self.address, self._bar, self.version = address, bar, (0, "")
+        self._body: Any = None  # what is read from, `_at` the next byte of it
+        self._at = self._hashed = self.received = 0
+        self._md5 = hashlib.md5(usedforsecurity=False)
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=RETRY))
@@ -92,21 +92,20 @@ class Source(AbstractBufferedFile):
             with self._ask(0, "3") as answer:
                 self.magic, size = answer.content, int(answer.headers["Content-Range"].rpartition("/")[2])
                 tag = answer.headers.get("ETag", "W/")  # a weak one does not hold for ranges
-                self.version = [size, answer.headers.get("Last-Modified", "") if tag.startswith("W/") else tag]
+                self.version = size, answer.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
         elif (path := Path(address)).is_file():
             with path.open("rb") as file:
                 self.magic = file.read(4)
-            self.version = [path.stat().st_size, str(path.stat().st_mtime_ns)]
+            self.version = path.stat().st_size, str(path.stat().st_mtime_ns)
         else:
             raise HybridsepError(f"no archive {address}: give a file or an http(s) address")
-        bar.total = self.version[0]
-        options = {"size": bar.total, "cache_type": "blockcache", "cache_options": {"maxblocks": BLOCKS}}
-        super().__init__(None, address, block_size=CHUNK, **options)
+        bar.total, cache = self.version[0], {"maxblocks": BLOCKS}
+        super().__init__(None, address, "rb", CHUNK, cache_type="blockcache", cache_options=cache, size=bar.total)
 
     @property
-    def digest(self) -> str | None:
-        """MD5 of the whole file, hexadecimal, if this run has read all of it."""
-        return self._md5.hexdigest() if self._hashed == self.size else None
+    def digest(self) -> str:
+        """MD5 of the whole file, hexadecimal; empty if this run has not read all of it."""
+        return self._md5.hexdigest() if self._hashed == self.size else ""
 
     def close(self) -> None:
         """Hang up."""
@@ -117,17 +116,16 @@ class Source(AbstractBufferedFile):
         if start != self._at:
             self._hang_up()
             self._at = start
-        content = bytearray()
+        pieces = []
         while (missing := min(end, self.size) - self._at) > 0:
-            piece = self._receive(missing)
+            pieces.append(piece := self._receive(missing))
             if self._at <= self._hashed:
                 self._md5.update(piece[self._hashed - self._at :])
                 self._hashed = max(self._hashed, self._at + len(piece))
             self._at += len(piece)
             self.received += len(piece)
             self._bar.update(max(0, self._at - self._bar.n))
-            content += piece
-        return bytes(content)
+        return b"".join(pieces)
 
     def _receive(self, count: int) -> bytes:
         """Return up to `count` bytes that come next; have a broken connection back."""
@@ -144,7 +142,7 @@ class Source(AbstractBufferedFile):
             time.sleep(2.0**failures - 1)
         raise ConnectionLost(f"lost the connection to {self.address} at byte {self._at}: {reason}; run again to go on")
 
-    def _connect(self) -> BinaryIO | urllib3.HTTPResponse:
+    def _connect(self) -> Any:
         if self.remote:
             return self._ask(self._at).raw
         file = Path(self.address).open("rb")
@@ -179,6 +177,55 @@ class Source(AbstractBufferedFile):
             self._body = None
 
 
+class Inflated:
+    """What a tar.gz inflates to, and the CRC-32 of it; from the beginning or from a mark.
+
+    Attributes:
+        place: where the next member begins, to be set by whoever reads.
+        position: bytes inflated before what comes next.
+    """
+
+    def __init__(self, source: Source, mark: dict | None):
+        self._source, self._crc, self.place = source, 0, 0
+        self._file = IndexedGzipFile(fileobj=source, spacing=SPACING, buffer_size=SPACING)
+        self.position = self._summed = 0
+        if mark:
+            self._file.import_index(fileobj=io.BytesIO(base64.b64decode(mark["index"])))
+            self.place, self._summed, self._crc = mark["place"], mark["summed"], mark["crc"]
+            self.position = self._file.seek(min(self.place, self._summed))
+            while (left := self.place - self.position) > 0 and self.read(min(CHUNK, left)):
+                pass  # of a member that was to be skipped when the earlier run ended
+
+    def read(self, count: int) -> bytes:
+        """Inflate `count` bytes and sum those that no earlier run has summed."""
+        try:
+            content = self._file.read(count)
+        except ZranError as error:
+            raise error.__cause__ or EOFError("it cannot be inflated") from None
+        self._crc = zlib.crc32(content[max(0, self._summed - self.position) :], self._crc)
+        self.position += len(content)
+        self._summed = max(self._summed, self.position)
+        return content
+
+    def mark(self) -> dict:
+        """Return where to go on with the member at `place`, as plain values."""
+        self._file.export_index(fileobj=(file := io.BytesIO()))
+        index = _from_place(file.getvalue(), min(self.place, self._summed))
+        self._file.import_index(fileobj=io.BytesIO(index))  # all points of 104 GB would take 3 GB of memory
+        index_text = base64.b64encode(index).decode()
+        return {"place": self.place, "summed": self._summed, "crc": self._crc, "index": index_text}
+
+    def check(self) -> str:
+        """Hold all that was inflated against gzip's trailer; return in words what that tells."""
+        self._source.seek(-8, os.SEEK_END)
+        crc, size = np.frombuffer(self._source.read(), "<u4")
+        if size != self._summed % 2**32:
+            return "it has several streams, so gzip's own checksum was not used"
+        if crc != self._crc:
+            raise zlib.error(f"its checksum is {self._crc:08x}, not {crc:08x}")
+        return "gzip's own checksum is right"
+
+
 class Archive:
     """The files of a tar.gz or a zip, in its order.
 
@@ -198,79 +245,48 @@ class Archive:
     def __init__(self, source: Source, md5: str | None, folder: Path, mark: dict | None = None):
         self._source, self._md5, self._folder = source, md5, folder
         self.checked = "not read to its end, so its MD5 cannot be checked; every stem kept was decoded whole"
-        self._gz = IndexedGzipFile(fileobj=source, spacing=SPACING, buffer_size=SPACING) if source.magic[:2] == b"\x1f\x8b" else None
-        self._next = self._summed = self._crc = 0  # place of the next member, bytes inflated, and their CRC-32
-        if mark:
-            self._gz.import_index(fileobj=io.BytesIO(base64.b64decode(mark["index"])))
-            self._next, self._summed, self._crc = mark["next"], mark["summed"], mark["crc"]
+        self._inflated = Inflated(source, mark) if source.magic[:2] == b"\x1f\x8b" else None
 
     def __iter__(self) -> Iterator[Member]:
-        if self._gz:
-            return self._tar_members()
+        if self._inflated:
+            return self._tar_members(self._inflated)
         if self._source.magic == b"PK\x03\x04":
             return self._zip_members()
         raise zipfile.BadZipFile("it begins neither as a tar.gz nor as a zip")
 
     def mark(self) -> dict | None:
         """Return where to go on with the file yielded last, as plain values; None where there is no such place."""
-        if not self._gz:
-            return None
-        self._gz.export_index(fileobj=(file := io.BytesIO()))
-        index = _from_place(file.getvalue(), min(self._next, self._summed))
-        self._gz.import_index(fileobj=io.BytesIO(index))  # all points of 104 GB would take 3 GB of memory
-        return {"next": self._next, "summed": self._summed, "crc": self._crc, "index": base64.b64encode(index).decode()}
+        return self._inflated.mark() if self._inflated else None
 
-    def read(self, count: int) -> bytes:
-        """Inflate `count` bytes of a tar.gz and sum those that no earlier run has summed."""
-        place = self._gz.tell()
-        try:
-            content = self._gz.read(count)
-        except ZranError as error:
-            raise error.__cause__ or gzip.BadGzipFile("it cannot be inflated") from None
-        self._crc = zlib.crc32(content[max(0, self._summed - place) :], self._crc)
-        self._summed = max(self._summed, place + len(content))
-        return content
-
-    def _tar_members(self) -> Iterator[Member]:
-        self._gz.seek(min(self._next, self._summed))
-        while (left := self._next - self._gz.tell()) > 0 and self.read(min(CHUNK, left)):
-            pass  # of a file that was to be skipped when the earlier run ended
-        begin = self._next
-        with tarfile.open(fileobj=self, mode="r|", bufsize=1 << 16) as tar:
+    def _tar_members(self, stream: Inflated) -> Iterator[Member]:
+        begin = stream.place
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 16) as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
                 tar.members.clear()  # or it remembers every file of the archive
                 _refuse_dangers(info.name, info.isreg() or info.isdir(), info.issym() or info.islnk())
                 if info.isreg():
                     yield Member(info.name, info.size, tar.extractfile(info))
-                self._next = begin + tar.offset  # not before whoever asked for the file is through with it
-            # tarfile takes a header that makes no sense, or none, for the end; but zeros mark the end, and only they follow.
+                stream.place = begin + tar.offset  # not before whoever asked for the file is through with it
+            # tarfile takes a header that makes no sense, or none, for the end; but zeros mark it, and only they follow.
             while content := tar.fileobj.read(CHUNK):
                 if content.strip(b"\0"):
                     raise tarfile.ReadError("a file's header makes no sense")
-            if self._gz.tell() < begin + tar.offset + tarfile.BLOCKSIZE:
+            if stream.position < begin + tar.offset + tarfile.BLOCKSIZE:
                 raise EOFError("it ends before its end")
-        self._source.seek(-8, os.SEEK_END)
-        crc, size = np.frombuffer(self._source.read(), "<u4")
-        right = crc == self._crc and size == self._summed % 2**32
-        if (
-            size == self._summed % 2**32 and not right
-        ):  # another size: several streams, of which only the last one's sum is there
-            raise gzip.BadGzipFile(f"its checksum is {self._crc:08x}, not {crc:08x}")
-        self._compare(self._source.digest, "gzip's own checksum is right" if right else "gzip's own was not")
+        self._compare(stream.check(), self._source.digest)
 
-    def _compare(self, digest: str | None, otherwise: str = "") -> None:
-        """Hold the whole archive's MD5, if it is known, against the one on record."""
-        if digest and self._md5 and digest != self._md5.lower():
-            raise Damaged(
-                f"{self._source.address} is not the archive it should be: its MD5 is {digest}, not {self._md5}"
-            )
-        known = "as it should be" if self._md5 else "(none was given to hold it against)"
-        several = f"in several runs, so its MD5 cannot be checked; {otherwise}"
-        self.checked = f"read to its end{f', MD5 {digest} {known}' if digest else f' {several}'}"
+    def _compare(self, known: str, digest: str) -> None:
+        """Hold the whole archive's MD5, if it could be had, against the one on record."""
+        if not digest:
+            self.checked = f"read to its end in several runs, so its MD5 cannot be checked; {known}"
+        elif self._md5 and digest != self._md5.lower():
+            raise Damaged(f"{self._source.address} is another archive: its MD5 is {digest}, not {self._md5}")
+        else:
+            self.checked = f"read to its end, MD5 {digest} {'as it should be' if self._md5 else '(none was given)'}"
 
     def _zip_members(self) -> Iterator[Member]:
-        path = self._saved() if self._source.remote else Path(self._source.address)
-        self._compare(pooch.file_hash(str(path), "md5"))
+        path = self._saved() if self._source.remote else self._source.address
+        self._compare("", pooch.file_hash(path, "md5"))
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
@@ -280,7 +296,7 @@ class Archive:
                 if not info.is_dir():
                     yield Member(info.filename, info.file_size, archive.open(info))
 
-    def _saved(self) -> Path:
+    def _saved(self) -> str:
         """Save a zip, going on with what an earlier run has saved of this version of it."""
         name = hashlib.sha256(repr((self._source.address, self._source.version)).encode()).hexdigest()[:12]
         part = self._folder / f"{name}.part"
@@ -292,7 +308,7 @@ class Archive:
             part.replace(output)
 
         pooch.get_logger().setLevel("WARNING")
-        return Path(pooch.retrieve(self._source.address, None, f"{name}.zip", self._folder, downloader=go_on))
+        return pooch.retrieve(self._source.address, None, f"{name}.zip", self._folder, downloader=go_on)
 
 
 @contextmanager

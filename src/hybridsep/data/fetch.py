@@ -186,11 +186,11 @@ class Sorter:
         """Tell whether every split has its tracks."""
         return all(count >= self.quota[split] for split, count in self.counts.items())
 
-    def recall(self, address: str, version: list) -> dict | None:
+    def recall(self, address: str, version: tuple) -> dict | None:
         """Take up what an earlier run left of the same task, and return its mark in the archive."""
         self._task = {
             "source": address,
-            "version": version,
+            "version": list(version),
             "tracks": self.tracks,
         }  # other quotas pass over other tracks
         self.partial.mkdir(exist_ok=True)
@@ -337,7 +337,7 @@ class Sorter:
         shutil.rmtree(track)
 
     def _reject(self, track: Path, reason: object, stem: str = "") -> None:
-        self.rejected[track.parent.name, track.name, stem] = str(reason)
+        self.rejected.setdefault((track.parent.name, track.name, stem), str(reason))
 
     def _list_rejected(self) -> None:
         rows = [(*place, reason) for place, reason in sorted(self.rejected.items())]
@@ -346,18 +346,17 @@ class Sorter:
 
     def _claim(self) -> None:
         """Make `out` a collection of these settings, or refuse it."""
-        file = self.out / "slakh.json"
+        file, there = self.out / "slakh.json", {split: "other songs" for split in SPLITS if (self.out / split).exists()}
+        if file.is_file():
+            try:
+                there = json.loads(file.read_text())["settings"]
+            except (ValueError, KeyError, TypeError):
+                raise HybridsepError(f"{file} is damaged: remove it or choose another folder") from None
+        if there and there != self.settings:
+            raise HybridsepError(f"{self.out} holds {there}, not {self.settings}: choose another folder or remove it")
         if not file.is_file():
-            if any((self.out / split).exists() for split in SPLITS):
-                raise HybridsepError(f"{self.out} holds other songs: choose another folder")
             self.out.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps({"settings": self.settings}).encode())
-        try:
-            there = json.loads(file.read_text())["settings"]
-        except (ValueError, KeyError, TypeError):
-            raise HybridsepError(f"{file} is damaged: remove it or choose another folder") from None
-        if there != self.settings:
-            raise HybridsepError(f"{self.out} holds songs of {there}, not {self.settings}: choose another folder")
 
 
 def _waiting(track: Path) -> dict[str, Path]:
