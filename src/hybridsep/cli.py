@@ -193,25 +193,6 @@ def evaluate(
 
 
 @app.command()
-def study(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="two-by-two, protocols, settings, counting, particles, contributions, precision, repeatability, baselines, third-instrument, refinement, linearity, windows, out-of-domain, half-precision or improvements"
-        ),
-    ],
-    profile: ProfileOption = "cpu",
-    data: DataOption = None,
-    runs: RunsOption = Path("runs"),
-    out: Annotated[Path, typer.Option(help="folder of all studies' tables")] = Path("book/results"),
-) -> None:
-    """Run a STUDY of the trained models, hours where the book takes minutes; a killed one goes on where it was."""
-    from hybridsep.studies import run_study
-
-    typer.echo(f"tables in {run_study(name, _pipeline(profile, runs, data), out)}")
-
-
-@app.command()
 def record(
     profile: ProfileOption = "cpu",
     data: DataOption = None,

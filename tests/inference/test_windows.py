@@ -1,25 +1,29 @@
 """Windows of long recordings: nothing lost, no click where they meet, and priors that go on from one to the next."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from micro import micro_profile
 from tiny import RATE, count_likelihood, seeded, tiny_profile, tiny_separator
 
-from hybridsep.core.profiles import load_profile
 from hybridsep.inference.decoder import PriorStack
 from hybridsep.inference.search import SearchResult
 from hybridsep.inference.separator import Estimate, SearchOptions, Separator
 from hybridsep.inference.windows import CarriedPast, Windows, past_before
-from hybridsep.pipeline.pipeline import Pipeline
-from hybridsep.studies import run_study
-from hybridsep.studies import windows as study
-from hybridsep.studies.windows import jumps
 
 
 def sound(seconds, rate=RATE):
     return 0.2 * torch.randn(1, round(seconds * rate), generator=seeded())
+
+
+def jumps(waveforms, places, rate):
+    """How much rougher waveforms [..., T] are within 1 ms of where a cross-fade begins or ends than within 50 ms of it, dB [...]."""
+    rough = np.abs(np.diff(waveforms, 2, prepend=0, append=0)).astype(np.float64) ** 2
+    ends = [end for fade in places.fades for end in (fade.start, fade.stop)]
+    near, far = (
+        np.mean([rough[..., max(0, end - reach) : end + reach].mean(-1) for end in ends], 0)
+        for reach in (round(0.001 * rate), round(0.05 * rate))
+    )
+    return 10 * np.log10((near + 1e-20) / (far + 1e-20))
 
 
 class Echo(Separator):
@@ -149,21 +153,3 @@ def test_carried_windows_hand_on_what_came_before_the_next_one(monkeypatch):
     for before, after, result, past in zip(windows.starts, windows.starts[1:], found, heard, strict=False):
         place = (after - before) // 32
         assert torch.equal(past, result.search.codes[..., place - 8 : place])
-
-
-# --- the study -------------------------------------------------------------------------------------------------------------
-
-
-def test_study_compares_all_ways_on_the_same_songs(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "SONGS", 1)
-    monkeypatch.setattr(study, "SECONDS", 3.8)
-    pipeline = Pipeline(load_profile(micro_profile(tmp_path)), tmp_path)
-    folder = run_study("windows", pipeline, tmp_path / "results")
-    scores, differences, times = (pd.read_csv(folder / f"{name}.csv") for name in ("scores", "differences", "times"))
-    assert set(scores.way) == set(times.way) == set(study.WAYS) and scores.groupby("way").size().nunique() == 1
-    assert (times.filter(like="seconds") > 0).all().all() and (times.windows == 2).all()
-    row = differences[
-        (differences.metric == "sdr") & (differences.refine == "wiener") & (differences.way == "carried, song's level")
-    ]
-    picked = scores[(scores.metric == "sdr") & (scores.refine == "wiener")].groupby("way").value.mean()
-    assert float(row["mean"].iloc[0]) == pytest.approx(picked["carried, song's level"] - picked["at once"], abs=1e-3)

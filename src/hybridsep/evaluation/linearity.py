@@ -17,11 +17,13 @@ class Linearity:
 
     Attributes:
         hit_rate: share for which B(½ q1 + ½ q2) is the mixture's code.
-        by_chance: the same with the mixtures of other triples.
+        hit_rate_without_top: the same over triples whose mixture's code is not the most frequent one, which silence may own.
+        by_chance: hit_rate with the mixtures of other triples.
         distance: mean of ‖½ q1 + ½ q2 − q_m‖² over the variance of q_m: 0 where the codebook is linear, 1 where the mean of all codes does as well.
     """
 
     hit_rate: float
+    hit_rate_without_top: float
     by_chance: float
     distance: float
 
@@ -30,10 +32,10 @@ def measure_linearity(codebook: Tensor, triples: Tensor) -> Linearity:
     """Linearity of a codebook [K, D] over triples int64 [3, n] of codes of two sources and of their mixture."""
     first, second, mixed = triples
     summed = sum_table(codebook)[first, second].long()
+    hit, rarer = (summed == mixed).float(), mixed != mixed.mode().values
     shuffled = mixed[torch.randperm(len(mixed), generator=seeded_generator(0)).to(mixed.device)]
     middle, target = 0.5 * codebook[first] + 0.5 * codebook[second], codebook[mixed]
     spread = (target - target.mean(0)).square().sum(1).mean()
     distance = (middle - target).square().sum(1).mean() / spread
-    return Linearity(
-        float((summed == mixed).float().mean()), float((summed == shuffled).float().mean()), float(distance)
-    )
+    by_chance = (summed == shuffled).float().mean()
+    return Linearity(float(hit.mean()), float(hit[rarer].mean()), float(by_chance), float(distance))
