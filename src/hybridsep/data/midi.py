@@ -29,12 +29,12 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import write_atomically
 from hybridsep.data.effects import EFFECTS, apply_effect, draws
 from hybridsep.data.slakh import SPLITS, claim_folder, write_track
-from hybridsep.data.soundfont import DRUM_BANK, FontVoice, Note, load_soundfont, play
+from hybridsep.data.soundfont import BASSES, DRUM_BANK, FontVoice, Note, play, presets
+from hybridsep.data.voices import TIMBRES, colour, random_voice
 
 #: Raised whenever the same settings would give other songs.
 RECIPE_VERSION = 1
 
-BASSES = range(32, 40)
 STEMS = {"bass": "Bass", "drums": "Drums"}  # and their classes in Slakh
 SHARES = (60, 75)  # percent of songs up to which a song is for training, for validation; the rest is for testing
 LARGEST_FILE, MOST_NOTES, LONGEST_SONG = 4_000_000, 100_000, 3600.0  # bytes, notes, seconds
@@ -42,7 +42,6 @@ SHORTEST = 6.0  # seconds of a song
 TOGETHER = 0.5  # share of an excerpt's seconds in which both must be heard
 LEAD_IN = 1.0  # seconds played before an excerpt and cut off, so that it begins with what already sounds
 LEVEL_DBFS, LEVEL_SPREAD, PEAK = -22.0, 4.0, 0.95
-TICKS_PER_SECOND = 960
 EFFECT_SHARE = 0.5
 
 
@@ -131,7 +130,6 @@ def make_songs(
     midi: Path,
     recipe: Recipe,
     workers: int | None = None,
-    progress: bool = True,
     skipped: Iterable[tuple[str, str]] = (),
 ) -> Made:
     """Render every MIDI file below a folder; what an earlier run has finished is kept.
@@ -143,7 +141,6 @@ def make_songs(
         out: folder to write to.
         midi: folder of .mid, .midi and .kar files.
         workers: processes; as many as the machine has cores if None.
-        progress: show progress bars.
         skipped: (file, reason) of songs that are no MIDI files, to be listed with the others.
 
     Raises:
@@ -153,12 +150,12 @@ def make_songs(
     _check(recipe)
     names = _midi_files(midi)
     claim_folder(out, "midi.json", recipe.settings())
-    songs, unusable = _survey(names, recipe.seconds, workers, progress)
+    songs, unusable = _survey(names, recipe.seconds, workers)
     skipped = [*skipped, *unusable]
     todo = {name: [v for v in range(recipe.variants) if not _done(track_folder(out, name, v))] for name in songs}
     todo = {name: numbers for name, numbers in todo.items() if numbers}
     jobs = [partial(_make_tracks, out, name, names[name], numbers, recipe) for name, numbers in todo.items()]
-    for refused in _in_processes(jobs, "songs", workers, progress):
+    for refused in _in_processes(jobs, "songs", workers):
         skipped += refused
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("file", "reason"), *sorted(skipped)])
@@ -196,12 +193,7 @@ def read_song(name: str, content: bytes) -> Song:
         raise HybridsepError(f"{len(content)} bytes: no song has more than {LARGEST_FILE}")
     try:
         # The parser reads beyond the end of a file that was cut off: let it find zeros there.
-        score = symusic.Score.from_midi(content + bytes(1024), sanitize_data=True)
-        if score.ticks_per_quarter < 1:
-            raise HybridsepError("no ticks per quarter note")
-        timed = score.to("second")
-    except HybridsepError:
-        raise
+        timed = symusic.Score.from_midi(content + bytes(1024), sanitize_data=True).to("second")
     except Exception as error:  # whatever the parser makes of rubbish
         raise HybridsepError(f"broken MIDI: {str(error).split('!')[0] or type(error).__name__}") from None
     tracks = {
@@ -209,14 +201,11 @@ def read_song(name: str, content: bytes) -> Song:
         "drums": [t for t in timed.tracks if t.notes and t.is_drum],
     }
     for stem, found in tracks.items():
-        if not found:
-            raise HybridsepError(f"no {stem}")
         if (count := sum(len(t.notes) for t in found)) > MOST_NOTES:
             raise HybridsepError(f"{count} notes of {stem}: no song has more than {MOST_NOTES}")
     notes = {stem: sorted(_unison(n for t in found for n in _notes(t))) for stem, found in tracks.items()}
-    for stem, found in notes.items():
-        if not found:
-            raise HybridsepError(f"no {stem} that can be heard")
+    if silent := [stem for stem, found in notes.items() if not found]:
+        raise HybridsepError(f"no {' and no '.join(silent)}")
     programs = {stem: max(found, key=lambda t: len(t.notes)).program for stem, found in tracks.items()}
     return Song(name, notes, programs)
 
@@ -232,18 +221,15 @@ def _notes(track: symusic.Track) -> Iterator[Note]:
     loud = _held(controls[7], starts, 100) / 100 * _held(controls[11], starts, 127) / 127
     semitones = controls[6][-1][1] if controls[6] and (0 in [value for _, value in controls[101]]) else 2
     wheel = sorted((b.time, b.value * semitones / 8192) for b in track.pitch_bends)
-    rows = zip(
-        starts.tolist(),
-        ends.tolist(),
-        columns["pitch"].tolist(),
-        columns["velocity"].tolist(),
-        loud.tolist(),
-        strict=True,
-    )
-    for start, end, key, velocity, gain in rows:
-        if gain > 0.1:
-            bends = _bends(wheel, start, end) if wheel and not track.is_drum else ()
-            yield Note(start, end - start, key, max(1, velocity), gain**2, bends)
+    for i in np.flatnonzero(loud > 0.1).tolist():
+        start, end, key, velocity = (
+            starts[i].item(),
+            ends[i].item(),
+            int(columns["pitch"][i]),
+            int(columns["velocity"][i]),
+        )
+        bends = _bends(wheel, start, end) if wheel and not track.is_drum else ()
+        yield Note(start, end - start, key, max(1, velocity), loud[i].item() ** 2, bends)
 
 
 def _held(changes: list[tuple[float, int]], times: np.ndarray, at_first: float) -> np.ndarray:
@@ -289,20 +275,20 @@ def places(song: Song, seconds: float) -> np.ndarray:
 
 
 def _midi_files(folder: Path) -> dict[str, Path]:
-    """Return the MIDI files below a folder by their names: paths from it without the ending."""
+    """Return the MIDI files below a folder by their names: paths from it, without .mid."""
     if not folder.is_dir():
         raise HybridsepError(f"no folder of MIDI files at {folder}")
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".mid", ".midi", ".kar") and p.is_file())
     if not files:
         raise HybridsepError(f"no MIDI files in {folder}: expected names that end in .mid, .midi or .kar")
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    return {file.relative_to(folder).as_posix().removesuffix(".mid"): file for file in files}
 
 
-def _survey(names: dict[str, Path], seconds: float, workers: int | None, progress: bool) -> tuple[list[str], list]:
+def _survey(names: dict[str, Path], seconds: float, workers: int | None) -> tuple[list[str], list]:
     """Return the names of the songs that can be used, equal ones once, and (file, reason) of the rest."""
     found, seen, skipped = [], {}, []
     chunks = [list(names.items())[i : i + 50] for i in range(0, len(names), 50)]
-    for rows in _in_processes([partial(_look, chunk, seconds) for chunk in chunks], "MIDI files", workers, progress):
+    for rows in _in_processes([partial(_look, chunk, seconds) for chunk in chunks], "MIDI files", workers):
         for name, fingerprint, reason in rows:
             if not reason and (first := seen.setdefault(fingerprint, name)) != name:
                 reason = f"the same notes as {first}"
@@ -350,7 +336,7 @@ def draw_variant(song: Song, number: int, recipe: Recipe) -> Variant:
         {stem: font.name for stem, font in fonts.items()}, own if written else drawn,
         {stem: round(float(LEVEL_DBFS + draw.uniform(-LEVEL_SPREAD, LEVEL_SPREAD)), 2) for stem in STEMS},
         {stem: _drawn(draw, list(EFFECTS), EFFECT_SHARE if training and not written else 0.0) for stem in STEMS},
-        {stem: "" for stem in STEMS},
+        {stem: _drawn(draw, list(TIMBRES[stem]), recipe.variety if training and not written else 0.0) for stem in STEMS},
     )  # fmt: skip
 
 
@@ -358,24 +344,6 @@ def _drawn(draw: np.random.Generator, names: list[str], share: float) -> str:
     """Return one of the names with probability `share`, or ""."""
     chance, name = draw.random(), names[draw.integers(len(names))]
     return name if chance < share else ""
-
-
-def presets(soundfont: Path) -> dict[str, list[int]]:
-    """Return the programs of a SoundFont's basses and of its drum kits.
-
-    Raises:
-        HybridsepError: no SoundFont, or one without basses or drum kits.
-    """
-    known = load_soundfont(soundfont).presets
-    found = {
-        "bass": [p for p in BASSES if known.get((0, p))],
-        "drums": sorted(p for bank, p in known if bank == DRUM_BANK),
-    }
-    if not found["bass"] or not found["drums"]:
-        raise HybridsepError(
-            f"{soundfont} has no General MIDI basses (bank 0, programs 32 to 39) or no drum kit (bank 128)"
-        )
-    return found
 
 
 def render_variant(
@@ -398,20 +366,24 @@ def render_variant(
     for stem in STEMS:
         if variant.soundfonts[stem] not in fonts:
             raise HybridsepError(f"variant {variant.number} of {song.name} needs {variant.soundfonts[stem]}")
-        bank = DRUM_BANK if stem == "drums" else 0
-        voice = FontVoice(fonts[variant.soundfonts[stem]], bank, variant.programs[stem], sample_rate)
-        notes = heard_notes(song, variant, stem, LEAD_IN)
-        samples = play(notes, voice, variant.seconds + LEAD_IN, sample_rate, stem == "drums")[
-            round(LEAD_IN * sample_rate) :
-        ]
+        draw = draws(variant.seed, variant.song, variant.number, stem)
+        if variant.timbres[stem]:
+            voice = random_voice(stem, variant.timbres[stem], soundfonts, sample_rate, draw)
+        else:
+            bank = DRUM_BANK if stem == "drums" else 0
+            voice = FontVoice(fonts[variant.soundfonts[stem]], bank, variant.programs[stem], sample_rate)
+        notes = _heard_notes(song, variant, stem, LEAD_IN)
+        samples = play(notes, voice, variant.seconds + LEAD_IN, sample_rate, stem == "drums")
+        samples = samples[round(LEAD_IN * sample_rate) :]
+        if variant.timbres[stem]:
+            samples = colour(samples, sample_rate, draw)
         if variant.effects[stem]:
-            draw = draws(variant.seed, variant.song, variant.number, stem, "effect")
             samples = apply_effect(variant.effects[stem], samples, sample_rate, draw)
         stems[stem] = _levelled(samples, variant.levels[stem], stem)
     return stems
 
 
-def heard_notes(song: Song, variant: Variant, stem: str, lead_in: float = 0.0) -> list[Note]:
+def _heard_notes(song: Song, variant: Variant, stem: str, lead_in: float) -> list[Note]:
     """Return the notes of a stem that a variant's excerpt plays, in seconds from `lead_in` before it."""
     shift = variant.transposition if stem == "bass" else 0
     heard = []
@@ -451,9 +423,8 @@ def _make_tracks(out: Path, name: str, file: Path, numbers: list[int], recipe: R
         gain = min(1.0, PEAK / float(np.abs(mix).max()))
         places = {f"S{i:02d}": stem for i, stem in enumerate(STEMS)}
         audio = {**{f"stems/{place}": stems[stem] for place, stem in places.items()}, "mix": mix * gain}
-        scores = {f"MIDI/{place}": _score(song, variant, stem) for place, stem in places.items()}
         metadata = _describe(song, variant, gain, places)
-        write_track(track_folder(out, name, number), audio, recipe.sample_rate, scores, metadata)
+        write_track(track_folder(out, name, number), audio, recipe.sample_rate, {}, metadata)
     return refused
 
 
@@ -461,7 +432,7 @@ def _describe(song: Song, variant: Variant, mix_gain: float, places: dict[str, s
     """Return metadata with Slakh2100's keys and the variant, from which it can be played again."""
     stems = {
         place: {
-            "audio_rendered": True, "midi_saved": True, "inst_class": STEMS[stem], "is_drum": stem == "drums",
+            "audio_rendered": True, "midi_saved": False, "inst_class": STEMS[stem], "is_drum": stem == "drums",
             "program_num": variant.programs[stem], "plugin_name": variant.timbres[stem] or variant.soundfonts[stem],
             "integrated_loudness": variant.levels[stem],
         }
@@ -471,18 +442,6 @@ def _describe(song: Song, variant: Variant, mix_gain: float, places: dict[str, s
         "audio_dir": "stems", "midi_dir": "MIDI", "lmd_midi_dir": None, "normalized": True, "overall_gain": mix_gain,
         "stems": stems, "variant": {**asdict(variant), "notes": song.fingerprint, "recipe": RECIPE_VERSION},
     }  # fmt: skip
-
-
-def _score(song: Song, variant: Variant, stem: str) -> symusic.Score:
-    """Return an excerpt's notes as MIDI at 120 quarters per minute."""
-    score = symusic.Score(TICKS_PER_SECOND // 2)
-    score.tempos.append(symusic.Tempo(0, 120))
-    track = symusic.Track(stem, variant.programs[stem], stem == "drums")
-    for note in heard_notes(song, variant, stem):
-        start, length = (round(x * TICKS_PER_SECOND) for x in (note.start, note.duration))
-        track.notes.append(symusic.Note(start, max(1, length), note.key, note.velocity))
-    score.tracks.append(track)
-    return score
 
 
 def _done(folder: Path) -> bool:
@@ -505,7 +464,7 @@ def _check(recipe: Recipe) -> None:
         presets(font)
 
 
-def _in_processes(jobs: list[Callable], what: str, workers: int | None, progress: bool) -> Iterator:
+def _in_processes(jobs: list[Callable], what: str, workers: int | None) -> Iterator:
     """Call `jobs`, in several processes where it pays, and yield what they return in their order."""
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if workers > 1 and len(jobs) >= 4:
@@ -513,4 +472,4 @@ def _in_processes(jobs: list[Callable], what: str, workers: int | None, progress
         results = joblib.Parallel(workers, return_as="generator")(joblib.delayed(job)() for job in jobs)
     else:
         results = (job() for job in jobs)
-    yield from tqdm(results, total=len(jobs), desc=what, disable=not progress or not jobs)
+    yield from tqdm(results, total=len(jobs), desc=what, disable=not jobs)

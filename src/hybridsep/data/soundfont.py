@@ -20,6 +20,7 @@ from scipy.signal import butter, resample_poly, sosfilt
 from hybridsep.core.errors import HybridsepError
 
 DRUM_BANK = 128
+BASSES = range(32, 40)  # General MIDI programs, counted from 0
 LONGEST_NOTE = 4.0  # seconds
 LENGTHS = (0.6, 1.2, 2.4, 4.8, 9.6)  # seconds; tones come in few lengths so that notes can share them
 
@@ -106,6 +107,25 @@ def _read_tables(chunks: dict[str, memoryview]) -> SoundFont:
     return SoundFont(waves, headers, presets, instruments)
 
 
+def presets(soundfont: Path) -> dict[str, list[int]]:
+    """Return the programs of a SoundFont's basses, of its drum kits, and "all" of bank 0.
+
+    Raises:
+        HybridsepError: no SoundFont, or one without basses or drum kits.
+    """
+    known = load_soundfont(soundfont).presets
+    found = {
+        "bass": [p for p in BASSES if known.get((0, p))],
+        "drums": sorted(p for bank, p in known if bank == DRUM_BANK),
+        "all": sorted(p for bank, p in known if bank == 0),
+    }
+    if not found["bass"] or not found["drums"]:
+        raise HybridsepError(
+            f"{soundfont} has no General MIDI basses (bank 0, programs 32 to 39) or no drum kit (bank 128)"
+        )
+    return found
+
+
 def own_soundfont() -> Path:
     """TimGM6mb.sf2 of pretty_midi, which MiniSlakh is played with.
 
@@ -185,7 +205,6 @@ def _play_layer(font: SoundFont, sample: int, zone: dict, strike: Strike) -> np.
     _, begin, end, loop_begin, loop_end, sample_rate, original, correction, _, _ = font.headers[sample]
     rate, slide = strike.rate, strike.slide
     end = min(end, len(font.waves) - 2)
-    begin = min(begin + zone[0] + 32768 * zone[4], end - 2)
     if strike.soundfont is not None:  # MiniSlakh's songs were first made without these, and stay as they are
         loop_begin += zone[2] + 32768 * zone[45]
         loop_end = min(loop_end + zone[3] + 32768 * zone[50], end)
@@ -193,11 +212,15 @@ def _play_layer(font: SoundFont, sample: int, zone: dict, strike: Strike) -> np.
     semitones = (strike.key - root) * zone[56] / 100 + zone[51] + (zone[52] + correction) / 100 + strike.tuning
     # Twice the rate, then halved by a proper low-pass: samples of 44.1 kHz would alias otherwise.
     speed = sample_rate / (2 * rate) * 2.0 ** (semitones / 12)
-    loop = loop_end - loop_begin if zone[54] in (1, 3) and loop_end - loop_begin > 8 else 0
+    looped = zone[54] in (1, 3) and loop_end - loop_begin > 8 and begin <= loop_begin and loop_end <= end
+    loop = loop_end - loop_begin if looped else 0
+    begin += max(0, min(zone[0] + 32768 * zone[4], loop_begin - begin if looped else (end - begin) // 2))
     count = min(
         round(2 * rate * min(strike.seconds, _life(zone))),
         2**31 if loop or slide or strike.bends else int((end - begin - 1) / speed),
     )
+    if count < 2 or end - begin < 2:
+        return np.zeros(1, dtype=np.float32)
     times = np.arange(count) / (2 * rate)
     if slide or strike.bends:
         bend = (
