@@ -5,7 +5,6 @@ import json
 import sys
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import baselines
 import contributions
@@ -13,7 +12,6 @@ import counting
 import linearity
 import numpy as np
 import out_of_domain
-import pandas as pd
 import particles
 import precision
 import protocols
@@ -25,16 +23,14 @@ import study
 import third_instrument
 import torch
 import two_by_two
-import yaml
 from micro import micro_profile, quick_bss_eval  # noqa: F401
+from scores import by_columns
 from torchaudio.models import ConvTasNet
 
-from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.data.effects import EFFECTS
 from hybridsep.data.soundfont import own_soundfont
 from hybridsep.evaluation import comparisons
-from hybridsep.evaluation.metrics import sdr
 from hybridsep.evaluation.rows import read_rows
 from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.separator import Separator
@@ -144,35 +140,12 @@ def test_bad_input_of_a_study_ends_in_one_line(monkeypatch, capsys):
     assert str(stop.value).startswith("refinement.py: unknown profile 'nonsense'") and "\n" not in str(stop.value)
 
 
-def by_columns(rows, *more):
-    """Rows (track, method, refine, source, metric, value, more...) of blind scores as a table of evaluation.csv."""
-    table = pd.DataFrame(rows, columns=["track", "method", "refine", "source", "metric", "value", *more])
-    return table.assign(start_s=0.0, search="particle", selection="blind", reference="real")
-
-
-# --- comparisons ---
-
-
-def test_planted_effects_are_found_and_noise_is_not():
-    """The linear codebook is worth 1 dB with counts, and nothing with sums."""
-    rng, rows = np.random.default_rng(0), []
-    for song, source in product(range(30), ("bass", "drums")):
-        level = rng.normal(5, 3)
-        for method, refine in product(METHODS, ("none", "wiener")):
-            rows.append((f"song{song}", method, refine, source, "sdr", level + rng.normal(0, 0.3)))
-    noise = by_columns(rows)
-    planted = noise.assign(value=noise.value + (noise.method == "hybrid"))
-    found = comparisons.effects_table(planted).set_index(["refine", "source", "effect"]).loc["wiener", "mean"]
-    assert found["mean"]["linear"] == pytest.approx(0.5, abs=0.2)
-    assert found["mean"]["interaction"] == pytest.approx(1.0, abs=0.3)
-    assert (found.p_holm < 0.01).all() and (found.low > 0).all()
-    nothing = comparisons.effects_table(noise)
-    assert (nothing.p_holm > 0.05).all() and nothing.p.min() < nothing.p_holm.min()
-
-
 def test_effects_of_the_2_x_2_are_paired_differences_of_its_cells(run):
     found = run(two_by_two.two_by_two)
-    rows, effects = found["evaluation"], found["effects"].set_index(["search", "refine", "source", "effect"])["mean"]
+    rows, effects = (
+        found["evaluation"],
+        found["effects"].set_index(["search", "refine", "source", "effect"]).sort_index()["mean"],
+    )
     wanted = (rows.metric == "sdr") & (rows.selection == "blind") & (rows.refine == "wiener")
     means = rows[wanted & (rows.search == "ancestral") & (rows.source == "bass")].groupby("method").value.mean()
     shown = effects["ancestral", "wiener", "bass"]
@@ -217,13 +190,10 @@ def test_precisions_differ_by_what_was_planted():
 
 
 def test_repeatability_varies_training_and_search_apart(run):
-    spread = run(repeatability.repeatability)["spread"].set_index(["varied", "refine", "source", "what"])
+    spread = run(repeatability.repeatability)["spread"].set_index(["varied", "refine", "source", "what"]).sort_index()
     assert (spread.seeds == 2).all() and len(spread) == 2 * 2 * 3 * (len(METHODS) + 3)
     for varied in ("training", "search"):
         assert (spread.loc[varied, "none", "mean"].loc[list(METHODS), "std"] > 0).all()
-
-
-# --- what is measured ---
 
 
 def test_priors_are_compared_down_to_none(run):
@@ -253,41 +223,11 @@ def test_share_of_unseen_pairs_of_a_hand_made_count(run):
 
 def test_every_weight_has_a_codec_and_the_plain_one_is_the_reference(run):
     found = run(linearity.linearity)
-    figures, ceilings = found["figures"], found["ceilings"].set_index(["kind", "weight", "source"])
+    figures, ceilings = found["figures"], found["ceilings"].set_index(["kind", "weight", "source"]).sort_index()
     assert list(zip(figures.kind, figures.weight, strict=True)) == [("plain", 0.0), ("linear", 0.0), ("linear", 4.0)]
     assert figures.hit_rate.between(0, 1).all() and (figures.sum_nats_per_code > 0).all()
     assert (ceilings.loc["plain"]["mean"] == 0).all() and (ceilings.loc[("linear", 4.0)]["mean"] != 0).all()
     assert set(found["scores"].track) <= set(run.pipeline.stems("validation").names)
-
-
-# --- settings ---
-
-
-def bowl(**optimum):
-    """Scores that are best at these values, each by itself."""
-    return lambda values: {"sdr": -sum(abs(np.log(values[name] / best)) for name, best in optimum.items())}
-
-
-def test_tuning_extends_a_grid_past_its_edge_and_stops_at_a_limit():
-    grid = settings.Grid((1.0, 2.0, 4.0), (0.2, 16.0))
-    rows, best = settings.tune(
-        bowl(inside=2.0, below=0.5, beyond=100.0), dict.fromkeys(("inside", "below", "beyond"), grid)
-    )
-    assert best == {"inside": 2.0, "below": 0.5, "beyond": 16.0}
-    tried = pd.DataFrame(rows).groupby(["round", "setting"]).value.agg(list)
-    assert tried[1, "inside"] == [1, 2, 4] and tried[1, "below"] == [0.25, 0.5, 1, 2, 4]
-    assert tried[1, "beyond"] == tried[2, "beyond"] == [1, 2, 4, 8, 16]
-    assert sum(row["best"] for row in rows) == 2 * 3
-
-
-def test_every_cell_has_the_same_budget_of_tuning():
-    sizes = {kind: [len(grid.values) for grid in grids.values()] for kind, grids in GRIDS.items()}
-    assert sizes["sum"] == sizes["counts"]
-    for grid in (grid for grids in GRIDS.values() for grid in grids.values()):
-        ratios = np.array(grid.values[1:]) / grid.values[:-1]
-        assert (
-            ratios.max() / ratios.min() < 1.15 and grid.limits[0] <= grid.values[0] < grid.values[-1] <= grid.limits[1]
-        )
 
 
 def test_settings_are_chosen_for_each_cell_on_validation_songs(run, monkeypatch):
@@ -304,29 +244,6 @@ def test_settings_are_chosen_for_each_cell_on_validation_songs(run, monkeypatch)
         chosen.sigma_scale["linear-counts"]
     )
     assert chosen.sdr["plain-sum"] == tried[tried.cell == "plain-sum"].sdr.max()
-
-
-def test_chosen_values_are_written_into_the_block_search_of_a_profile(tmp_path):
-    file, values = tmp_path / "own.yml", {"temperature": 1.2, "sigma_scale": 0.5}
-    for text in (
-        "# Mine.\nbase: smoke\nsearch: {particles: 3}  # few\nseed: 1\n",
-        "# Mine.\nsearch:\n  particles: 3\nseed: 1\nbase: smoke\n",
-        "# Mine.\nbase: smoke\nseed: 1",
-    ):
-        file.write_text(text)
-        settings.write_settings(file, {"plain-sum": values})
-        written = yaml.safe_load(file.read_text())
-        assert written["search"]["plain-sum"] == values and written["seed"] == 1
-        assert written["search"].get("particles") == (3 if "particles" in text else None)
-        assert file.read_text().startswith("# Mine.\n")
-    assert load_profile(file).tuning("plain", "sum").sigma_scale == 0.5
-    before = file.read_text()
-    with pytest.raises(HybridsepError, match="profile"):
-        settings.write_settings(file, {"nonsense": {"temperature": 1.2}})
-    assert file.read_text() == before
-
-
-# --- another instrument, another sound ---
 
 
 def test_a_third_instrument_takes_a_prior_and_counts_and_no_other_training(run, monkeypatch):
@@ -346,13 +263,8 @@ def test_other_sounds_are_scored_on_the_same_songs_and_places(run):
     found = run(out_of_domain.out_of_domain)
     scores, falls = found["scores"], found["falls"].set_index(["condition", "method", "refine", "source"])
     assert set(scores.condition) == {out_of_domain.AS_RENDERED, *EFFECTS} == set(found["nats"].condition)
-    assert (
-        scores.groupby("condition")[["track", "start_s"]]
-        .agg(lambda values: tuple(sorted(set(values))))
-        .nunique()
-        .eq(1)
-        .all()
-    )
+    places = scores.groupby("condition").apply(lambda rows: frozenset(zip(rows.track, rows.start_s, strict=True)))
+    assert places.nunique() == 1
     assert (falls.loc[out_of_domain.AS_RENDERED]["mean"] == 0).all()
     assert (falls.loc["filtered"].loc["codec-linear"]["mean"] != 0).all()
     own = scores[(scores.condition == "as rendered") & (scores.method == "mixture") & (scores.metric == "sdr")].value
@@ -383,38 +295,6 @@ def test_the_same_notes_are_played_with_the_other_soundfont(run, tmp_path, monke
     assert made.notes["soundfont"] == f"other.sf2, SHA-256 {hashlib.sha256(other.read_bytes()).hexdigest()}"
 
 
-# --- baselines ---
-
-
-@pytest.fixture(scope="module")
-def tones():
-    """Low tones as one source and noise bursts as the other, at 8000 Hz: what every baseline must tell apart."""
-    t = torch.arange(24_000) / 8000
-    low = torch.stack([torch.sin(2 * torch.pi * f * t) for f in (60.0, 90.0)])
-    bursts = torch.randn(2, len(t), generator=torch.Generator().manual_seed(0)) * (t % 0.25 < 0.02)
-    return torch.stack([0.3 * low, bursts])
-
-
-def test_harmonic_percussive_masks_put_tones_and_bursts_in_their_places(tones):
-    assert (sdr(baselines.hpss(tones.mean(0)).numpy(), tones.numpy(), 8000) > 3).all()
-
-
-def test_learnt_spectra_separate_what_they_were_learnt_from(tones):
-    solo = SimpleNamespace(sample_rate=8000, random_pairs=lambda *_: tones)
-    estimates = baselines.SpectralBases.fit(solo, 0).separate(tones.mean(0))
-    assert torch.allclose(estimates.mean(0)[:, 2048:-2048], tones.mean(0)[:, 2048:-2048], atol=1e-3)
-    assert (sdr(estimates.numpy(), tones.numpy(), 8000) > 5).all()
-
-
-def test_networks_learn_the_ratio_of_noise_in_db_down_to_a_limit():
-    target = torch.ones(2, 3, 100)
-    for estimate, ratio in ((0.0, 0.0), (0.9, 10 * np.log10(0.01 + 0.001)), (1.0, -30.0)):
-        assert float(baselines.noise_ratio(estimate * target, target)) == pytest.approx(ratio, abs=0.01)
-    silent = torch.zeros(2, 3, 100, requires_grad=True)
-    baselines.noise_ratio(silent, torch.zeros_like(silent)).backward()
-    assert torch.isfinite(silent.grad).all()
-
-
 def test_baselines_are_scored_like_everything_else_and_timed(run):
     found = run(baselines.baselines)
     rows = found["scores"][(found["scores"].metric == "sdr") & (found["scores"].refine == "none")]
@@ -425,24 +305,3 @@ def test_baselines_are_scored_like_everything_else_and_timed(run):
     assert times.training_seconds.hybrid == 2 <= times.training_seconds.convtasnet < 60
     parts = [run.pipeline.vqvae("linear"), *(run.pipeline.prior("linear", name) for name in ("bass", "drums"))]
     assert times.weights.hybrid == sum(p.numel() for part in parts for p in part.parameters())
-
-
-def test_the_hybrid_refined_is_paired_with_each_baseline_as_it_is():
-    gains, rows = np.linspace(-1, 3, 8), []
-    levels = {"hybrid": 4.0, "hpss": 1.0, "nmf": 2.0, "convtasnet": 9.0, "codec-linear": 7.0, "mixture": 0.0}
-    for (method, level), song, source, refine in product(
-        levels.items(), range(8), ("bass", "drums"), ("none", "wiener")
-    ):
-        value = level + song % 3 + (source == "drums") + (gains[song] if method == "hybrid" else 0)
-        # What the wrong refinement or metric would give is far off.
-        value += 50 * ((refine == "wiener") != (method == "hybrid"))
-        rows += [
-            (f"song{song}", method, refine, source, "sdr", value),
-            (f"song{song}", method, refine, source, "sir", 90.0),
-        ]
-    found = baselines.baseline_differences(by_columns(rows)).set_index(["method", "other", "source"])
-    assert len(found) == 6 * 3 and (found.n == 8).all()
-    for (method, other, _), row in found.iterrows():
-        paired = gains if method == "hybrid" else np.zeros(8)
-        assert row["mean"] == pytest.approx(levels[method] - levels[other] + paired.mean())
-        assert row["std"] == pytest.approx(paired.std(ddof=1)) and row.low <= row["mean"] <= row.high
