@@ -207,7 +207,7 @@ def complete(out: Path) -> list[str]:
     """Tracks that the reader finds, each held to be whole; nothing else may lie about."""
     tracks = read_tracks(out)
     assert all({stem.inst_class for stem in track.stems} == {"Bass", "Drums"} for track in tracks)
-    assert {p.name for p in out.iterdir()} <= {*SPLITS, "slakh.json", "rejected.csv", ".partial"}
+    assert {p.name for p in out.iterdir()} <= {*SPLITS, "slakh.json", "fetched.json", "rejected.csv", ".partial"}
     return [f"{track.split}/{track.name}" for track in tracks]
 
 
@@ -246,7 +246,7 @@ def test_bass_and_drums_are_kept_mono_at_the_asked_rate_in_their_splits(server, 
     assert (info.samplerate, info.channels, info.frames) == (RATE, 1, round(RATE * SECONDS))
     expected = 0.5 * tone(51, RATE) + tone(71, RATE)  # the basses of a song are summed, channels averaged
     assert np.sqrt(np.square(load_source(track, "Bass", RATE) - expected).mean()) < 0.003
-    record = json.loads((out / "slakh.json").read_text())
+    record = json.loads((out / "fetched.json").read_text())
     assert record["source"] == server.url and record["bytes_read"] == record["bytes_total"] == len(server.content)
     assert "as it should be" in record["checked"] and server.asked == ["bytes=0-3", "bytes=0-"]
 
@@ -347,7 +347,7 @@ def test_songs_of_other_settings_or_another_kind_are_not_touched(saved, out, min
     fetch(out, archive := saved(tar(album())))
     with pytest.raises(HybridsepError, match="16000"):
         fetch_slakh(out, tracks=10, sample_rate=16000, source=str(archive), progress=False)
-    with pytest.raises(HybridsepError, match="other songs"):
+    with pytest.raises(HybridsepError, match="holds songs that another command made"):
         fetch(minislakh, archive)
     (out / "slakh.json").write_text("{")
     with pytest.raises(HybridsepError, match="slakh.json is damaged"):

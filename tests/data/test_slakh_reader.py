@@ -99,6 +99,43 @@ def test_babyslakh_keeps_tracks_at_the_root_as_wav(tmp_path):
     assert load_source(track, "Bass", RATE) == pytest.approx(sine(110, RATE), abs=1e-3)
 
 
+# The keys of a genuine metadata.yaml in their order; redux and BabySlakh differ where the braces are.
+GENUINE = """
+UUID: 0d3f1b8a55c24c1f9d20a4b7c6e81f35
+audio_dir: {folder}stems
+lmd_midi_dir: lmd_matched/A/B/C/TRABCDE128F0000000/0d3f1b8a55c24c1f9d20a4b7c6e81f35.mid
+midi_dir: {folder}MIDI
+normalization_factor: -13.0
+normalized: true
+overall_gain: 0.25
+stems:
+  S01: {{audio_rendered: {rendered}, inst_class: Drums, integrated_loudness: -27.5, is_drum: true,
+         midi_program_name: Drums, midi_saved: {rendered}, plugin_name: session_kit.nkm, program_num: 128}}
+  S02: {{audio_rendered: {rendered}, inst_class: Strings (continued), integrated_loudness: -17.5, is_drum: false,
+         midi_program_name: Choir Aahs, midi_saved: {rendered}, plugin_name: choir.nkm, program_num: 52}}
+  S05: {{audio_rendered: {rendered}, inst_class: Bass, integrated_loudness: -21.5, is_drum: false,
+         midi_program_name: Electric Bass (finger), midi_saved: {rendered}, plugin_name: bass.nkm, program_num: 33}}
+  S06: {{audio_rendered: false, inst_class: Sound Effects, is_drum: false,
+         midi_program_name: FX 8 (sci-fi), midi_saved: false, plugin_name: None, program_num: 103}}
+target_peak: -1.0
+"""
+
+
+@pytest.mark.parametrize(("folder", "rendered", "ending"), [("Track00001/", "true", "flac"), ("", "false", "wav")])
+def test_genuine_metadata_is_read_with_all_its_quirks(tmp_path, folder, rendered, ending):
+    """A path with the track's name, program 128, numbers left out, and a stem without loudness that was not rendered."""
+    track = tmp_path / ("train" if folder else "") / "Track00001"
+    write_track(track, {}, {name: sine(110, RATE) for name in ("S01", "S02", "S05")}, RATE, ending)
+    (track / "metadata.yaml").write_text(GENUINE.format(folder=folder, rendered=rendered))
+    found = read_tracks(tmp_path)[0]
+    assert [(s.name, s.inst_class, s.program, s.is_drum) for s in found.stems] == [
+        ("S01", "Drums", 128, True), ("S02", "Strings (continued)", 52, False), ("S05", "Bass", 33, False),
+    ]  # fmt: skip
+    assert found.metadata["stems"]["S06"]["plugin_name"] == "None" and found.metadata["overall_gain"] == 0.25
+    assert {name: len(stems) for name, stems in track_sources(found, CLASSES).items()} == {"bass": 1, "drums": 1}
+    assert load_source(found, "Bass", RATE) == pytest.approx(sine(110, RATE), abs=1e-3)
+
+
 def test_babyslakh_calls_no_stem_rendered_and_those_that_are_there_are_read(tmp_path):
     stems = {
         name: entry(kind, 33, rendered=False) for name, kind in (("S00", "Bass"), ("S01", "Drums"), ("S02", "Bass"))

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import write_atomically
 from hybridsep.data.archive import CHUNK, Archive, ConnectionLost, Damaged, Member, Source, naming_damage
-from hybridsep.data.slakh import SPLITS, parse_metadata, read_mono, rendered_stems
+from hybridsep.data.slakh import SPLITS, claim_folder, parse_metadata, read_mono, rendered_stems
 
 ZENODO = "https://zenodo.org/records/"
 VARIANTS = {  # address and the MD5 on record
@@ -100,7 +100,7 @@ def fetch_slakh(
         md5: to hold the whole archive against; the one on record where `source` is None.
 
     Returns:
-        Report; also in `out`/slakh.json, with what was refused in `out`/rejected.csv.
+        Report; also in `out`/fetched.json, with what was refused in `out`/rejected.csv.
 
     Raises:
         HybridsepError: the archive cannot be had, is damaged or holds what no song collection does; the disk is full; `out`
@@ -152,8 +152,8 @@ def _read(sorter: Sorter, address: str, md5: str | None, progress: bool) -> Repo
             raise
         sorter.clear()
         report = Report(sorter.counts, len(sorter.rejected), source.received, archive.checked)
-        record = {"settings": sorter.settings, "source": address, "bytes_total": source.size, **asdict(report)}
-        write_atomically(sorter.out / "slakh.json", json.dumps(record, indent=1).encode())
+        record = {"source": address, "bytes_total": source.size, **asdict(report)}
+        write_atomically(sorter.out / "fetched.json", json.dumps(record, indent=1).encode())
     return report
 
 
@@ -169,7 +169,7 @@ class Sorter:
 
     def __init__(self, out: Path, settings: dict, tracks: int):
         self.out, self.partial, self.settings, self.tracks = out, out / ".partial", settings, tracks
-        self._claim()
+        claim_folder(out, "slakh.json", settings)
         validation, test = (max(1, round(tracks * share)) if tracks >= len(SPLITS) else 0 for share in (0.1, 0.2))
         self.quota = {"train": tracks - validation - test, "validation": validation, "test": test}
         self.counts = {split: sum(1 for _ in (out / split).glob("Track*/metadata.yaml")) for split in SPLITS}
@@ -343,20 +343,6 @@ class Sorter:
         rows = [(*place, reason) for place, reason in sorted(self.rejected.items())]
         csv.writer(text := io.StringIO(), lineterminator="\n").writerows([("split", "track", "stem", "reason"), *rows])
         write_atomically(self.out / "rejected.csv", text.getvalue().encode())
-
-    def _claim(self) -> None:
-        """Make `out` a collection of these settings, or refuse it."""
-        file, there = self.out / "slakh.json", {split: "other songs" for split in SPLITS if (self.out / split).exists()}
-        if file.is_file():
-            try:
-                there = json.loads(file.read_text())["settings"]
-            except (ValueError, KeyError, TypeError):
-                raise HybridsepError(f"{file} is damaged: remove it or choose another folder") from None
-        if there and there != self.settings:
-            raise HybridsepError(f"{self.out} holds {there}, not {self.settings}: choose another folder or remove it")
-        if not file.is_file():
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps({"settings": self.settings}).encode())
 
 
 def _waiting(track: Path) -> dict[str, Path]:

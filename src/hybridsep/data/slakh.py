@@ -1,4 +1,4 @@
-"""Reads and writes song collections in the layout of Slakh2100: MiniSlakh, Slakh2100-redux and BabySlakh alike.
+"""Reader and writer of song collections in the layout of Slakh2100: MiniSlakh, Slakh2100-redux and BabySlakh alike.
 
     ROOT/{train,validation,test}/TrackNNNNN/{metadata.yaml, stems/SNN.flac, mix.flac}
 
@@ -26,7 +26,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Stem:
-    """One rendered part of a track; `program` is its General MIDI program, `plugin` what rendered it."""
+    """One rendered part of a track; `program` is its General MIDI program (128: drums), `plugin` what rendered it."""
 
     name: str
     path: Path
@@ -85,10 +85,8 @@ def track_sources(track: Track, source_classes: dict[str, str]) -> dict[str, lis
     Returns:
         The stems of each source, matching `inst_class` exactly; empty lists where a track has none.
     """
-    return {
-        source: [stem for stem in track.stems if stem.inst_class == inst_class]
-        for source, inst_class in source_classes.items()
-    }
+    stems = track.stems
+    return {name: [stem for stem in stems if stem.inst_class == kind] for name, kind in source_classes.items()}
 
 
 def load_source(track: Track, inst_class: str, sample_rate: int) -> np.ndarray:
@@ -126,8 +124,7 @@ def parse_metadata(content: bytes, file: Path | str) -> dict:
     try:
         metadata = yaml.safe_load(content.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise HybridsepError(f"{file} is not plain YAML: {reason}") from error
+        raise HybridsepError(f"{file} is not plain YAML: {' '.join(str(error).split())}") from error
     stems = metadata.get("stems") if isinstance(metadata, Mapping) else None
     if not isinstance(stems, Mapping) or not all(isinstance(entry, Mapping) for entry in stems.values()):
         raise HybridsepError(f"{file} lists no stems: expected a mapping 'stems: S00: ...'")
@@ -140,7 +137,7 @@ def parse_metadata(content: bytes, file: Path | str) -> dict:
 
 
 def rendered_stems(metadata: dict) -> set[str]:
-    """Names of the stems that `audio_rendered` calls rendered; all, where it calls none so, as BabySlakh's does although most are there."""
+    """Name the stems that are called rendered; all where none is: BabySlakh calls none so, though most are there."""
     named = {name for name, entry in metadata["stems"].items() if entry.get("audio_rendered", True)}
     return named or set(metadata["stems"])
 
@@ -151,25 +148,20 @@ def _read_track(path: Path, split: str) -> Track:
         metadata = parse_metadata(file.read_bytes(), file)
     except FileNotFoundError:
         raise HybridsepError(f"{path} is no track: it has no metadata.yaml") from None
-    kept = [_read_stem(path, name, metadata["stems"][name]) for name in sorted(rendered_stems(metadata))]
-    return Track(path.name, split, path, tuple(stem for stem in kept if stem), metadata)
+    # `audio_dir` is not followed: redux writes the track's name before it, but the files lie in TrackNNNNN/stems everywhere.
+    stems = [_read_stem(path / "stems", name, metadata["stems"][name]) for name in sorted(rendered_stems(metadata))]
+    return Track(path.name, split, path, tuple(stem for stem in stems if stem), metadata)
 
 
-def _read_stem(track: Path, name: str, entry: Mapping) -> Stem | None:
+def _read_stem(folder: Path, name: str, entry: Mapping) -> Stem | None:
     """Return one stem of metadata.yaml, or None if it is not there."""
-    audio = next((p for p in (track / "stems" / f"{name}{end}" for end in (".flac", ".wav")) if p.is_file()), None)
-    if audio is None:
+    audio = [path for path in (folder / f"{name}.flac", folder / f"{name}.wav") if path.is_file()]
+    if not audio:
         return None
-    program = entry.get("program_num")
-    plugin = entry.get("plugin_name")
-    return Stem(
-        name=name,
-        path=audio,
-        inst_class=entry["inst_class"],
-        is_drum=bool(entry.get("is_drum", False)),
-        program=program if isinstance(program, int) else None,
-        plugin=None if plugin in (None, "None") else str(plugin),
-    )
+    program, plugin = entry.get("program_num"), entry.get("plugin_name")
+    program = program if isinstance(program, int) else None
+    plugin = None if plugin in (None, "None") else str(plugin)
+    return Stem(name, audio[0], entry["inst_class"], bool(entry.get("is_drum", False)), program, plugin)
 
 
 def read_mono(path: Path, sample_rate: int) -> np.ndarray:
