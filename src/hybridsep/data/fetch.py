@@ -56,8 +56,8 @@ _PLACE = re.compile(
 
 @dataclass(frozen=True)
 class Report:
-    """What a fetch left behind: complete tracks of each split, rows of rejected.csv, and of this run the bytes read of the
-    archive and, in words, what is known of its integrity."""
+    """Complete tracks of each split, rows of rejected.csv, bytes read in this run, and what is known of the archive's
+    integrity, in words."""
 
     tracks: dict[str, int]
     rejected: int
@@ -114,16 +114,14 @@ def fetch_slakh(
     settings = {"variant": variant, "classes": list(classes), "sample_rate": sample_rate}
     try:
         sorter = Sorter(Path(out), settings, tracks)
-        report = (
-            Report(sorter.counts, len(sorter.rejected)) if sorter.enough else _read(sorter, url, md5 or known, progress)
-        )
+        report = Report(sorter.counts, len(sorter.rejected))
+        if not sorter.enough:
+            report = _read(sorter, url, md5 or known, progress)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         kept = sum(sorter.counts.values())
-        raise HybridsepError(
-            f"no space left for {out}: {kept} complete tracks are kept; make room, run again"
-        ) from None
+        raise HybridsepError(f"no space left for {out}: {kept} complete tracks are kept; make room first") from None
     if not report.total:
         raise HybridsepError(f"no track of {url} has usable stems of {' and '.join(classes)}: see {out}/rejected.csv")
     return report
@@ -172,7 +170,7 @@ class Sorter:
         claim_folder(out, "slakh.json", settings)
         validation, test = (max(1, round(tracks * share)) if tracks >= len(SPLITS) else 0 for share in (0.1, 0.2))
         self.quota = {"train": tracks - validation - test, "validation": validation, "test": test}
-        self.counts = {split: sum(1 for _ in (out / split).glob("Track*/metadata.yaml")) for split in SPLITS}
+        self.counts = {split: sum(1 for _ in (out / split).glob("Track*")) for split in SPLITS}
         self._open: dict[Path, dict | None] = {}  # folder of what waits -> metadata.yaml, None before it came by
         self._closed: set[Path] = set()
         self._noted = time.monotonic()
@@ -188,11 +186,8 @@ class Sorter:
 
     def recall(self, address: str, version: tuple) -> dict | None:
         """Take up what an earlier run left of the same task, and return its mark in the archive."""
-        self._task = {
-            "source": address,
-            "version": list(version),
-            "tracks": self.tracks,
-        }  # other quotas pass over other tracks
+        # Another number of tracks would have passed over others.
+        self._task = {"source": address, "version": list(version), "tracks": self.tracks}
         self.partial.mkdir(exist_ok=True)
         try:
             note = json.loads((self.partial / "note.json").read_text())
@@ -204,6 +199,9 @@ class Sorter:
             return None
         self._closed = {self.partial / name for name in note["closed"]}
         for track in self.partial.glob("*/Track*"):
+            if self._target(track).is_dir():  # the run ended between the two
+                shutil.rmtree(track)
+                continue
             file = track / "metadata.yaml"
             self._open[track] = parse_metadata(file.read_bytes(), file) if file.is_file() else None
         return note["mark"]
@@ -251,6 +249,9 @@ class Sorter:
             except Unusable as reason:
                 self._close(track, reason)
 
+    def _target(self, track: Path) -> Path:
+        return self.out / track.relative_to(self.partial)
+
     def _missing(self, split: str) -> int:
         return self.quota[split] - self.counts[split]
 
@@ -266,7 +267,7 @@ class Sorter:
     def _opened(self, track: Path) -> bool:
         """Tell whether a track is open; open it if it is new, wanted, and there is room."""
         split = track.parent.name
-        if track in self._open or track in self._closed or (self.out / split / track.name / "metadata.yaml").is_file():
+        if track in self._open or track in self._closed or self._target(track).is_dir():
             return track in self._open
         missing, others = self._missing(split), sum(other.parent == track.parent for other in self._open)
         if missing <= 0 or others >= SPARE * missing + SPARE_AT_LEAST:
@@ -322,10 +323,8 @@ class Sorter:
                 kept[stem] = {**metadata["stems"][stem], "audio_rendered": True}
             self._hold_complete(metadata, set(kept), "usable stem")
             (work / "metadata.yaml").write_bytes(yaml.safe_dump({**metadata, "stems": kept}).encode())
-            target = self.out / split / track.name
-            shutil.rmtree(target, ignore_errors=True)  # it has no metadata.yaml, or it would not have been opened
-            target.parent.mkdir(exist_ok=True)
-            work.rename(target)
+            self._target(track).parent.mkdir(exist_ok=True)
+            work.rename(self._target(track))
             self.counts[split] += 1
         self._close(track)
 
@@ -334,6 +333,7 @@ class Sorter:
             self._reject(track, reason)
         del self._open[track]
         self._closed.add(track)
+        self._noted = -math.inf  # or a killed run would be followed by one that opens it anew, without what came before
         shutil.rmtree(track)
 
     def _reject(self, track: Path, reason: object, stem: str = "") -> None:
