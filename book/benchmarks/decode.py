@@ -1,7 +1,7 @@
 """A whole separation: search over all codes of a chunk, this library's beside the originals', and how it grows.
 
-Unless a row says otherwise the time is that of the search alone, from mixture codes to source codes. The column `differs` says in what
-the reference differs from ours beside its algorithm; where it is empty both have the same heads, precision and window.
+Unless a row says otherwise the time is that of the search alone, from mixture codes to source codes. The column `differs` says what
+the reference does otherwise beside its algorithm; where it is empty both have the same heads, precision and window.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ WARM_UP_SECONDS = 0.1
 PARTICLE_COUNTS, QUICK_PARTICLE_COUNTS = (8, 32, 128, 512, 1024), (1, 2)
 LENGTHS = (1, 2, 4, 8)
 CHUNKS, QUICK_CHUNKS = 8, 2
-EVERY_HEAD, UNCUT = (
-    "the reference keeps keys and values of every head",
-    "the reference's cache is never cut to the window",
-)
+EVERY_HEAD, UNCUT = "keeps keys and values of every head", "never cuts its cache"
 
 
 def bench_lass(options: Options) -> Iterator[Row]:
@@ -62,7 +59,7 @@ def bench_lqvae(options: Options) -> Iterator[Row]:
     for dtype, searcher in searchers.items():
         details = _sizes(searcher, codes, particles) | {
             "search": "particle", "reference_search": "LQ-VAE sampling", "reference_dtype": "float32",
-            "differs": "" if dtype == torch.float32 else "the reference is in float32", "note": note,
+            "differs": "" if dtype == torch.float32 else "computes in float32", "note": note,
         }  # fmt: skip
         scaled = times["reference"].scaled(codes.shape[1] / steps)
         yield Row(f"lqvae/{dtype_name(dtype)}", times[dtype], scaled, details)
@@ -157,7 +154,7 @@ def _differences(dtype: torch.dtype, reference_dtype: torch.dtype, every_head: b
         "" if cut else "uncut",
         "" if dtype == reference_dtype else dtype_name(reference_dtype),
     ]
-    differs = [EVERY_HEAD if every_head else "", "" if cut else UNCUT, label[2] and f"the reference is in {label[2]}"]
+    differs = [EVERY_HEAD if every_head else "", "" if cut else UNCUT, label[2] and f"computes in {label[2]}"]
     return "-".join(filter(None, label)), {
         "reference_cache": "every head" if every_head else "shared heads once", "reference_window": "cut" if cut else "never cut",
         "reference_dtype": dtype_name(reference_dtype), "differs": "; ".join(filter(None, differs)),

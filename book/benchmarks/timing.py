@@ -163,7 +163,7 @@ def _line(row: dict) -> str:
 
     if row["ratio"] is None:
         return f"{row['name']}: {spread('ours')}"
-    differs = f" ({row['differs']})" if row.get("differs") else ""
+    differs = f" (the reference {row['differs']})" if row.get("differs") else ""
     return f"{row['name']}: {spread('ours')}, reference {spread('reference')}, ratio {row['ratio']:.3g}{differs}"
 
 
