@@ -29,7 +29,7 @@ ALL_CELLS = "all"
 
 # Who, method, search ("" where it is not said), SDR of bass and of drums in dB, seconds for a chunk of three seconds.
 # Both student projects separated bass and drums of Slakh2100. The seed project: 300 tracks at 22 050 Hz, 210 of them for
-# training, 30 test chunks of 3 s, a Colab T4; best sample of each source by the truth, museval's own window.
+# training, 30 test chunks of 3 s, a Colab T4; the best sample of each source, museval's own window.
 PUBLISHED = (
     ("seed project", "lqvae", "ancestral", 3.41, 5.41, 254.77),
     ("seed project", "lass", "ancestral", 3.22, 4.78, 148.57),

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from study import Study, main
+from study import Study, cached_rows, main, sdr_rows
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import write_atomically
 from hybridsep.core.profiles import METHODS, LikelihoodKind, Tuning, load_profile, method_spec
-from hybridsep.evaluation.comparisons import BLIND, interval_columns, song_values
-from hybridsep.pipeline.evaluate import BlindRun
+from hybridsep.evaluation.comparisons import interval_columns
+from hybridsep.inference.wiener import wiener
 
 CHUNKS = 24
 ROUNDS = 2
@@ -80,7 +80,7 @@ def settings(study: Study, write: str | None = None) -> None:
         grids, cell = GRIDS[spec.likelihood], f"{spec.vqvae}-{spec.likelihood}"
         rows, cells[cell] = tune(partial(scores, study, method), grids)
         tried.append(pd.DataFrame(rows).assign(cell=cell))
-        best, middle = (song_sdr(blind_run(study, method, values)) for values in (cells[cell], start(grids)))
+        best, middle = (song_scores(study, method, values).sdr for values in (cells[cell], start(grids)))
         chosen.append({"cell": cell, **cells[cell], "sdr": best.mean(), **interval_columns((best - middle).to_numpy())})
         # A killed study leaves the cells that are done.
         study.write("tried", pd.concat(tried, ignore_index=True))
@@ -127,22 +127,27 @@ def start(grids: Mapping[str, Grid]) -> Values:
 
 def scores(study: Study, method: str, values: Values) -> dict[str, float]:
     """Return the blind, refined SDR (dB) and the evidence (nats per code) of one method under these values."""
-    run = blind_run(study, method, values)
-    return {"sdr": song_sdr(run).mean(), "log_evidence": song_values(run.rows, metric="log_evidence").mean()}
+    songs = song_scores(study, method, values)
+    return {"sdr": songs.sdr.mean(), "log_evidence": songs.log_evidence.mean()}
 
 
-def song_sdr(run: BlindRun) -> pd.Series:
-    """Return each song's blind, refined SDR, mean of the sources, dB."""
-    return song_values(run.rows, **BLIND, refine="wiener")
-
-
-def blind_run(study: Study, method: str, values: Values) -> BlindRun:
-    """Run the particle filter of one method under these values on validation songs, once."""
+def song_scores(study: Study, method: str, values: Values) -> pd.DataFrame:
+    """Return what `scores` is the mean of, for each validation song: track, sdr, log_evidence."""
     # What the profile says of the other cells makes no difference, and no new run.
     tuning = {f"{spec.vqvae}_{spec.likelihood}": Tuning() for spec in METHODS.values()}
     spec = method_spec(method)
     tuning[f"{spec.vqvae}_{spec.likelihood}"] = Tuning(**values)
-    return study.evaluation("validation", CHUNKS, search=tuning).blind_run(method)
+    evaluation = study.evaluation("validation", CHUNKS, search=tuning)
+    pipeline, chunks, seed = evaluation.pipeline, evaluation.chunks, evaluation.settings.seed
+
+    def make() -> pd.DataFrame:
+        found = pipeline.separator(method).estimate(chunks.mixture, seed=seed, label=f"{method}, {values}")
+        refined = wiener(found.stems.cpu(), found.mixture.cpu())
+        nats = (found.search.log_evidence / found.search.codes.shape[-1]).tolist()
+        sdr = sdr_rows(chunks, refined).groupby("track", sort=False).sdr.mean()
+        return sdr.reset_index().assign(log_evidence=nats)
+
+    return cached_rows(pipeline, f"tuned-{method}", [pipeline.method_version(method), chunks.digest, seed], make)
 
 
 def write_settings(file: Path, chosen: Mapping[str, Values]) -> None:
@@ -153,7 +158,7 @@ def write_settings(file: Path, chosen: Mapping[str, Values]) -> None:
     """
     text = file.read_text(encoding="utf-8")
     search = (yaml.safe_load(text) or {}).get("search", {}) | dict(chosen)
-    block = yaml.safe_dump({"search": search}, sort_keys=False, default_flow_style=None)
+    block = yaml.safe_dump({"search": search}, sort_keys=False, default_flow_style=None, width=120)
     old = re.compile(r"^search:.*\n?(?:[ \t]+.*\n?)*", re.MULTILINE)
     changed = old.sub(lambda _: block, text, count=1) if old.search(text) else f"{text.rstrip()}\n{block}"
     write_atomically(file, changed.encode())

@@ -100,7 +100,7 @@ def main(run: Callable[..., None], **options: str) -> None:
         study = Study(run.__name__.replace("_", "-"), pipeline, given.out)
         run(study, **{name: getattr(given, name) for name in options})
         study.finish()
-    except HybridsepError as error:
+    except (HybridsepError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
     print(f"tables in {study.folder}")
 
