@@ -1,4 +1,7 @@
-"""The inner loops of `hybridsep.kernels`, each beside what the published code does in its place; on a GPU its torch body too."""
+"""The inner loops of `hybridsep.kernels`, each beside what the published code does in its place; on a GPU its torch body too.
+
+The draws of pairs are timed by `posterior.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from contextlib import nullcontext
 from unittest.mock import patch
 
 import torch
-from originals import DensePosterior, SparsePosterior
-from separators import random_likelihood, random_log_probs
 from timing import Options, Row, main, time_calls
 from torch import Tensor
 
@@ -16,14 +17,12 @@ from hybridsep.core.device import default_device, seeded_generator
 from hybridsep.kernels import bodies
 from hybridsep.kernels.bodies import run_body
 from hybridsep.kernels.cache import as_wide_numbers, move_rows
-from hybridsep.kernels.counting import count_triples, csr
-from hybridsep.kernels.counts import draw_entries
+from hybridsep.kernels.counting import count_triples
 from hybridsep.kernels.nearest import nearest_code
-from hybridsep.kernels.sums import draw_pairs, log_marginal
 
-CODES, PARTICLES, WIDTH, VECTORS, TRIPLES, CODES_COUNTED = 2048, 64, 16, 65_536, 1_000_000, 64
+CODES, WIDTH, VECTORS, TRIPLES, CODES_COUNTED = 2048, 16, 65_536, 1_000_000, 64
 SLABS, ROWS, NUMBERS = 20, 512, 4096
-QUICK_CODES, QUICK_PARTICLES, QUICK_SHARE = 16, 4, 1000
+QUICK_CODES, QUICK_ROWS, QUICK_SHARE = 16, 4, 1000
 
 
 def bench_nearest(options: Options) -> Iterator[Row]:
@@ -38,36 +37,6 @@ def bench_nearest(options: Options) -> Iterator[Row]:
 
     details = {"codes": len(codebook), "vectors": len(vectors), "width": WIDTH}
     yield from _compare("nearest_code", lambda: nearest_code(vectors, codebook), all_distances, details, options)
-
-
-def bench_sums(options: Options) -> Iterator[Row]:
-    """Time a draw under the sum beside LQ-VAE's dense posterior."""
-    codes, particles = _codes(options), _particles(options)
-    likelihood, log_p = _inputs("sum", options)
-    original, generator = DensePosterior(likelihood), seeded_generator(0, device=log_p.device)
-    step = log_p, torch.zeros(1, dtype=torch.long, device=log_p.device), likelihood.sums, likelihood.table, None
-    uniforms = torch.rand(2, 1, particles, device=log_p.device)
-    yield from _compare(
-        "draw_pairs_sum",
-        lambda: run_body(draw_pairs, run_body(log_marginal, *step).exp(), *step, uniforms, None),
-        lambda: original.draw(0, log_p[0, 0], log_p[1, 0], generator),
-        {"codes": codes, "particles": particles}, options,
-    )  # fmt: skip
-
-
-def bench_counts(options: Options) -> Iterator[Row]:
-    """Time a draw from counted pairs beside LASS's list of scores of all counted pairs."""
-    likelihood, log_p = _inputs("counts", options)
-    original, generator = SparsePosterior(likelihood), seeded_generator(0, device=log_p.device)
-    first = torch.zeros(1, dtype=torch.long, device=log_p.device)
-    entries = *csr(likelihood.keys, likelihood.codes), original.log_values
-    details = {"codes": likelihood.codes, "particles": log_p.shape[2], "counted_pairs": int(entries[0][1])}
-    yield from _compare(
-        "draw_pairs_counts",
-        lambda: run_body(draw_entries, log_p, first, *entries, first, None),
-        lambda: original.draw(0, log_p[0, 0], log_p[1, 0], generator),
-        details, options,
-    )  # fmt: skip
 
 
 def bench_counting(options: Options) -> Iterator[Row]:
@@ -88,7 +57,7 @@ def bench_counting(options: Options) -> Iterator[Row]:
 
 def bench_cache(options: Options) -> Iterator[Row]:
     """Time `move_rows` beside picking every row of every layer anew."""
-    rows = options.particles or (QUICK_PARTICLES if options.quick else ROWS)
+    rows = options.particles or (QUICK_ROWS if options.quick else ROWS)
     cache = _randn(SLABS, rows, NUMBERS // (QUICK_SHARE if options.quick else 1))
     # Half of the rows go on from one of the others.
     ancestors = torch.arange(rows, device=cache.device)
@@ -111,12 +80,6 @@ def _compare(name: str, ours: Callable, reference: Callable, details: dict, opti
         yield Row(f"{name}/{body}", times["ours"], times["reference"], details | {"body": body})
 
 
-def _inputs(kind: str, options: Options) -> tuple:
-    """Return a random likelihood and log-probabilities of both priors."""
-    codes, device = _codes(options), default_device()
-    return random_likelihood(codes, WIDTH, kind, device), random_log_probs(codes, _particles(options), device)
-
-
 def _randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=seeded_generator(seed)).to(default_device())
 
@@ -125,13 +88,7 @@ def _codes(options: Options) -> int:
     return options.codes or (QUICK_CODES if options.quick else CODES)
 
 
-def _particles(options: Options) -> int:
-    return options.particles or (QUICK_PARTICLES if options.quick else PARTICLES)
-
-
-BENCHMARKS = {
-    "nearest": bench_nearest, "sums": bench_sums, "counts": bench_counts, "counting": bench_counting, "cache": bench_cache,
-}  # fmt: skip
+BENCHMARKS = {"nearest": bench_nearest, "counting": bench_counting, "cache": bench_cache}
 
 if __name__ == "__main__":
     main(BENCHMARKS, __doc__)

@@ -170,7 +170,7 @@ CASES = {
     "posterior": {"sum-16/float32-made", "counts-16/float32-kept"},
     "decode": {"lass/particle-float32-shared-heads", "lass/particle-float32-every-head-uncut", "lass-beam/beam-float32-shared-heads",
                "lqvae/float32", "particles/2", "length/0.2", "batch/2", "precision/bfloat16"},
-    "kernels": {"nearest_code/torch", "draw_pairs_sum/torch", "draw_pairs_counts/torch", "count_triples/torch", "reorder_cache/torch"},
+    "kernels": {"nearest_code/torch", "count_triples/torch", "reorder_cache/torch"},
     "training": {"codec-step", "prior-step"},
     "recording": {"recording/song"},
 }  # fmt: skip
