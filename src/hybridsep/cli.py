@@ -13,6 +13,7 @@ import typer
 
 from hybridsep.core.deadline import NEVER, Deadline, OutOfTime
 from hybridsep.core.errors import HybridsepError
+from hybridsep.core.process import settle_process
 
 app = typer.Typer(
     add_completion=False,
@@ -151,21 +152,17 @@ def separate(
     particles: Annotated[int | None, typer.Option(min=1, help="N; the model's own setting when not given")] = None,
     seed: int = 0,
     refine: Annotated[bool, typer.Option(help="Wiener masks, so that the stems sum to the recording")] = True,
-    carry: Annotated[
-        bool,
-        typer.Option("--carry", help="the priors go on from window to window: one after the other, not all at once"),
-    ] = False,
     form: Annotated[str, typer.Option("--format", help="wav, flac, ogg or mp3")] = "wav",
     overwrite: bool = False,
 ) -> None:
     """Separate a recording into stems."""
     # readable=False: what may not be read is refused by the library, in one line, and not by typer in a box with exit status 2.
     from hybridsep.inference.recording import separate_file
-    from hybridsep.pipeline.release import shipped_model
+    from hybridsep.inference.separator import SearchOptions
 
     started = time.perf_counter()
-    model = model or shipped_model()
-    found = separate_file(recording, out, model, search, particles, seed, refine, carry, form, overwrite)
+    options = SearchOptions(search, particles, seed, "separating")
+    found = separate_file(recording, out, model, options, refine, form, overwrite)
     seconds = time.perf_counter() - started
     typer.echo(
         f"{', '.join(map(str, found.paths))}: {found.seconds:.1f} s in {seconds:.1f} s, evidence {found.log_evidence:.3f} nats per code"
@@ -231,6 +228,7 @@ def _pipeline(profile: str, runs: Path, data: Path | None, max_minutes: float | 
 
 def main() -> None:
     """Run a command; bad input ends in one line and exit status 1, Ctrl-C in 130, --max-minutes in one line and 0."""
+    settle_process()
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         app(standalone_mode=True)

@@ -18,12 +18,12 @@ BLOCK_VALUES = 1 << 20
 
 @dataclass(frozen=True)
 class Audio:
-    """A recording that can be heard from its beginning as often as needed.
+    """A recording that can be read from its beginning as often as needed.
 
     Attributes:
-        blocks: starts from the beginning: consecutive float32 [channels, n].
+        blocks: starts from the beginning; yields consecutive float32 [channels, n].
         sample_rate: Hz.
-        channels, samples: its size.
+        channels, samples: size.
         peak: largest magnitude.
     """
 
@@ -35,7 +35,7 @@ class Audio:
 
     @classmethod
     def scan(cls, name: str, sample_rate: int, channels: int, blocks: Callable[[], Iterable[Tensor]]) -> Audio:
-        """Hear it once and refuse what cannot be separated.
+        """Read a recording once and refuse what cannot be separated.
 
         Raises:
             HybridsepError: no channels, no rate, shorter than 0.2 s, longer than 12 hours, or with samples that are no finite numbers.
@@ -58,7 +58,7 @@ class Audio:
 
     @classmethod
     def of(cls, waveform: Tensor, sample_rate: int) -> Audio:
-        """A waveform [channels, samples] in memory. Raises as `scan`."""
+        """Take a waveform [channels, samples] in memory at a rate in Hz; errors as in `scan`."""
         return cls.scan(
             "the recording",
             sample_rate,
@@ -67,18 +67,18 @@ class Audio:
         )
 
     def levelled(self) -> Iterator[Tensor]:
-        """Its blocks with the highest peak at 1: no sum of channels or squares leaves the range of float32."""
+        """Yield its blocks with the highest peak at 1: no sum of channels or squares leaves the range of float32."""
         return (block / self.peak for block in self.blocks())
 
     def mono(self, sample_rate: int) -> Tensor:
-        """The levelled mean of the channels at another rate in Hz: float32 [samples]."""
+        """Return the levelled mean of the channels at another rate in Hz, float32 [samples]."""
         mean = resampled((block.mean(0, keepdim=True) for block in self.levelled()), self.sample_rate, sample_rate)
         samples = -(-self.samples * sample_rate // self.sample_rate)
         return filled(torch.empty(1, samples), of_length(mean, samples))[0]
 
 
 def resampled(blocks: Iterable[Tensor], old_rate: int, new_rate: int) -> Iterator[Tensor]:
-    """Blocks float32 [R, n] of a signal at another rate, in Hz."""
+    """Yield blocks float32 [R, n] of a signal at another rate, in Hz."""
     if old_rate == new_rate:
         yield from blocks
         return
@@ -91,7 +91,7 @@ def resampled(blocks: Iterable[Tensor], old_rate: int, new_rate: int) -> Iterato
 
 
 def of_length(blocks: Iterable[Tensor], samples: int) -> Iterator[Tensor]:
-    """Blocks [..., n] of a signal cut off, or filled with zeros, after so many samples."""
+    """Yield blocks [..., n] of a signal cut off, or filled up with zeros, at so many samples."""
     for block in blocks:
         yield block[..., :samples]
         samples -= min(samples, block.shape[-1])
@@ -99,7 +99,7 @@ def of_length(blocks: Iterable[Tensor], samples: int) -> Iterator[Tensor]:
 
 
 def filled(whole: Tensor, blocks: Iterable[Tensor]) -> Tensor:
-    """`whole`, [..., samples], with the blocks [..., n] one after the other in it."""
+    """Write blocks [..., n] one after the other into `whole` [..., samples], and return it."""
     place = 0
     for block in blocks:
         whole[..., place : place + block.shape[-1]] = block
@@ -108,7 +108,7 @@ def filled(whole: Tensor, blocks: Iterable[Tensor]) -> Tensor:
 
 
 def overlapping(blocks: Iterable[Tensor], step: int, reach: int) -> Iterator[tuple[Tensor, slice]]:
-    """A signal cut anew into pieces of `step` samples, each with up to `reach` samples of its neighbours on either side.
+    """Cut a signal anew into pieces of `step` samples, each with up to `reach` samples of its neighbours on either side.
 
     Args:
         blocks: of a signal, [..., n].

@@ -5,46 +5,39 @@ Source: Postolache et al. 2023 (arXiv 2301.08562), sec. 3.2.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from hybridsep.inference.likelihood import FusedPosterior, Likelihood
-from hybridsep.inference.sums import SumLikelihood, _number
+from hybridsep.inference.sums import SumLikelihood, number
 from hybridsep.kernels.counting import count_triples, csr
 
 MERGE_EVERY = 2_000_000
-
-
 SMOOTHING_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class CountLikelihood(Likelihood):
-    """LASS's likelihood: relative frequencies of counted triples, smoothed towards a `SumLikelihood` S.
+    """l(m|i,j) = ((n(i,j,m) + α S(m|i,j)) / (n(i,j) + α))^λ, with S a `SumLikelihood`.
 
-    l(m|i,j) = ((n(i,j,m) + α S(m|i,j)) / (n(i,j) + α))^λ: the mean of a Dirichlet posterior with α pseudo-counts, so that a pair never
-    counted falls back to S and a pair counted often is left alone.
+    The mean of a Dirichlet posterior with α pseudo-counts: a pair never counted falls back to S, a pair counted often is left alone.
 
     Args:
         keys: sorted distinct triples as (m·K + i)·K + j, int64 [nnz].
-        counts: int64 [nnz].
+        counts: how often each was counted, int64 [nnz].
+        backoff: S.
+        smoothing: α, in counts.
+        power: λ.
     """
 
     keeps_host_free = True
 
     def __init__(self, keys: Tensor, counts: Tensor, backoff: SumLikelihood, smoothing: float, power: float = 1.0):
-        size = backoff.codes
-        self.codes, self.keys, self.counts, self.backoff, self.smoothing, self.power = (
-            size,
-            keys,
-            counts,
-            backoff,
-            smoothing,
-            power,
-        )
+        self.codes = size = backoff.codes
+        self.keys, self.counts, self.backoff, self.smoothing, self.power = keys, counts, backoff, smoothing, power
         self.pairs = keys % (size * size)
-        totals = torch.zeros(size * size, dtype=torch.float32, device=keys.device).index_add_(
-            0, self.pairs, counts.float()
-        )
+        totals = torch.zeros(size * size, device=keys.device).index_add_(0, self.pairs, counts.float())
         share = smoothing / (totals + smoothing)
         # Kept as what the sum says of every pair and what counting adds at the counted triples, each already raised to λ.
         self.share, self.table = share.pow(power).view(size, size), backoff.table.pow(power)
@@ -64,32 +57,28 @@ class CountLikelihood(Likelihood):
 
     def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
         """See Likelihood."""
-        if not hasattr(self, "_entries"):
-            self._entries = (*csr(self.keys, self.codes), self.values.log())
-        return FusedPosterior(self.backoff, self.table, self.share, self._entries, mixture, log_p)
+        return FusedPosterior(mixture, log_p, (self.backoff.sums, self.table, self.share), self._entries)
 
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """See Likelihood."""
-        key = (mixture * self.codes + first) * self.codes + second
-        counted, value = self._look_up(key)
+        counted, value = self._look_up((mixture * self.codes + first) * self.codes + second)
         smooth = self.share[first, second] * self.table[mixture, self.backoff.sums[first, second].long()]
         return (smooth + torch.where(counted, value, 0.0)).log()
 
     def seen(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Whether a triple was counted at all: bool of the arguments' shape."""
+        """Return whether a triple was counted at all, bool of the arguments' shape."""
         return self._look_up((mixture * self.codes + first) * self.codes + second)[0]
 
     def to_tensors(self) -> dict[str, Tensor]:
         """See Likelihood."""
-        extra = {"keys": self.keys, "counts": self.counts.int()}
-        scalars = {"smoothing": _number(self.smoothing), "power": _number(self.power)}
-        return self.backoff.to_tensors() | extra | scalars
+        counted = {"keys": self.keys, "counts": self.counts.int()}
+        return self.backoff.to_tensors() | counted | {"smoothing": number(self.smoothing), "power": number(self.power)}
 
     @classmethod
     def fit(
         cls, keys: Tensor, counts: Tensor, codebook: Tensor, triples: Tensor, power: float = 1.0
     ) -> CountLikelihood:
-        """Choose the smoothing by maximum likelihood (at λ = 1) on triples int64 [3, n] that were not counted."""
+        """Choose the smoothing by maximum likelihood (at λ = 1) on triples (first, second, mixture), int64 [3, n], that were not counted."""
         backoff = SumLikelihood.fit(codebook, triples)
         scored = []
         for smoothing in SMOOTHING_GRID:
@@ -97,10 +86,15 @@ class CountLikelihood(Likelihood):
             scored.append((float(candidate.log_likelihood(triples[2], triples[0], triples[1]).mean()), smoothing))
         return cls(keys, counts, backoff, max(scored)[1], power)
 
+    @cached_property
+    def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        return *csr(self.keys, self.codes), self.values.log()
+
     def _look_up(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        position = torch.searchsorted(self.keys, key.contiguous()).clamp_max(max(0, len(self.keys) - 1))
+        """Whether each key was counted, and its value where it was."""
         if not len(self.keys):
             return torch.zeros_like(key, dtype=torch.bool), torch.zeros(key.shape, device=key.device)
+        position = torch.searchsorted(self.keys, key.contiguous()).clamp_max(len(self.keys) - 1)
         return self.keys[position] == key, self.values[position]
 
 
@@ -111,34 +105,30 @@ def likelihood_from_tensors(tensors: dict[str, Tensor]) -> Likelihood:
         ValueError: the tensors do not fit each other.
     """
     codebook, keys, counts = tensors["codebook"], tensors.get("keys"), tensors.get("counts")
-    numbers = [tensors[name] for name in ("sigma_squared", "floor", "smoothing", "power") if name in tensors]
-    if (
-        codebook.ndim != 2
-        or not torch.isfinite(codebook).all()
-        or any(n.ndim or not torch.isfinite(n) for n in numbers)
-    ):
-        raise ValueError("likelihood: codebook or fitted numbers are damaged")
-    if (
-        (keys is None) != (counts is None)
-        or keys is not None
-        and (
-            keys.shape != counts.shape
-            or len(keys)
-            and not 0 <= int(keys[0]) <= int(keys[-1]) < len(codebook) ** 3
-            or (keys.diff() <= 0).any()
-        )
-    ):
+    numbers = {name: tensors[name] for name in ("sigma_squared", "floor", "smoothing", "power") if name in tensors}
+    damaged = [name for name, value in numbers.items() if value.ndim or not torch.isfinite(value)]
+    if codebook.ndim != 2 or not torch.isfinite(codebook).all() or damaged:
+        raise ValueError(f"likelihood: {' and '.join(damaged) or 'codebook'} damaged")
+    base = SumLikelihood(codebook, float(numbers["sigma_squared"]), float(numbers["floor"]))
+    if keys is None and counts is None:
+        return base
+    if keys is None or counts is None or keys.shape != counts.shape or not _sorted_within(keys, len(codebook) ** 3):
         raise ValueError("likelihood: counted triples are damaged")
-    backoff = SumLikelihood(tensors["codebook"], float(tensors["sigma_squared"]), float(tensors["floor"]))
-    if "keys" not in tensors:
-        return backoff
-    return CountLikelihood(
-        tensors["keys"], tensors["counts"].long(), backoff, float(tensors["smoothing"]), float(tensors["power"])
-    )
+    return CountLikelihood(keys, counts.long(), base, float(numbers["smoothing"]), float(numbers["power"]))
+
+
+def _sorted_within(keys: Tensor, size: int) -> bool:
+    """Whether keys rise strictly within [0, size)."""
+    return not len(keys) or 0 <= int(keys[0]) <= int(keys[-1]) < size and bool((keys.diff() > 0).all())
 
 
 class TripleCounter:
-    """Counts triples (i, j, m) batch by batch; memory is that of the distinct ones, and some batches not yet merged."""
+    """Counts triples (i, j, m) batch by batch; memory is that of the distinct ones, and some batches not yet merged.
+
+    Args:
+        codes: K.
+        merge_every: how many triples may wait to be merged.
+    """
 
     def __init__(self, codes: int, merge_every: int = MERGE_EVERY):
         self.codes, self.merge_every = codes, merge_every
@@ -153,7 +143,7 @@ class TripleCounter:
             self._merge()
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Sorted distinct keys (m·K + i)·K + j and how often each was counted, int64 [nnz] each."""
+        """Return sorted distinct keys (m·K + i)·K + j and how often each was counted, int64 [nnz] each."""
         self._merge()
         return self._keys, self._counts
 
@@ -166,6 +156,6 @@ class TripleCounter:
 
 
 def merge_counts(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts of keys that may come several times, as one count of each: sorted distinct keys and their sums, int64 [nnz] each."""
+    """Add up counts of keys that may come several times: sorted distinct keys and their sums, int64 [nnz] each."""
     merged, inverse = torch.unique(keys, return_inverse=True)
     return merged, torch.zeros_like(merged).index_add_(0, inverse, counts)

@@ -3,8 +3,7 @@
 `PriorStack` holds the weights of all sources in one tensor per layer, so that a step is one batched product per layer for every
 source, mixture and particle. What can be folded into the weights is: the gain of the RMS norm, the scale of the attention.
 
-Sources: Shazeer 2019 (arXiv 1911.02150) for keys and values shared by heads and cached; Su et al. 2021 (arXiv 2104.09864) for rotary
-positions.
+Source: Su et al. 2021 (arXiv 2104.09864) for rotary positions.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor
 
-from hybridsep.inference.caches import SHARED_FROM, PrivateCache, SharedPast, StaticCache
+from hybridsep.inference.caches import PrivateCache, StaticCache
 from hybridsep.kernels.replay import Replayed
 from hybridsep.models.prior import Prior, rotary_angles
 
@@ -47,34 +46,24 @@ class PriorStack:
     Args:
         priors: one per source, of equal shape.
         dtype: of the matrix products and of the cache; log-probabilities are always float32.
-        temperature: the priors are raised to one over it and normalised again: above 1 they are less sure of themselves.
+        temperature: T; the priors are raised to 1/T and normalised again: above 1 they are less sure of themselves.
 
     Raises:
         ValueError: the priors differ in shape or codebook size, or the temperature is not positive.
     """
 
     def __init__(self, priors: list[Prior], dtype: torch.dtype = torch.float32, temperature: float = 1.0):
-        first = priors[0]
         if not temperature > 0:
             raise ValueError(f"temperature {temperature} is not positive")
-        if any(
-            p.settings.model_dump(exclude={"training"}) != first.settings.model_dump(exclude={"training"})
-            or p.codes != first.codes
-            for p in priors
-        ):
+        if len({(p.settings.model_dump_json(exclude={"training"}), p.codes) for p in priors}) > 1:
             raise ValueError("stacked priors must have equal shapes and codebook sizes")
-        self.settings, self.codes, self.sources, self.dtype, self.temperature = (
-            first.settings,
-            first.codes,
-            len(priors),
-            dtype,
-            temperature,
-        )
-        self.groups = self.settings.kv_heads
-        self.queries = self.settings.heads // self.groups
-        self.head_width = self.settings.width // self.settings.heads
+        self.settings = settings = priors[0].settings
+        self.codes, self.sources, self.dtype, self.temperature = priors[0].codes, len(priors), dtype, temperature
+        self.groups = settings.kv_heads
+        self.queries = settings.heads // self.groups
+        self.head_width = settings.width // settings.heads
         # A unit vector times the root of the width is what the RMS norm makes.
-        gain = self.settings.width**0.5
+        gain = settings.width**0.5
 
         def stack(name: str, scale: float = 1.0) -> Tensor:
             weights = [p.get_submodule(name).weight.detach().float() for p in priors]
@@ -82,7 +71,7 @@ class PriorStack:
 
         self.embedding = torch.stack([p.embedding.weight.detach() for p in priors]).to(dtype)
         self.layers = []
-        for i in range(self.settings.layers):
+        for i in range(settings.layers):
             block = f"blocks.{i}."
             heads, values = self._split(stack(block + "attention.project_in", gain))
             rest = stack(block + "attention.project_out"), stack(block + "expand", gain), stack(block + "contract")
@@ -91,29 +80,21 @@ class PriorStack:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.head.device
 
-    def start(self, mixtures: int, particles: int, resampled: bool = False) -> PriorState:
-        """State before the first code, for B = `mixtures` times N = `particles` histories of every source.
-
-        Particles that are `resampled` soon descend from one ancestor: where the window is long they share their past.
-        """
-        if self.device.type == "cuda":
-            return GraphedState(self, StaticCache(self, mixtures, particles), mixtures, particles)
-        shared = resampled and particles > 1 and self.settings.window >= SHARED_FROM
-        return PriorState(
-            self, (SharedPast if shared else PrivateCache)(self, mixtures, particles), mixtures, particles
-        )
+    def start(self, mixtures: int, particles: int) -> PriorState:
+        """Return the state before the first code, for B = `mixtures` times N = `particles` histories of every source."""
+        return (GraphedState if self.device.type == "cuda" else PriorState)(self, mixtures, particles)
 
     def rotations(self, positions: Tensor) -> Tensor:
-        """Rotary positions [T] as matrices to multiply heads with from the right: [T, D, D]."""
+        """Return rotary positions [T] as matrices to multiply heads with from the right, [T, D, D]."""
         cosine, sine = rotary_angles(positions, self.settings)
         cosine, sine = torch.diag_embed(cosine), torch.diag_embed(sine)
         return torch.cat([torch.cat([cosine, sine], 2), torch.cat([-sine, cosine], 2)], 1).to(self.dtype)
 
     def embed(self, codes: Tensor, out: Tensor) -> Tensor:
-        """Codes int64 [P, R] -> `out` [P, R, W]."""
+        """Write the embeddings of codes int64 [P, R] into `out` [P, R, W], and return it."""
         for table, row, place in zip(self.embedding, codes, out, strict=True):
             torch.index_select(table, 0, row, out=place)
         return out
@@ -131,23 +112,25 @@ class PriorState:
 
     Attributes:
         cache: keys and values of the past.
-        log_probs: float32 [P, B, N, K], nats: log p(next code | history of that source).
+        log_probs: log p(next code | history of that source), nats, float32 [P, B, N, K].
     """
 
-    def __init__(self, stack: PriorStack, cache: PrivateCache | SharedPast, mixtures: int, particles: int):
-        self.stack, self.cache = stack, cache
+    cache_type: type[PrivateCache] | type[StaticCache] = PrivateCache
+
+    def __init__(self, stack: PriorStack, mixtures: int, particles: int):
+        self.stack, self.cache = stack, self.cache_type(stack, mixtures, particles)
         self.length = 0
         self._room = _Room(stack, mixtures * particles)
         start = torch.full((stack.sources, mixtures, particles), stack.codes, dtype=torch.long, device=stack.device)
         self.log_probs = self._step(start)
 
     def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:
-        """Particle n of mixture b goes on from the history of particle ancestors[b, n] with its own code.
+        """Let particle n of mixture b go on from the history of particle ancestors[b, n] with its own code.
 
         Args:
             codes: int64 [P, B, N].
             ancestors: int64 [B, N]; each its own without it. A particle that is anybody's ancestor is its own, as by
-                `search.stay_in_place`.
+                `kernels.resampling.stay_in_place`.
         """
         if ancestors is not None:
             self.cache.reorder(ancestors)
@@ -188,13 +171,14 @@ class GraphedState(PriorState):
     """
 
     replayable = True
+    cache_type = StaticCache
 
-    def __init__(self, stack: PriorStack, cache: StaticCache, mixtures: int, particles: int):
+    def __init__(self, stack: PriorStack, mixtures: int, particles: int):
         self._codes = torch.zeros(stack.sources, mixtures, particles, dtype=torch.long, device=stack.device)
         # Who held itself would keep the memory of a finished search until Python next looks for such cycles.
         predict = WeakMethod(self._predict)
         self._replayed = Replayed(lambda: predict()(), stack.device)
-        super().__init__(stack, cache, mixtures, particles)
+        super().__init__(stack, mixtures, particles)
 
     def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:
         """See PriorState."""
@@ -211,7 +195,7 @@ class GraphedState(PriorState):
 
 
 def unit(x: Tensor, norms: Tensor, out: Tensor) -> Tensor:
-    """Vectors of length one along the last axis, in `out`; zero stays zero. Their lengths come to lie in `norms`."""
+    """Write vectors of length one along the last axis into `out`, and their lengths into `norms`; zero stays zero."""
     return torch.div(x, torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=norms).add_(1e-6), out=out)
 
 
@@ -225,8 +209,6 @@ class _Room:
             return torch.empty(stack.sources, rows, *shape, dtype=stack.dtype, device=stack.device)
 
         self.x, self.normed, self.norms = room(width), room(width), room(1)
-        self.heads, self.value, self.hidden = (
-            room(w.shape[2]) for w in (layer.to_heads, layer.to_values, layer.expand)
-        )
+        self.heads, self.value = room(layer.to_heads.shape[2]), room(layer.to_values.shape[2])
+        self.hidden, self.scores = room(layer.expand.shape[2]), room(stack.codes)
         self.turned = torch.empty_like(self.heads).view(-1, stack.head_width)
-        self.scores = room(stack.codes)

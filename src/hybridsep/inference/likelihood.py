@@ -1,32 +1,28 @@
-"""The two likelihoods l(m | i, j) of a mixture code given two source codes, `sum` and `counts`, behind one interface.
+"""What a likelihood l(m | i, j) of a mixture code given two source codes must answer, and the posterior of one step.
 
-Neither ever forms the [N, K, K] posterior of the originals. With l(m|·,·) as a [K, K] matrix, r(i) = p1(i) Σ_j l(m|i,j) p2(j) is one
+No search ever forms the [N, K, K] posterior of the originals. With l(m|·,·) as a [K, K] matrix, r(i) = p1(i) Σ_j l(m|i,j) p2(j) is one
 matrix product for all particles; Σ_i r(i) is the evidence; i is drawn from r and j from p2(j) l(m|i,j). The pair so drawn has
 exactly the distribution of the dense posterior.
-
-Sources: Mancusi et al. 2021 (arXiv 2110.05313), sec. 3.3, for `sum`; Postolache et al. 2023 (arXiv 2301.08562), sec. 3.2, for `counts`.
 """
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hybridsep.core.device import physical_memory
+from hybridsep.core.errors import HybridsepError
 from hybridsep.kernels import counts as counted_pairs
 from hybridsep.kernels import sums as summed_codes
 from hybridsep.kernels.bodies import run_body, runs_triton
 from hybridsep.kernels.inversion import invert_sequential
-
-if TYPE_CHECKING:
-    from hybridsep.inference.sums import SumLikelihood
 
 ROWS_SCORED = 4096
 MATRICES_AT_ONCE = 16
@@ -38,7 +34,7 @@ class PairDraw:
 
     Attributes:
         codes: int64 [2, B, N].
-        log_evidence: float32 [B, N], nats: log Σ_ij p1(i) p2(j) l(m|i,j).
+        log_evidence: log Σ_ij p1(i) p2(j) l(m|i,j), nats, float32 [B, N].
     """
 
     codes: Tensor
@@ -51,8 +47,8 @@ class TopPairs:
 
     Attributes:
         codes: int64 [2, B, G, k].
-        parents: int64 [B, G, k], hypothesis of the group that each pair extends.
-        scores: float32 [B, G, k], nats: log-weight of the hypothesis + log p1(i) + log p2(j) + log l(m|i,j).
+        parents: hypothesis of the group that each pair extends, int64 [B, G, k].
+        scores: log-weight of the hypothesis + log p1(i) + log p2(j) + log l(m|i,j), nats, float32 [B, G, k].
     """
 
     codes: Tensor
@@ -61,51 +57,93 @@ class TopPairs:
 
 
 class Likelihood(ABC):
-    """l(m | i, j) over a codebook of K codes. Every value is positive: an unseen mixture code or pair is unlikely, never an error."""
+    """l(m | i, j) over a codebook of K codes; an unseen mixture code or pair is unlikely, never an error.
+
+    Attributes:
+        codes: K.
+        precision: of the products with p2 and of the matrices kept for them; bfloat16 is several times as fast where the CPU has it.
+        cache_bytes: room for the matrices that are kept, in bytes.
+        keeps_host_free: whether `fused` decides nothing by values, so that its step can be recorded as a CUDA graph.
+    """
 
     codes: int
-    cache_bytes = min(3 * 2**27, physical_memory() // 8)
     precision = torch.float32
-    """Of the products with p2 and of the matrices kept for them; bfloat16 is several times as fast where the CPU has it."""
+    cache_bytes = min(3 * 2**27, physical_memory() // 8)
     keeps_host_free = False
-    """Whether `fused` decides nothing by values: its step can be recorded as a CUDA graph."""
 
     @abstractmethod
     def matrix(self, mixture: int) -> Tensor:
-        """l(mixture | i, j) as float32 [K, K]."""
+        """Return l(mixture | i, j), float32 [K, K]."""
 
     @abstractmethod
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """log l(m | i, j) of given triples, nats; int64 tensors of one shape -> float32 of that shape."""
+        """Return log l(m | i, j) of given triples, nats; int64 tensors of one shape -> float32 of that shape."""
 
     @abstractmethod
     def to_tensors(self) -> dict[str, Tensor]:
-        """What `likelihood_from_tensors` needs to rebuild it."""
+        """Return what `counts.likelihood_from_tensors` needs to rebuild it."""
+
+    def with_precision(self, precision: torch.dtype) -> Likelihood:
+        """Return the same likelihood with its products in another precision and matrices of its own."""
+        if precision == self.precision:
+            return self
+        other = copy.copy(self)
+        other.__dict__.pop("_matrices", None)
+        other.precision = precision
+        return other
 
     def posterior(self, mixture: Tensor, log_p: Tensor, checked: bool = True) -> StepPosterior | FusedPosterior:
-        """The one-step posterior of every particle, p(i, j) ∝ p1(i) p2(j) l(m|i,j).
+        """Return the one-step posterior of every particle, p(i, j) ∝ p1(i) p2(j) l(m|i,j).
 
         Args:
-            mixture: int64 [B].
-            log_p: log-probabilities of the next code under both priors, nats, [2, B, N, K].
+            mixture: mixture codes, int64 [B].
+            log_p: log-probabilities of the next code under both priors, nats, float32 [2, B, N, K].
             checked: look at the values; a look makes the host wait for the device.
 
         Raises:
             ValueError: a mixture code outside [0, K), another codebook size, or NaN.
+            HybridsepError: a mixture for which every pair of codes is impossible.
         """
         if checked:
             self._check(mixture, log_p)
         posterior = self.fused(mixture, log_p) if runs_triton(log_p) else self._factored(mixture, log_p)
         if checked:
-            _refuse_nan(posterior)
+            refuse_impossible(posterior.log_evidence, mixture)
         return posterior
 
     def fused(self, mixture: Tensor, log_p: Tensor) -> StepPosterior | FusedPosterior:
-        """`posterior` by the kernels that keep no [K, K] matrix; by matrices where a likelihood has none."""
+        """Return `posterior` by the kernels that keep no [K, K] matrix; by matrices where a likelihood has none."""
         return self._factored(mixture, log_p)
 
+    def draw_pairs(self, mixture: Tensor, log_p: Tensor, generator: torch.Generator) -> PairDraw:
+        """Draw one pair per particle from the exact one-step posterior; arguments and errors as in `posterior`."""
+        posterior = self.posterior(mixture, log_p)
+        uniforms = torch.rand(2, *log_p.shape[1:3], generator=generator, device=log_p.device)
+        return PairDraw(posterior.draw(uniforms), posterior.log_evidence)
+
+    def top_pairs(self, mixture: Tensor, log_p: Tensor, k: int, log_weights: Tensor | None = None) -> TopPairs:
+        """Return the k best pairs of every particle (G = N), or with `log_weights` [B, N] those of all particles of a mixture (G = 1).
+
+        Exact without scoring every pair: r(i) bounds the score of each pair in row i, so after the rows of highest bounds only those
+        are scored whose bound exceeds the k-th best pair so far. Where more than ROWS_SCORED do, in a posterior that is nearly flat,
+        the lowest of them are left out.
+        """
+        self._check(mixture, log_p)
+        posterior = self._factored(mixture, log_p)
+        refuse_impossible(posterior.log_evidence, mixture)
+        together = log_weights is not None
+        batch, particles, _ = posterior.marginal.shape
+        weights = (log_weights - log_weights.amax(1, keepdim=True)).exp() if together else torch.ones(batch, particles)
+        bounds = posterior.marginal * weights.to(posterior.marginal)[..., None]
+        bounds = bounds.view(batch, 1 if together else particles, -1)
+        results = [self._best_of(b, posterior, bounds[b], log_p[0, b], weights[b], k) for b in range(batch)]
+        codes, parents, scores = (torch.stack(parts) for parts in zip(*results, strict=True))
+        if together:
+            scores = scores + log_weights.amax(1)[:, None, None]
+        return TopPairs(codes.transpose(0, 1), parents, scores)
+
     def _factored(self, mixture: Tensor, log_p: Tensor) -> StepPosterior:
-        matrices = self._kept_matrices(mixture.tolist())
+        matrices = self._matrices.get(mixture.tolist(), self.matrix)
         first, second = log_p.exp()
         low = second.to(self.precision)
         summed = torch.empty_like(low)
@@ -113,44 +151,20 @@ class Likelihood(ABC):
             torch.mm(p2, matrix.T, out=out)
         return StepPosterior(matrices, second, first * summed)
 
-    def draw_pairs(self, mixture: Tensor, log_p: Tensor, generator: torch.Generator) -> PairDraw:
-        """Draw one pair per particle from the exact one-step posterior. Arguments as in `posterior`."""
-        posterior = self.posterior(mixture, log_p)
-        uniforms = torch.rand(2, *log_p.shape[1:3], generator=generator, device=log_p.device)
-        return PairDraw(posterior.draw(uniforms), posterior.log_evidence)
-
-    def top_pairs(self, mixture: Tensor, log_p: Tensor, k: int, log_weights: Tensor | None = None) -> TopPairs:
-        """The k best pairs: of every particle by itself (G = N), or with `log_weights` [B, N] of all particles of a mixture together (G = 1).
-
-        Exact without scoring every pair: r(i) bounds the score of each pair in row i, so that after the rows of highest bounds only those are
-        scored whose bound exceeds the k-th best pair so far. Only where thousands of rows do, in a posterior that says next to nothing, does
-        ROWS_SCORED leave out the lowest.
-        """
-        self._check(mixture, log_p)
-        posterior = self._factored(mixture, log_p)
-        _refuse_nan(posterior)
-        together = log_weights is not None
-        batch, particles, size = posterior.marginal.shape
-        weights = (log_weights - log_weights.amax(1, keepdim=True)).exp() if together else torch.ones(batch, particles)
-        bounds = posterior.marginal * weights.to(posterior.marginal)[..., None]
-        groups = 1 if together else particles
-        bounds = bounds.view(batch, groups, -1)
-        results = [self._best_of(b, posterior, bounds[b], log_p[:, b], weights[b], k) for b in range(batch)]
-        codes, parents, scores = (torch.stack(parts) for parts in zip(*results, strict=True))
-        if together:
-            scores = scores + log_weights.amax(1)[:, None, None]
-        return TopPairs(codes.transpose(0, 1), parents, scores)
+    @cached_property
+    def _matrices(self) -> MatrixCache:
+        """Kept while among the last used: a few hundred mixture codes make up most of a recording."""
+        return MatrixCache(self.codes, self.precision, self.cache_bytes)
 
     def _best_of(
-        self, b: int, posterior: StepPosterior, bounds: Tensor, log_p: Tensor, weights: Tensor, k: int
+        self, b: int, posterior: StepPosterior, bounds: Tensor, log_first: Tensor, weights: Tensor, k: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Best k pairs of each group of one mixture, bounds [G, R] of its rows: codes [2, G, k], parents [G, k], scores [G, k]."""
-        size, matrix, first = self.codes, posterior.matrices[b], log_p[0].exp()
+        """Best k pairs of each group of mixture b, bounds [G, R] of its rows: codes [2, G, k], parents [G, k], scores [G, k]."""
+        size, first = self.codes, log_first.exp()
 
         def row_scores(group: Tensor, row: Tensor) -> Tensor:
-            code = row % size
-            particle = row // size if len(bounds) == 1 else group
-            table = matrix.index_select(0, code.flatten()).view(*code.shape, size)
+            code, particle = row % size, row // size if len(bounds) == 1 else group
+            table = posterior.matrices[b].index_select(0, code.flatten()).view(*code.shape, size)
             row_weight = weights.to(table)[particle] * first[particle, code]
             return table * posterior.second[b][particle] * row_weight[..., None]
 
@@ -159,36 +173,35 @@ class Likelihood(ABC):
         scores = row_scores(groups.expand_as(rows), rows).flatten(1)
         best = scores.topk(min(k, scores.shape[1]), 1)
         row, column, found = rows.gather(1, best.indices // size), best.indices % size, best.values
-        rest = bounds.scatter(1, rows, 0.0)
-        limit = min(bounds.shape[1], max(1, ROWS_SCORED // len(bounds)))
-        possible = rest > found[:, -1:]
-        if int(possible.sum(1).amax()) > limit:
-            # Many may be equal, so places are kept and not a threshold.
-            possible &= torch.zeros_like(possible).scatter_(1, rest.topk(limit, 1).indices, True)
+        possible = _rows_above(bounds.scatter(1, rows, 0.0), found[:, -1:])
         if possible.any():
             group, other = possible.nonzero(as_tuple=True)
             scores = row_scores(group, other)
             place, other_column = (scores > found[group, -1:]).nonzero(as_tuple=True)
             entries = [groups.expand_as(row).flatten(), row.flatten(), column.flatten(), found.flatten()]
             better = [group[place], other[place], other_column, scores[place, other_column]]
-            _, row, column, found = _best_entries(
-                [torch.cat(pair) for pair in zip(entries, better, strict=True)], found.shape[1]
-            )
+            joined = [torch.cat(pair) for pair in zip(entries, better, strict=True)]
+            _, row, column, found = _best_entries(joined, found.shape[1])
         return torch.stack([row % size, column]), row // size, found.log()
-
-    def _kept_matrices(self, mixtures: list[int]) -> list[Tensor]:
-        """`matrix` of each in `precision`, kept while among the last used: a few hundred mixture codes make up most of a recording."""
-        if "_matrices" not in self.__dict__:
-            self._matrices = MatrixCache(self.codes, self.precision, self.cache_bytes)
-        return self._matrices.get(mixtures, self.matrix)
 
     def _check(self, mixture: Tensor, log_p: Tensor) -> None:
         if log_p.shape[-1] != self.codes:
             raise ValueError(f"priors over {log_p.shape[-1]} codes, likelihood over {self.codes}")
-        if mixture.numel() and not 0 <= int(mixture.min()) <= int(mixture.max()) < self.codes:
-            raise ValueError(
-                f"mixture code {int(mixture.min())} or {int(mixture.max())} lies outside [0, {self.codes})"
-            )
+        outside = mixture[(mixture < 0) | (mixture >= self.codes)]
+        if len(outside):
+            raise ValueError(f"mixture code {int(outside[0])} lies outside [0, {self.codes})")
+
+
+def refuse_impossible(log_evidence: Tensor, mixture: Tensor) -> None:
+    """Refuse evidence, float32 [B, N], that is NaN, or −inf for every particle of a mixture, whose code is `mixture` [B]."""
+    if log_evidence.isnan().any():
+        raise ValueError("log-probabilities of the priors hold NaN")
+    impossible = (log_evidence == -torch.inf).all(1)
+    if impossible.any():
+        code = int(mixture[impossible][0])
+        raise HybridsepError(
+            f"mixture code {code}: its likelihood is 0 for every pair of codes that the priors allow; smooth it more, or lower its power"
+        )
 
 
 @dataclass(frozen=True)
@@ -207,12 +220,16 @@ class StepPosterior:
 
     @cached_property
     def log_evidence(self) -> Tensor:
-        """float32 [B, N], nats."""
+        """Log-evidence of the step, nats, float32 [B, N]."""
         return self.marginal.sum(-1).log()
 
     def draw(self, uniforms: Tensor, ancestors: Tensor | None = None) -> Tensor:
-        """Codes int64 [2, B, N] by inversion of `uniforms` [2, B, N]; particle n draws from the posterior of particle ancestors[b, n]."""
-        batch, particles, size = self.marginal.shape
+        """Draw pairs by inversion of uniform numbers [2, B, N]; particle n draws from the posterior of particle ancestors[b, n].
+
+        Returns:
+            Codes, int64 [2, B, N].
+        """
+        batch, particles, _ = self.marginal.shape
         marginal, second = self.marginal.flatten(0, 1), self.second.flatten(0, 1)
         if ancestors is not None:
             rows = (ancestors + torch.arange(batch, device=ancestors.device)[:, None] * particles).flatten()
@@ -225,91 +242,34 @@ class StepPosterior:
         return torch.stack([first, invert_sequential(weights, uniforms[1].flatten()).view(batch, particles)])
 
 
-def _refuse_nan(posterior: StepPosterior | FusedPosterior) -> None:
-    if torch.isnan(posterior.log_evidence).any():
-        raise ValueError("log-probabilities of the priors hold NaN")
-
-
-def _best_entries(entries: list[Tensor], k: int) -> list[Tensor]:
-    """Of entries (group, row, column, score), each [E], the k of highest score of every group, best first: four [G, k]. No group has fewer."""
-    by_score = entries[3].argsort(descending=True, stable=True)
-    order = by_score[entries[0][by_score].argsort(stable=True)]
-    counts = entries[0].bincount()
-    places = (counts.cumsum(0) - counts)[:, None] + torch.arange(k, device=counts.device)
-    return [entry[order[places]] for entry in entries]
-
-
-class MatrixCache:
-    """The [K, K] matrices of the mixture codes last used.
-
-    Their memory is taken in blocks and never given back: a matrix at a time between the tensors that come and go with every step would
-    leave holes that add up to as much again.
-
-    Args:
-        codes: K.
-        nbytes: room, exceeded only where one step needs more matrices than that.
-    """
-
-    def __init__(self, codes: int, dtype: torch.dtype, nbytes: int):
-        self._size, self._dtype = codes, dtype
-        self._room = max(1, nbytes // (codes * codes * dtype.itemsize))
-        self._kept: OrderedDict[int, Tensor] = OrderedDict()
-        self._free: list[Tensor] = []
-
-    def __len__(self) -> int:
-        """How many are kept."""
-        return len(self._kept)
-
-    def get(self, mixtures: list[int], make: Callable[[int], Tensor]) -> list[Tensor]:
-        """The matrix of each mixture code; those not kept are made."""
-        needed = set(mixtures)
-        for mixture in mixtures:
-            if mixture not in self._kept:
-                made = make(mixture)
-                self._kept[mixture] = self._place(needed, made.device).copy_(made)
-            self._kept.move_to_end(mixture)
-        return [self._kept[mixture] for mixture in mixtures]
-
-    def _place(self, needed: set[int], device: torch.device) -> Tensor:
-        """Where to put another: the place of the one unused for longest, or a new one."""
-        if len(self._kept) >= self._room:
-            oldest = next((mixture for mixture in self._kept if mixture not in needed), None)
-            if oldest is not None:
-                return self._kept.pop(oldest)
-        if not self._free:
-            block = torch.empty(
-                min(MATRICES_AT_ONCE, self._room), self._size, self._size, dtype=self._dtype, device=device
-            )
-            self._free = list(block.unbind())
-        return self._free.pop()
-
-
 class FusedPosterior:
     """`StepPosterior` by kernels: the part of every pair made tile by tile, the counted part from a sparse row, neither ever a matrix.
 
     With counts the likelihood is a sum of the two, so a draw picks a part by its share of the evidence and then a pair from that part.
+
+    Args:
+        mixture, log_p: as in `Likelihood.posterior`.
+        dense: arguments `sums`, `table` and `share` of `kernels.sums.log_marginal`.
+        entries: arguments `row_starts`, `pairs` and `log_values` of `kernels.counts.draw_entries`; None where nothing is counted.
     """
 
     def __init__(
         self,
-        likelihood: SumLikelihood,
-        table: Tensor,
-        share: Tensor | None,
-        entries: tuple[Tensor, ...] | None,
         mixture: Tensor,
         log_p: Tensor,
+        dense: tuple[Tensor, Tensor, Tensor | None],
+        entries: tuple[Tensor, Tensor, Tensor] | None = None,
     ):
-        self._dense = (log_p, mixture, likelihood.sums, table, share)
+        self._dense = (log_p, mixture, *dense)
         self._sparse = None if entries is None else (log_p, mixture, *entries)
         log_marginal = run_body(summed_codes.log_marginal, *self._dense)
-        dense = log_marginal.logsumexp(-1)
-        self._marginal = (log_marginal - dense[..., None]).exp_().nan_to_num_(0.0)
-        self.log_evidence = (
-            dense
-            if entries is None
-            else torch.logaddexp(dense, self._draw_counted(torch.zeros_like(mixture[:1]), None)[1])
-        )
-        self._counted = -torch.expm1(dense - self.log_evidence)
+        of_every_pair = log_marginal.logsumexp(-1)
+        self._marginal = (log_marginal - of_every_pair[..., None]).exp_().nan_to_num_(0.0)
+        self.log_evidence = of_every_pair
+        if entries is not None:
+            counted = self._draw_counted(torch.zeros_like(mixture[:1]), None)[1]
+            self.log_evidence = torch.logaddexp(of_every_pair, counted)
+        self._counted = -torch.expm1(of_every_pair - self.log_evidence)
 
     def draw(self, uniforms: Tensor, ancestors: Tensor | None = None) -> Tensor:
         """See StepPosterior."""
@@ -327,3 +287,70 @@ class FusedPosterior:
 
     def _draw_counted(self, seed: Tensor, ancestors: Tensor | None) -> tuple[Tensor, Tensor]:
         return run_body(counted_pairs.draw_entries, *self._sparse, seed, ancestors)
+
+
+class MatrixCache:
+    """The [K, K] matrices of the mixture codes last used.
+
+    Their memory is taken in blocks and never given back: a matrix at a time between the tensors that come and go with every step would
+    leave holes that add up to as much again.
+
+    Args:
+        codes: K.
+        dtype: of the matrices.
+        nbytes: room, exceeded only where one step needs more matrices than that.
+    """
+
+    def __init__(self, codes: int, dtype: torch.dtype, nbytes: int):
+        self._size, self._dtype = codes, dtype
+        self._room = max(1, nbytes // (codes * codes * dtype.itemsize))
+        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+        self._free: list[Tensor] = []
+
+    def __len__(self) -> int:
+        """Return how many are kept."""
+        return len(self._kept)
+
+    def get(self, mixtures: list[int], make: Callable[[int], Tensor]) -> list[Tensor]:
+        """Return the matrix of each mixture code; make those that are not kept."""
+        needed = set(mixtures)
+        for mixture in mixtures:
+            if mixture not in self._kept:
+                made = make(mixture)
+                self._kept[mixture] = self._place(needed, made.device).copy_(made)
+            self._kept.move_to_end(mixture)
+        return [self._kept[mixture] for mixture in mixtures]
+
+    def _place(self, needed: set[int], device: torch.device) -> Tensor:
+        """Return where to put another: the place of the one unused for longest, or a new one."""
+        if len(self._kept) >= self._room:
+            oldest = next((mixture for mixture in self._kept if mixture not in needed), None)
+            if oldest is not None:
+                return self._kept.pop(oldest)
+        if not self._free:
+            count = min(MATRICES_AT_ONCE, self._room)
+            block = torch.empty(count, self._size, self._size, dtype=self._dtype, device=device)
+            self._free = list(block.unbind())
+        return self._free.pop()
+
+
+def _rows_above(bounds: Tensor, least: Tensor) -> Tensor:
+    """Which rows may hold a pair better than `least` [G, 1], by their bounds [G, R]: at most ROWS_SCORED in all groups together."""
+    limit = min(bounds.shape[1], max(1, ROWS_SCORED // len(bounds)))
+    possible = bounds > least
+    if int(possible.sum(1).amax()) > limit:
+        # Many may be equal, so places are kept and not a threshold.
+        possible &= torch.zeros_like(possible).scatter_(1, bounds.topk(limit, 1).indices, True)
+    return possible
+
+
+def _best_entries(entries: list[Tensor], k: int) -> list[Tensor]:
+    """Of entries (group, row, column, score), each [E], the k of highest score of every group, best first: four [G, k].
+
+    No group has fewer.
+    """
+    by_score = entries[3].argsort(descending=True, stable=True)
+    order = by_score[entries[0][by_score].argsort(stable=True)]
+    counts = entries[0].bincount()
+    places = (counts.cumsum(0) - counts)[:, None] + torch.arange(k, device=counts.device)
+    return [entry[order[places]] for entry in entries]

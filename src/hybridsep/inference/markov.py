@@ -24,12 +24,12 @@ class MarkovPriors:
     first: Tensor
     transition: Tensor
 
-    def start(self, mixtures: int, particles: int, resampled: bool = False) -> MarkovState:
+    def start(self, mixtures: int, particles: int) -> MarkovState:
         """See search.Priors."""
         return MarkovState(self, mixtures, particles)
 
     def nats_per_code(self, codes: Tensor, source: int) -> float:
-        """Mean negative log-likelihood of sequences int64 [B, T] of a source."""
+        """Return the mean negative log-likelihood of sequences int64 [B, T] of a source, nats per code."""
         chain = self.transition[source][codes[:, :-1], codes[:, 1:]].log().sum()
         return -float((self.first[source][codes[:, 0]].log().sum() + chain) / codes.numel())
 
@@ -49,19 +49,19 @@ class MarkovState:
 
 
 def uniform_priors(sources: int, codes: int) -> MarkovPriors:
-    """Every code as likely as any other, always."""
+    """Return chains under which every code is as likely as any other at any place."""
     first = torch.full((sources, codes), 1 / codes)
     return MarkovPriors(first, first[:, None].expand(sources, codes, codes))
 
 
 def unigram_priors(codes: CodeSet, size: int) -> MarkovPriors:
-    """Codes as frequent as in the songs, each independent of those before it; one pseudo-count a code."""
+    """Return chains of independent codes, as frequent as in the songs, with one pseudo-count a code."""
     first = torch.stack([_shares(torch.bincount(c, minlength=size)) for c in _all_codes(codes)])
     return MarkovPriors(first, first[:, None].expand(len(first), size, size))
 
 
 def bigram_priors(codes: CodeSet, validation: CodeSet, size: int) -> MarkovPriors:
-    """Each code given the one before it: counted pairs and pseudo-counts shared out by the unigram.
+    """Return chains of each code given the one before it: counted pairs, and pseudo-counts shared out by the unigram.
 
     The number of pseudo-counts of each source is the one of PSEUDO_COUNTS under which `validation` is likeliest.
     """

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.inference.audio import BLOCK_VALUES, Audio
-from hybridsep.inference.separator import SearchOptions, Separator
+from hybridsep.inference.separator import DEFAULT, SearchOptions, Separator
 
 SUFFIXES = ("wav", "flac", "ogg", "mp3")
-SET_ADD_PEAK_CHUNK = 0x1050  # a command of libsndfile, for which soundfile has no name
 LARGEST_WAV = 2**32 - 2**16  # bytes that its header can count
+HEADER = 4096  # bytes in which a wav's chunks before its samples begin
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,9 @@ class WrittenStems:
 def separate_file(
     path: Path,
     folder: Path,
-    model: Path | str,
-    search: str = "particle",
-    particles: int | None = None,
-    seed: int = 0,
+    model: Path | str | None = None,
+    options: SearchOptions = DEFAULT,
     refine: bool = True,
-    carry: bool = False,
     suffix: str = "wav",
     overwrite: bool = False,
 ) -> WrittenStems:
@@ -56,8 +53,9 @@ def separate_file(
     Args:
         path: of a wav, flac, ogg or mp3.
         folder: for the stems; made if it is not there.
-        model: folder of a trained method.
-        search, particles, seed, refine, carry: as in `Separator.separate`.
+        model: folder of a trained method; the one that comes with the project without it.
+        options: of the search.
+        refine: as in `Separator.separate`.
         suffix: "wav", "flac", "ogg" or "mp3".
         overwrite: whether stems that are there already may be replaced.
 
@@ -66,18 +64,15 @@ def separate_file(
     """
     audio = read_audio(path)
     separator = Separator.load(model)
-    names = separator.profile.source_names
-    with StemWriter(names, folder, audio, suffix, overwrite) as writer:
-        log_evidence, blocks = separator.separate_blocks(
-            audio, SearchOptions(search, particles, seed, "separating"), refine, carry
-        )
+    with StemWriter(separator.profile.source_names, folder, audio, suffix, overwrite) as writer:
+        log_evidence, blocks = separator.separate_blocks(audio, options, refine)
         for block in blocks:
             writer.write(block)
     return WrittenStems(writer.paths, audio.samples / audio.sample_rate, log_evidence)
 
 
 def read_audio(path: Path) -> Audio:
-    """A recording on disk, heard once to see that it can be.
+    """Open a recording on disk, and read it once to see that it can be.
 
     Raises:
         HybridsepError: not there, not audio, empty, shorter than 0.2 s, or with samples that are no finite numbers.
@@ -107,7 +102,7 @@ def _blocks(path: Path) -> Iterator[Tensor]:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Around all reading: what libsndfile raises becomes one line with the file's name."""
+    """Turn what libsndfile raises in reading into one line with the file's name."""
     try:
         yield
     except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError, ValueError) as error:
@@ -119,6 +114,12 @@ class StemWriter:
     """Files of stems in the making, under temporary names until all of them are complete; to be used in a `with`.
 
     Whatever goes wrong inside the `with`, nothing of them is left, and stems that were there before are as they were.
+
+    Args:
+        names: one per stem.
+        folder: made if it is not there.
+        audio: the recording, of whose rate, length and channels the stems are.
+        suffix, overwrite: as in `separate_file`.
 
     Attributes:
         paths: of the stems.
@@ -147,7 +148,6 @@ class StemWriter:
                     path.touch()  # Python says why it cannot; libsndfile does not
                     file = soundfile.SoundFile(path, "w", self._audio.sample_rate, self._audio.channels, **self._form())
                     self._files.append(file)
-                    _leave_out_time(file)
         except HybridsepError:
             self._clear()
             raise
@@ -179,6 +179,8 @@ class StemWriter:
                 file.seek(file.frames - 1)
                 if len(file.read(1)) != 1 or file.frames < self._audio.samples:
                     raise OSError("the end is missing; is the disk full?")
+            if self._suffix == "wav":
+                _clear_time(path)
         for path, final in zip(self._temporary, self.paths, strict=True):
             os.replace(path, final)
         if self._cut_off:
@@ -198,7 +200,7 @@ class StemWriter:
                 folder.rmdir()
 
     def _form(self) -> dict[str, str]:
-        """Of the files: a wav holds float32, in which stems can be louder than full scale and still sum to the recording."""
+        """Format of the files: a wav holds float32, in which stems can be louder than full scale and still sum to the recording."""
         if self._suffix == "wav":
             too_large = self._audio.samples * self._audio.channels * 4 > LARGEST_WAV
             return {"format": "RF64" if too_large else "WAV", "subtype": "FLOAT"}
@@ -218,13 +220,17 @@ class StemWriter:
             raise HybridsepError(f"cannot write {self._suffix} stems to {self._folder}: {reason}") from None
 
 
-def _leave_out_time(file: soundfile.SoundFile) -> None:
-    """No PEAK chunk, which holds the time of day: the same stems are the same bytes."""
-    soundfile._snd.sf_command(file._file, SET_ADD_PEAK_CHUNK, soundfile._ffi.NULL, 0)
+def _clear_time(path: Path) -> None:
+    """Set the time of day in a wav's PEAK chunk to zero: the same stems are the same bytes."""
+    with path.open("r+b") as file:
+        chunk = file.read(HEADER).find(b"PEAK")
+        if chunk >= 0:
+            file.seek(chunk + 12)  # after its name, its size and its version, four bytes each
+            file.write(bytes(4))
 
 
 def stem_paths(names: tuple[str, ...], folder: Path, suffix: str, overwrite: bool) -> list[Path]:
-    """Where the stems will be written.
+    """Return where the stems will be written.
 
     Raises:
         HybridsepError: unknown format, or something is there already.

@@ -12,26 +12,26 @@ if TYPE_CHECKING:
 
 
 def posterior_mean(found: Candidates) -> Tensor:
-    """Weighted mean of the decoded particles, the least-squares estimate of each source: [2, B, T]."""
+    """Return the weighted mean of the decoded particles, the least-squares estimate of each source, [2, B, T]."""
     weights = found.search.log_weights.softmax(-1)
     return torch.einsum("bn,pbnt->pbt", weights, found.waveforms)
 
 
 def highest_weight(found: Candidates) -> Tensor:
-    """The particle of highest weight: [2, B, T]."""
+    """Return the particle of highest weight, [2, B, T]."""
     return take_particle(found.waveforms, found.search.log_weights.argmax(1))
 
 
 def smallest_residual(found: Candidates) -> Tensor:
-    """The particle whose sources add up best to the mixture, by ‖y − ½(x̂1 + x̂2)‖: [2, B, T]."""
+    """Return the particle whose sources add up best to the mixture, by ‖y − ½(x̂1 + x̂2)‖, [2, B, T]."""
     residual = (found.mixture[:, None] - found.waveforms.mean(0)).square().sum(-1)
     return take_particle(found.waveforms, residual.argmin(1))
 
 
 def cross_pair(found: Candidates) -> Tensor:
-    """LQ-VAE's rejection: of all N × N pairs of the two sources' samples, the one that adds up best to the mixture: [2, B, T].
+    """Return, of all N × N pairs of the two sources' samples, the one that adds up best to the mixture, [2, B, T].
 
-    Source: Mancusi et al. 2021 (arXiv 2110.05313), sec. 3.3.
+    Source: LQ-VAE's rejection, Mancusi et al. 2021 (arXiv 2110.05313), sec. 3.3.
     """
     first, second = found.waveforms
     target = 2 * found.mixture
@@ -48,8 +48,7 @@ SELECTIONS = {"mean": posterior_mean, "weight": highest_weight, "residual": smal
 
 
 def best_evidence(log_evidence: list[Tensor]) -> Tensor:
-    """The blind choice between several searches of the same mixture codes (seeds, settings, likelihoods): for each mixture the one of
-    highest marginal evidence.
+    """Choose for each mixture between several searches of its codes (seeds, settings, likelihoods): the one of highest marginal evidence.
 
     Args:
         log_evidence: nats, one float [B] per search.
@@ -61,7 +60,7 @@ def best_evidence(log_evidence: list[Tensor]) -> Tensor:
 
 
 def take_particle(waveforms: Tensor, index: Tensor) -> Tensor:
-    """Particle index[b] of every source: [2, B, N, T], int64 [B] -> [2, B, T]."""
+    """Return particle index[b] of every source: [2, B, N, T], int64 [B] -> [2, B, T]."""
     return torch.stack([_take(source, index) for source in waveforms])
 
 

@@ -14,56 +14,67 @@ from hybridsep.inference.likelihood import FusedPosterior, Likelihood
 from hybridsep.kernels.nearest import nearest_code
 
 SIGMA_SQUARED_GRID = tuple(2.0**e for e in range(-8, 7))
-
-
 FLOOR_GRID = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 
-class SumLikelihood(Likelihood):
-    """LQ-VAE's likelihood, l(m|i,j) = exp(−‖e_m − B(½ e_i + ½ e_j)‖² / 2σ²), normalised over m and mixed with a uniform floor.
+class TableLikelihood(Likelihood):
+    """l(m|i,j) = table[m, c(i,j)]: every pair of codes has a class, and every class a distribution over mixture codes.
 
-    Everything follows from two tables: c(i,j), the code nearest to the mean of two codes [K, K], and l(m|c) [K, K].
+    Args:
+        sums: class c(i,j) of each pair, int32 [K, K].
+        table: distribution of each class in a column, float32 [K, K].
     """
 
     keeps_host_free = True
 
-    def __init__(self, codebook: Tensor, sigma_squared: float, floor: float):
-        self.codes = len(codebook)
-        self.codebook, self.sigma_squared, self.floor = codebook, sigma_squared, floor
-        self.sums = sum_table(codebook)
-        distances = torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
-        self.table = (1 - floor) * (-distances / (2 * sigma_squared)).softmax(0) + floor / self.codes
+    def __init__(self, sums: Tensor, table: Tensor):
+        self.codes, self.sums, self.table = len(sums), sums, table
 
     def matrix(self, mixture: int) -> Tensor:
         """See Likelihood."""
         return self.gathered(self.table[mixture])
+
+    def gathered(self, row: Tensor) -> Tensor:
+        """Return row[c(i, j)] for all pairs: float32 [K] -> [K, K]."""
+        return row.expand_as(self._sums_wide).gather(1, self._sums_wide)
+
+    def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
+        """See Likelihood."""
+        return FusedPosterior(mixture, log_p, (self.sums, self.table, None))
+
+    def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """See Likelihood."""
+        return self.table[mixture, self.sums[first, second].long()].log()
 
     @cached_property
     def _sums_wide(self) -> Tensor:
         """Indices for gathering, which only matrices need."""
         return self.sums.long()
 
-    def gathered(self, row: Tensor) -> Tensor:
-        """row[c(i, j)] for all pairs: float32 [K] -> [K, K]."""
-        return row.expand_as(self._sums_wide).gather(1, self._sums_wide)
 
-    def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
-        """See Likelihood."""
-        return FusedPosterior(self, self.table, None, None, mixture, log_p)
+class SumLikelihood(TableLikelihood):
+    """l(m|i,j) = exp(−‖e_m − B(½ e_i + ½ e_j)‖² / 2σ²), normalised over m and mixed with a uniform floor.
 
-    def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """See Likelihood."""
-        return self.table[mixture, self.sums[first, second].long()].log()
+    Args:
+        codebook: vectors e, float32 [K, D].
+        sigma_squared: σ², in the squared units of the codebook.
+        floor: share of the uniform distribution.
+    """
+
+    def __init__(self, codebook: Tensor, sigma_squared: float, floor: float):
+        self.codebook, self.sigma_squared, self.floor = codebook, sigma_squared, floor
+        near = (-squared_distances(codebook) / (2 * sigma_squared)).softmax(0)
+        super().__init__(sum_table(codebook), (1 - floor) * near + floor / len(codebook))
 
     def to_tensors(self) -> dict[str, Tensor]:
         """See Likelihood."""
-        return {"codebook": self.codebook, "sigma_squared": _number(self.sigma_squared), "floor": _number(self.floor)}
+        return {"codebook": self.codebook, "sigma_squared": number(self.sigma_squared), "floor": number(self.floor)}
 
     @classmethod
     def fit(cls, codebook: Tensor, triples: Tensor) -> SumLikelihood:
-        """Choose σ² and the floor by maximum likelihood on triples int64 [3, n] (first, second, mixture)."""
+        """Choose σ² and the floor by maximum likelihood on triples (first, second, mixture), int64 [3, n]."""
         sums = sum_table(codebook)[triples[0], triples[1]].long()
-        distances = torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
+        distances = squared_distances(codebook)
         scale = float(distances.mean())
         best = (-float("inf"), 0.0, 0.0)
         for relative in SIGMA_SQUARED_GRID:
@@ -76,7 +87,7 @@ class SumLikelihood(Likelihood):
 
 
 def sum_table(codebook: Tensor) -> Tensor:
-    """c(i,j): the code nearest to ½ e_i + ½ e_j, int32 [K, K]. Codebook [K, D]."""
+    """Return c(i,j), the code nearest to ½ e_i + ½ e_j, int32 [K, K], of a codebook [K, D]."""
     table = torch.stack([nearest_code(0.5 * vector + 0.5 * codebook, codebook) for vector in codebook])
     # A mean is as far from e_i as from e_j: where no third code is nearer, rounding would decide.
     index = torch.arange(len(codebook), device=codebook.device)
@@ -84,6 +95,11 @@ def sum_table(codebook: Tensor) -> Tensor:
     return torch.where(tied, torch.minimum(index[:, None], index), table).int()
 
 
-def _number(value: float) -> Tensor:
-    """In float64, so that the round trip through a file keeps every bit."""
+def squared_distances(codebook: Tensor) -> Tensor:
+    """Return ‖e_i − e_j‖², float32 [K, K], of a codebook [K, D]."""
+    return torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def number(value: float) -> Tensor:
+    """Return a number in float64, so that the round trip through a file keeps every bit."""
     return torch.tensor(value, dtype=torch.float64)

@@ -10,16 +10,12 @@ from torch import Tensor
 from hybridsep.inference.audio import overlapping
 
 STFT_SIZE = 4096
-
-
 TRUST = 0.5
-
-
 WIENER_FRAMES = 64
 
 
 def wiener(stems: Tensor, mixture: Tensor, size: int = STFT_SIZE, trust: float = TRUST) -> Tensor:
-    """Mixture-consistent refinement by the Wiener filter of each time-frequency cell, with the estimates as prior means.
+    """Refine estimates by the Wiener filter of each time-frequency cell, with the estimates as prior means; they sum to the mixture then.
 
     Source p of a cell is taken as Gaussian with mean a·X̂p and variance in proportion to |X̂p|². Given the mixture, its mean is a·X̂p plus
     its share |X̂p|² / Σ|X̂|² of what the means leave of the mixture. With a = 0 that is the classic mask; with a > 0 the phases of the
@@ -43,7 +39,7 @@ def wiener(stems: Tensor, mixture: Tensor, size: int = STFT_SIZE, trust: float =
 def wiener_blocks(
     stems: Iterable[Tensor], mixture: Iterable[Tensor], size: int = STFT_SIZE, trust: float = TRUST
 ) -> Iterator[Tensor]:
-    """`wiener` of estimates [P, B or 1, n] and a mixture [B, n] that come block after block: spectra of an hour would fill the memory.
+    """Refine estimates [P, B or 1, n] by a mixture [B, n] that come block after block: spectra of an hour would fill the memory.
 
     Each block is computed with as much to its left and right as its frames reach, on the same grid of frames.
     """
@@ -55,7 +51,7 @@ def wiener_blocks(
 
 
 def _wiener(stems: Tensor, mixture: Tensor, size: int, trust: float) -> Tensor:
-    """`wiener` in one piece: its spectra take several times the memory of the waveforms."""
+    """`wiener` in one piece; its spectra take several times the memory of the waveforms."""
     window = torch.hann_window(size, device=mixture.device)
     length = mixture.shape[-1]
     padded = max(0, size - length)

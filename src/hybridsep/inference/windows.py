@@ -1,4 +1,4 @@
-"""Long recordings in windows: where they lie, how their estimates are joined, and what a window knows of the one before."""
+"""Long recordings in windows: where they lie, and how their estimates are joined."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from hybridsep.inference.search import Priors, SearchResult, State, systematic_resampling
 
 WINDOW_SECONDS = 3.0
 OVERLAP_SECONDS = 0.5
@@ -33,7 +31,13 @@ class Windows:
 
     @classmethod
     def over(cls, samples: int, sample_rate: int, hop: int) -> Windows:
-        """As few windows of 3 s as overlap by 0.5 s; one where the recording is no longer than that."""
+        """Lay as few windows of 3 s as overlap by 0.5 s over a recording; one where it is no longer than that.
+
+        Args:
+            samples: of the recording.
+            sample_rate: Hz.
+            hop: samples per code.
+        """
         codes = -(-samples // hop)
         size = min(codes, -(-int(WINDOW_SECONDS * sample_rate) // hop))
         # A third of a window at most, so that no more than two ever sound at once.
@@ -52,18 +56,18 @@ class Windows:
         return [slice(middle - self.fade // 2, middle + -(-self.fade // 2)) for middle in middles]
 
     def cut(self, waveform: Tensor, index: int) -> Tensor:
-        """Window `index` of [..., samples]: [..., size], with zeros for the rest of its last code."""
+        """Return window `index` of [..., samples], with zeros for the rest of its last code: [..., size]."""
         part = waveform[..., self.starts[index] : self.starts[index] + self.size]
         return torch.nn.functional.pad(part, (0, self.size - part.shape[-1]))
 
     def add(self, total: Tensor, index: int, estimate: Tensor) -> None:
-        """Add the estimate [..., size] of a window to [..., samples], faded to its neighbours in the middle of what they have in common."""
+        """Add the estimate [..., size] of a window to `total` [..., samples], faded in the middle of what it shares with its neighbours."""
         start = self.starts[index]
         own = min(self.size, self.samples - start)
         total[..., start : start + own] += (estimate * self.weights(index))[..., :own]
 
     def weights(self, index: int) -> Tensor:
-        """Share of a window in each of its samples, [size]; those of all windows add up to one."""
+        """Return the share of a window in each of its samples, [size]; those of all windows add up to one."""
         weights = torch.ones(self.size)
         if index > 0:
             weights *= self._rise(self.starts[index - 1] - self.starts[index])
@@ -75,34 +79,3 @@ class Windows:
         """From 0 to 1 in the middle of what a window has in common with one that begins `offset` samples after it."""
         middle = (offset + self.size) / 2
         return ((torch.arange(self.size) + 0.5 - middle) / self.fade + 0.5).clamp(0, 1)
-
-
-class CarriedPast:
-    """Priors that have heard something before a search begins.
-
-    Args:
-        priors: that go on.
-        past: codes int64 [P, B, N, L], those of each particle.
-    """
-
-    def __init__(self, priors: Priors, past: Tensor):
-        self._priors, self._past = priors, past
-
-    def start(self, mixtures: int, particles: int, resampled: bool = False) -> State:
-        """State after the past."""
-        state = self._priors.start(mixtures, particles, resampled)
-        for codes in self._past.unbind(-1):
-            # Several filters of a mixture stand side by side in the batch, and its particles in that order.
-            state.append(codes.reshape(-1, mixtures, particles))
-        return state
-
-
-def past_before(found: SearchResult, code: int, length: int, generator: torch.Generator) -> Tensor:
-    """What N particles of equal weight remember at a place of a search: their last `length` codes before it, int64 [P, B, N, L].
-
-    They are drawn by their weights at the search's end, which know what came after that place.
-    """
-    uniforms = torch.rand(len(found.log_weights), generator=generator).to(found.codes.device)
-    picked = systematic_resampling(found.log_weights.softmax(-1), uniforms)
-    past = found.codes[..., max(0, code - length) : code]
-    return past.gather(2, picked[None, :, :, None].expand(len(past), -1, -1, past.shape[-1]))
