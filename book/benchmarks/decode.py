@@ -166,7 +166,7 @@ def _whole(name: str, separator: Separator, mixture: Tensor, particles: int, opt
     found = []
 
     def call() -> None:
-        found[:] = [separator.estimate(mixture, "particle", particles)]
+        found[:] = [separator.estimate(mixture, SearchOptions("particle", particles))]
 
     times = time_calls({"ours": call}, options.repeats, options.budget, separator.device)
     seconds = mixture.shape[1] / separator.sample_rate
@@ -182,7 +182,7 @@ def _whole(name: str, separator: Separator, mixture: Tensor, particles: int, opt
 def _separator(options: Options) -> Separator:
     """Open the separator to measure and warm it up: the first search of a process takes seconds more."""
     separator = open_separator(options, "counts")
-    separator.candidates(song_mixture(separator, WARM_UP_SECONDS), "particle", 2)
+    separator.candidates(song_mixture(separator, WARM_UP_SECONDS), SearchOptions("particle", 2))
     return separator
 
 

@@ -21,6 +21,7 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.data.minislakh.composer import compose_song
 from hybridsep.data.minislakh.render import render_song
 from hybridsep.inference.recording import separate_file
+from hybridsep.inference.separator import SearchOptions
 
 # Minutes and particles, by name: a song with half of the profile's particles, and an hour with one.
 LENGTHS = {"song": (4.0, 16), "hour": (60.0, 1)}
@@ -70,7 +71,7 @@ def write_recording(path: Path, minutes: float, song_seconds: float = SONG_SECON
 def separate(recording: str, folder: str, model: str, particles: str) -> None:
     """Separate and print what it took: seconds by the wall and the processor, bytes before and at most."""
     start, wall, processor = status_bytes("VmHWM"), time.perf_counter(), time.process_time()
-    separate_file(Path(recording), Path(folder), Path(model), particles=int(particles), suffix=SUFFIX)
+    separate_file(Path(recording), Path(folder), Path(model), SearchOptions(particles=int(particles)), suffix=SUFFIX)
     print(json.dumps([time.perf_counter() - wall, time.process_time() - processor, start, status_bytes("VmHWM")]))
 
 

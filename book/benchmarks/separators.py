@@ -70,10 +70,7 @@ def dtypes(device: torch.device) -> list[torch.dtype]:
 
 def likelihood_in(likelihood: Likelihood, dtype: torch.dtype) -> Likelihood:
     """Return the same likelihood with its products in `dtype` where that is bfloat16, else in float32, and no matrix kept yet."""
-    copied = copy.copy(likelihood)
-    copied.__dict__.pop("_matrices", None)
-    copied.precision = dtype if dtype == torch.bfloat16 else torch.float32
-    return copied
+    return likelihood.with_precision(dtype if dtype == torch.bfloat16 else torch.float32)
 
 
 def separator_in(separator: Separator, dtype: torch.dtype) -> Separator:

@@ -8,11 +8,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hybridsep.inference import caches, likelihood, search
 from hybridsep.inference import decoder as decoding
-from hybridsep.inference.caches import StaticCache
 from hybridsep.inference.counts import likelihood_from_tensors
 from hybridsep.inference.decoder import GraphedState, PriorStack
 from hybridsep.inference.search import particle_filter
-from hybridsep.kernels.replay import Replayed
+from hybridsep.kernels import replay
+from hybridsep.kernels.replay import Replayed, ReplayedFilter
 
 K, LENGTH, PARTICLES = 12, 40, 6
 AWAITED = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "lift_fresh", "item"}
@@ -75,9 +75,7 @@ def recorder(monkeypatch):
 
 def static_stack(monkeypatch):
     stack = PriorStack([tiny_prior(seed=s, window=16, crop_codes=16) for s in range(2)])
-    monkeypatch.setattr(
-        stack, "start", lambda b, n, resampled=False: GraphedState(stack, StaticCache(stack, b, n), b, n), raising=False
-    )
+    monkeypatch.setattr(stack, "start", lambda b, n: GraphedState(stack, b, n), raising=False)
     return stack
 
 
@@ -93,14 +91,15 @@ def test_a_recorded_step_replayed_finds_what_the_steps_one_by_one_find(kind, thr
     assert one_by_one.resampled.any() == (threshold > 0) and not one_by_one.resampled.all()
 
     uniforms = search.mixture_uniforms(seeded(2), 2, LENGTH, 2 * PARTICLES + 1)
-    steps = search._FilterSteps(stack.start(2, PARTICLES), model, codes, PARTICLES, uniforms, threshold, static=True)
+    enough = search.enough_particles(PARTICLES, threshold)
+    steps = ReplayedFilter(stack.start(2, PARTICLES), model, codes, uniforms, enough)
     steps.weigh_and_draw()
     steps.advance()
     with recorder:
         steps.advance()
     for _ in range(LENGTH - 3):
         recorder.replay()
-    replayed = steps.result()
+    replayed = search._from_replay(steps, codes)
     for name in ("codes", "log_weights", "log_evidence", "ess", "resampled", "running_evidence", "ancestors"):
         assert torch.equal(getattr(replayed, name), getattr(one_by_one, name)), name
 
@@ -118,16 +117,16 @@ def test_the_recorder_notices_what_would_break_a_graph(recorder):
             waits()
 
 
-def test_nan_is_found_at_the_end_where_no_step_may_look(monkeypatch, recorder):
-    stack, model = static_stack(monkeypatch), sum_likelihood()
-    stack.head[:] = torch.nan
-    uniforms = torch.rand(1, 3, 2 * PARTICLES + 1)
-    steps = search._FilterSteps(
-        stack.start(1, PARTICLES), model, torch.zeros(1, 3, dtype=torch.long), PARTICLES, uniforms, 0.5, static=True
-    )
-    steps.weigh_and_draw()
-    with pytest.raises(ValueError, match="NaN"):
-        steps.result()
+@pytest.mark.parametrize("what, message", [("priors", "NaN"), ("likelihood", "mixture code 3")])
+def test_what_no_step_may_look_at_is_refused_at_the_end(what, message, monkeypatch, recorder):
+    stack, model, codes = static_stack(monkeypatch), sum_likelihood(), torch.tensor([[0, 3, 1]])
+    if what == "priors":
+        stack.head[:] = torch.nan
+    else:
+        model.table[3] = 0.0
+    steps = ReplayedFilter(stack.start(1, PARTICLES), model, codes, torch.rand(1, 3, 2 * PARTICLES + 1), 3.0).run()
+    with pytest.raises(ValueError, match=message):
+        search._from_replay(steps, codes)
 
 
 def test_without_a_gpu_a_step_is_called_as_it_is():
@@ -149,7 +148,7 @@ def test_the_graph_of_a_whole_step_finds_what_the_steps_one_by_one_find(kind, mo
     monkeypatch.setattr(torch.cuda, "graph", lambda *a, **k: recorded.append(1) or graph(*a, **k))
     replayed = particle_filter(stack, model, codes, PARTICLES, seeded(2))
     assert recorded
-    monkeypatch.setattr(search, "Replayed", lambda step, device: step)
+    monkeypatch.setattr(replay, "Replayed", lambda step, device: step)
     monkeypatch.setattr(decoding, "Replayed", lambda step, device: step)
     one_by_one = particle_filter(stack, model, codes, PARTICLES, seeded(2))
     for name in ("codes", "log_weights", "log_evidence", "ancestors"):

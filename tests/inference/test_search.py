@@ -6,53 +6,13 @@ import math
 import pytest
 import torch
 
-from hybridsep.inference.likelihood import Likelihood
-from hybridsep.inference.search import (
-    ancestral,
-    beam,
-    particle_filter,
-    stay_in_place,
-    suffix_lengths,
-    systematic_resampling,
-    top_k,
-)
+from hybridsep.core.errors import HybridsepError
+from hybridsep.inference.markov import MarkovPriors
+from hybridsep.inference.search import ancestral, beam, enough_particles, particle_filter, top_k
+from hybridsep.kernels.resampling import stay_in_place, systematic_resampling
+from hybridsep.report.toy import TabularLikelihood
 
 K = 3
-
-
-class TabularLikelihood(Likelihood):
-    """l(m | i, j) from a table [K, K, K] indexed m, i, j."""
-
-    def __init__(self, table):
-        self.codes, self.table = table.shape[0], table
-
-    def matrix(self, mixture):
-        return self.table[mixture]
-
-    def log_likelihood(self, mixture, first, second):
-        return self.table[mixture, first, second].log()
-
-    def to_tensors(self):
-        return {}
-
-
-class MarkovPriors:
-    """First-order Markov chains of both sources: start [2, K], transition [2, K, K]."""
-
-    def __init__(self, start, transition):
-        self.first, self.transition = start, transition
-
-    def start(self, mixtures, particles, resampled=False):
-        return MarkovState(self, mixtures, particles)
-
-
-class MarkovState:
-    def __init__(self, priors, mixtures, particles):
-        self.priors = priors
-        self.log_probs = priors.first.log()[:, None, None].expand(2, mixtures, particles, -1)
-
-    def append(self, codes, ancestors=None):
-        self.log_probs = torch.stack([self.priors.transition[p][codes[p]] for p in range(2)]).log()
 
 
 def additive_world(seed=0, noise=0.05):
@@ -118,20 +78,6 @@ def test_what_was_found_can_be_followed_over_time():
         assert result.ancestors.shape == (2, 20, 6)
 
 
-def test_suffix_is_what_particles_do_not_share_by_descent():
-    own = torch.arange(4)
-    steps = [
-        own,
-        own,
-        torch.zeros(4, dtype=torch.long),
-        torch.tensor([0, 0, 2, 3]),
-        torch.tensor([0, 1, 1, 1]),
-        torch.tensor([2, 2, 3, 3]),
-    ]
-    assert suffix_lengths(torch.stack(steps)[None]).tolist() == [[1, 2, 1, 2, 2, 2]]
-    assert suffix_lengths(own.expand(2, 5, 4)).tolist() == [[1, 2, 3, 4, 5]] * 2
-
-
 @pytest.mark.parametrize("particles", [1, 2, 7, 64])
 def test_survivors_keep_their_place_and_the_children_stay_the_same(particles):
     weights = torch.rand(5, particles, generator=generator(particles)).pow(4)
@@ -168,6 +114,17 @@ def test_evidence_of_the_particle_filter_is_unbiased(particles):
     ratios = result.log_evidence.exp() / evidence
     assert result.resampled.any()
     assert abs(float(ratios.mean()) - 1) < 4 * float(ratios.std()) / math.sqrt(len(ratios))
+
+
+def test_particles_are_resampled_where_their_weights_say_so():
+    """Of two particles half can never be effective: a pair is resampled when one of them has most of the weight."""
+    assert [enough_particles(n, 0.5) for n in (1, 2, 3, 8)] == [0.5, 1.5, 1.5, 4.0]
+    assert all(enough_particles(n, 0.0) == 0.0 for n in (1, 2, 8))
+    priors, likelihood = additive_world(seed=3)
+    found = particle_filter(priors, likelihood, MIXTURE.repeat(50, 5), 2, generator())
+    assert torch.equal(found.resampled, found.ess < 1.5) and 0.05 < float(found.resampled.float().mean()) < 0.95
+    moved = (found.ancestors != torch.arange(2)).any(2)
+    assert moved.any() and not (moved & ~found.resampled).any()
 
 
 def garden_path():
@@ -240,6 +197,14 @@ def test_bad_input_is_refused_with_its_value(search):
     broken = MarkovPriors(priors.first * float("nan"), priors.transition)
     with pytest.raises(ValueError, match="NaN"):
         search(broken, likelihood, MIXTURE, 4, generator())
+
+
+@pytest.mark.parametrize("search", [ancestral, particle_filter, top_k, beam])
+def test_a_likelihood_of_zeros_is_refused_by_name(search):
+    priors, likelihood = additive_world()
+    likelihood.table[2] = 0.0
+    with pytest.raises(HybridsepError, match="mixture code 2: its likelihood is 0 for every pair"):
+        search(priors, likelihood, MIXTURE, 4, generator())
 
 
 def test_systematic_resampling_gives_floor_or_ceil_of_the_expected_children():

@@ -1,14 +1,13 @@
-"""Windows of long recordings: nothing lost, no click where they meet, and priors that go on from one to the next."""
+"""Windows of long recordings: nothing lost, and no click where they meet."""
 
 import numpy as np
 import pytest
 import torch
 from tiny import RATE, count_likelihood, seeded, tiny_profile, tiny_separator
 
-from hybridsep.inference.decoder import PriorStack
 from hybridsep.inference.search import SearchResult
-from hybridsep.inference.separator import Estimate, SearchOptions, Separator
-from hybridsep.inference.windows import CarriedPast, Windows, past_before
+from hybridsep.inference.separator import Estimate, Separator
+from hybridsep.inference.windows import Windows
 
 
 def sound(seconds, rate=RATE):
@@ -16,14 +15,15 @@ def sound(seconds, rate=RATE):
 
 
 def jumps(waveforms, places, rate):
-    """How much rougher waveforms [..., T] are within 1 ms of where a cross-fade begins or ends than within 50 ms of it, dB [...]."""
+    """How much rougher waveforms [..., T] are within 1 ms of where a cross-fade begins or ends than within 50 ms of it, in dB."""
     rough = np.abs(np.diff(waveforms, 2, prepend=0, append=0)).astype(np.float64) ** 2
     ends = [end for fade in places.fades for end in (fade.start, fade.stop)]
-    near, far = (
-        np.mean([rough[..., max(0, end - reach) : end + reach].mean(-1) for end in ends], 0)
-        for reach in (round(0.001 * rate), round(0.05 * rate))
-    )
-    return 10 * np.log10((near + 1e-20) / (far + 1e-20))
+
+    def around(seconds):
+        reach = max(1, round(seconds * rate))
+        return np.stack([rough[..., max(0, end - reach) : end + reach].mean(-1) for end in ends])
+
+    return 10 * np.log10((around(0.001).mean(0) + 1e-20) / (around(0.05).mean(0) + 1e-20))
 
 
 class Echo(Separator):
@@ -35,7 +35,7 @@ class Echo(Separator):
     def __init__(self, rate=22050, hop=64, answer=lambda heard: heard):
         self.sample_rate, self.hop, self.answer = rate, hop, answer
 
-    def estimate(self, mixture, search="particle", particles=None, seed=0, label=None, level=None, on_step=None):
+    def estimate(self, mixture, options=None, on_step=None):
         codes = mixture.shape[1] // self.hop
         assert codes * self.hop == mixture.shape[1]
         batch = len(mixture)
@@ -106,50 +106,9 @@ def test_no_clicks_where_windows_that_disagree_meet(monkeypatch):
     assert (jumps(side_by_side.numpy(), sharp[0], RATE) > 10).all()
 
 
-@pytest.mark.parametrize("carry", [True, False])
 @pytest.mark.parametrize("refine", [True, False])
-def test_no_clicks_in_the_stems_of_a_model(carry, refine):
+def test_no_clicks_in_the_stems_of_a_model(refine):
     """Of an untrained one: its windows have nothing in common."""
     waveform, places = sound(20.0), Windows.over(20 * RATE, RATE, 32)
-    stems = (
-        tiny_separator(count_likelihood()).separate(waveform, RATE, particles=2, refine=refine, carry=carry).stems[:, 0]
-    )
+    stems = tiny_separator(count_likelihood()).separate(waveform, RATE, particles=2, refine=refine).stems[:, 0]
     assert abs(jumps(stems.numpy(), places, RATE)).max() < 3
-
-
-# --- carried past ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_search_after_a_carried_past_begins_where_the_past_ended():
-    separator = tiny_separator()
-    past = torch.randint(12, (2, 3, 4, 6), generator=seeded())
-    state = CarriedPast(separator.stack, past).start(3, 4)
-    expected = separator.stack.start(3, 4)
-    for codes in past.unbind(-1):
-        expected.append(codes)
-    assert isinstance(separator.stack, PriorStack) and torch.equal(state.log_probs, expected.log_probs)
-    assert not torch.allclose(state.log_probs, separator.stack.start(3, 4).log_probs, atol=1e-3)
-
-
-def test_past_is_drawn_by_the_weights_at_the_end_and_ends_where_asked():
-    codes = torch.arange(2 * 1 * 4 * 10).view(2, 1, 4, 10)
-    log_weights = torch.tensor([[0.0, 0.5, 0.0, 0.5]]).log()
-    found = SearchResult(codes, log_weights, *[None] * 5)
-    past = past_before(found, 7, 3, seeded())
-    assert torch.equal(past[:, 0, :, :], codes[:, 0, [1, 1, 3, 3], 4:7])
-    assert past_before(found, 2, 3, seeded()).shape == (2, 1, 4, 2)
-
-
-def test_carried_windows_hand_on_what_came_before_the_next_one(monkeypatch):
-    """Of the codes of each window, those before the place where the next one begins."""
-    heard, found = [], []
-    separator = tiny_separator(count_likelihood(), search={"particles": 1})
-    estimate, start = Separator.estimate, CarriedPast.start
-    monkeypatch.setattr(Separator, "estimate", lambda *a, **k: found.append(estimate(*a, **k)) or found[-1])
-    monkeypatch.setattr(CarriedPast, "start", lambda self, *a, **k: heard.append(self._past) or start(self, *a, **k))
-    separator.estimate_windows(sound(10.0), SearchOptions(), carry=True)
-    windows = Windows.over(10 * RATE, RATE, 32)
-    assert len(found) == len(windows) == len(heard) + 1
-    for before, after, result, past in zip(windows.starts, windows.starts[1:], found, heard, strict=False):
-        place = (after - before) // 32
-        assert torch.equal(past, result.search.codes[..., place - 8 : place])

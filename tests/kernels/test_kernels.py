@@ -39,12 +39,12 @@ from tiny import count_likelihood, sum_likelihood
 
 import hybridsep
 from hybridsep.inference.counts import likelihood_from_tensors
-from hybridsep.inference.search import stay_in_place, systematic_resampling
 from hybridsep.kernels import cache, counting, counts, inversion, nearest, sums
 from hybridsep.kernels.bodies import run_body, runs_triton
 from hybridsep.kernels.cache import as_wide_numbers, move_rows
 from hybridsep.kernels.counting import count_triples, csr
 from hybridsep.kernels.nearest import nearest_code
+from hybridsep.kernels.resampling import stay_in_place, systematic_resampling
 from hybridsep.kernels.sums import draw_pairs, log_marginal
 
 # The interpreter's logarithm of zero, which is −inf as it should be.

@@ -13,7 +13,11 @@ THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
 # By default every tensor of some megabytes is handed back to the system and its pages are zeroed again at the next step: encoding three
 # seconds of 48 waveforms took 4 s that way and 2 s with this. What is kept free is bounded, or training would hold several times its need.
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = 0, 2**30, 64 * 2**20
-MALLOC = {(-4, "MALLOC_MMAP_MAX_"): MMAP_MAX, (-1, "MALLOC_TRIM_THRESHOLD_"): TRIM_THRESHOLD, (-2, "MALLOC_TOP_PAD_"): TOP_PAD}
+MALLOC = {
+    (-4, "MALLOC_MMAP_MAX_"): MMAP_MAX,
+    (-1, "MALLOC_TRIM_THRESHOLD_"): TRIM_THRESHOLD,
+    (-2, "MALLOC_TOP_PAD_"): TOP_PAD,
+}
 
 
 def settle_process() -> None:

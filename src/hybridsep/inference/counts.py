@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hybridsep.core.profiles import Tuning
 from hybridsep.inference.likelihood import FusedPosterior, Likelihood
 from hybridsep.inference.sums import SumLikelihood, number
 from hybridsep.kernels.counting import count_triples, csr
@@ -115,6 +116,15 @@ def likelihood_from_tensors(tensors: dict[str, Tensor]) -> Likelihood:
     if keys is None or counts is None or keys.shape != counts.shape or not _sorted_within(keys, len(codebook) ** 3):
         raise ValueError("likelihood: counted triples are damaged")
     return CountLikelihood(keys, counts.long(), base, float(numbers["smoothing"]), float(numbers["power"]))
+
+
+def tuned(tensors: dict[str, Tensor], tuning: Tuning) -> dict[str, Tensor]:
+    """Return the tensors of a fitted likelihood with the numbers that a profile sets."""
+    given = {"floor": tuning.floor, "smoothing": tuning.smoothing, "power": tuning.power}
+    if tuning.sigma_scale is not None:
+        given["sigma_squared"] = float(tensors["sigma_squared"]) * tuning.sigma_scale**2
+    changed = {name: value for name, value in given.items() if value is not None and name in tensors}
+    return tensors | {name: number(value) for name, value in changed.items()}
 
 
 def _sorted_within(keys: Tensor, size: int) -> bool:

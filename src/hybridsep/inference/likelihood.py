@@ -84,9 +84,7 @@ class Likelihood(ABC):
         """Return what `counts.likelihood_from_tensors` needs to rebuild it."""
 
     def with_precision(self, precision: torch.dtype) -> Likelihood:
-        """Return the same likelihood with its products in another precision and matrices of its own."""
-        if precision == self.precision:
-            return self
+        """Return the same likelihood with its products in a precision, and matrices of its own."""
         other = copy.copy(self)
         other.__dict__.pop("_matrices", None)
         other.precision = precision

@@ -13,6 +13,7 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import SUMS, check_sums, load_weights, write_atomically, write_sums
 from hybridsep.core.profiles import Profile, method_spec
 from hybridsep.core.records import RECORDS, unpacked
+from hybridsep.inference.counts import tuned
 
 SHIPPED_PROFILE, SHIPPED_METHOD = "cpu", "hybrid"
 Weights = dict[str, dict[str, Tensor]]
@@ -58,13 +59,15 @@ def read_recorded() -> tuple[Profile, Weights]:
         raise HybridsepError(f"no trained model came with this copy: train one with '{train}")
     with naming(record):
         check_sums(record, ["profile.json"])
-        profile, spec = Profile.model_validate_json((record / "profile.json").read_text()), method_spec(SHIPPED_METHOD)
-        weights = {}
-        for name, step in _parts(profile, spec.vqvae, spec.likelihood).items():
+        profile, weights = Profile.model_validate_json((record / "profile.json").read_text()), {}
+        spec = method_spec(SHIPPED_METHOD)
+        cell = spec.vqvae, spec.likelihood
+        for name, step in _parts(profile, *cell).items():
             path = next(iter(sorted(record.glob(f"{step}-*/*.safetensors"))), record / step)
             check_sums(record, [path.relative_to(record).as_posix()])
             weights[name] = unpacked(load_weights(path))
-        return profile, weights
+        weights["likelihood"] = tuned(weights["likelihood"], profile.tuning(*cell))
+        return profile.for_cell(*cell), weights
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -230,9 +230,7 @@ class Separator:
         return Candidates(mixture, waveforms, result, time.perf_counter() - started)
 
     @torch.no_grad()
-    def estimate(
-        self, mixture: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep | None = None
-    ) -> Estimate:
+    def estimate(self, mixture: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep | None = None) -> Estimate:
         """Return the posterior mean of `candidates`, in the memory of one waveform per source instead of N.
 
         Args:
@@ -243,7 +241,9 @@ class Separator:
         stems = self.decode(result.codes, result.log_weights.softmax(-1)) / level
         return Estimate(mixture, stems, result)
 
-    def search_codes(self, codes: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep | None = None) -> SearchResult:
+    def search_codes(
+        self, codes: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep | None = None
+    ) -> SearchResult:
         """Search mixture codes int64 [B, S], in slices of at most `max_rows` particles; `on_step` as in `estimate`."""
         settings, options = self.profile.search, self._checked(options)
         extra = {"particle": {"ess_threshold": settings.ess_threshold}, "topk": {"k": settings.top_k}}
@@ -302,7 +302,9 @@ class Separator:
 
     def save(self, folder: Path) -> None:
         """Write weights as safetensors, settings as JSON and the SHA-256 of each file; `load` reads them back."""
-        priors = {f"prior-{name}": p.state_dict() for name, p in zip(self.profile.source_names, self.priors, strict=True)}
+        priors = {
+            f"prior-{name}": p.state_dict() for name, p in zip(self.profile.source_names, self.priors, strict=True)
+        }
         weights = {"vqvae": self.vqvae.state_dict(), "likelihood": self.likelihood.to_tensors(), **priors}
         write_saved(folder, self.profile, weights)
 

@@ -18,9 +18,9 @@ from hybridsep.core.profiles import METHODS, VQVAEKind, method_spec
 from hybridsep.evaluation.chunks import Chunks, choose_chunks
 from hybridsep.evaluation.protocols import BLIND_RULE, score_candidates, score_estimates, score_references
 from hybridsep.evaluation.rows import chunk_rows, read_rows, rows_where, write_rows
-from hybridsep.inference.search import SearchResult, suffix_lengths
+from hybridsep.inference.search import SearchResult
 from hybridsep.inference.selection import SELECTIONS
-from hybridsep.inference.separator import Separator
+from hybridsep.inference.separator import SearchOptions, Separator
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.pipeline.steps import Step
 
@@ -94,7 +94,8 @@ class Evaluation:
 
         def make() -> dict:
             separator, label = self.pipeline.separator(method), f"{method}, {search}, N = {particles}"
-            found = separator.candidates(self.chunks.mixture, search, particles, self.settings.seed, label)
+            options = SearchOptions(search, particles, self.settings.seed, label)
+            found = separator.candidates(self.chunks.mixture, options)
             codec = self.codec(method_spec(method).vqvae)
             rows, selections = score_candidates(self.chunks, found, codec, method, search)
             write_rows(rows, step.folder / "rows.csv"), write_rows(selections, step.folder / "selections.csv")
@@ -141,7 +142,7 @@ class Evaluation:
             separator = change(separator, **settings) if change else separator
             label = f"{method}, {search}, N = {particles} {settings or ''}".strip()
             started = time.perf_counter()
-            found = separator.estimate(self.chunks.mixture, search, particles, seed, label)
+            found = separator.estimate(self.chunks.mixture, SearchOptions(search, particles, seed, label))
             seconds = (time.perf_counter() - started) / len(self.chunks)
             per_code = found.search.log_evidence / found.search.codes.shape[-1]
             rows = [
@@ -156,7 +157,6 @@ class Evaluation:
                 "seconds_per_chunk": seconds,
                 "resamplings_per_chunk": float(found.search.resampled.float().sum(1).mean()),
                 "ess": float(found.search.ess.mean()),
-                "suffix_codes": float(suffix_lengths(found.search.ancestors.cpu()).float().mean()),
             }
 
         self.pipeline.cache.make(step, make)

@@ -16,14 +16,14 @@ from hybridsep.core.device import default_device, dtype_name, fast_dtype, initia
 from hybridsep.core.distributed import ALONE, Ranks, ranks_here
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import SUMS, load_weights, write_atomically
-from hybridsep.core.profiles import METHODS, LikelihoodKind, Profile, Tuning, VQVAEKind, config_hash, method_spec
+from hybridsep.core.profiles import METHODS, LikelihoodKind, Profile, VQVAEKind, config_hash, method_spec
 from hybridsep.core.provenance import provenance
 from hybridsep.core.records import RECORDS
 from hybridsep.data.codes import CodeSet
 from hybridsep.data.effects import EFFECTS_VERSION
 from hybridsep.data.minislakh.render import make_minislakh
 from hybridsep.data.stems import LARGEST, MIXTURE_RMS, StemSet, build_stems, open_stems
-from hybridsep.inference.counts import CountLikelihood, TripleCounter, likelihood_from_tensors, merge_counts
+from hybridsep.inference.counts import CountLikelihood, TripleCounter, likelihood_from_tensors, merge_counts, tuned
 from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import Separator
 from hybridsep.inference.sums import SumLikelihood
@@ -304,15 +304,6 @@ class Pipeline:
             keys, counts = merge_counts(self.ranks.join_uneven(keys), self.ranks.join_uneven(counts))
         keys, counts = keys.to(self.device), counts.to(self.device)
         return CountLikelihood.fit(keys, counts, vqvae.codebook, held_out)
-
-
-def tuned(tensors: dict[str, Tensor], tuning: Tuning) -> dict[str, Tensor]:
-    """Return the tensors of a fitted likelihood with the numbers that a profile sets."""
-    given = {"floor": tuning.floor, "smoothing": tuning.smoothing, "power": tuning.power}
-    if tuning.sigma_scale is not None:
-        given["sigma_squared"] = float(tensors["sigma_squared"]) * tuning.sigma_scale**2
-    changed = {name: value for name, value in given.items() if value is not None and name in tensors}
-    return tensors | {name: torch.tensor(value, dtype=torch.float64) for name, value in changed.items()}
 
 
 def _fingerprint(folder: Path) -> list[str]:

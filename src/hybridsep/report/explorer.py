@@ -11,6 +11,7 @@ from IPython.display import HTML
 
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.inference.selection import posterior_mean
+from hybridsep.inference.separator import SearchOptions
 from hybridsep.inference.wiener import wiener
 from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.report.chapter import METHOD_LABELS, SEARCH_LABELS, chunk_label, chunk_values, separation_player
@@ -69,7 +70,9 @@ def separate_chunk(evaluation: Evaluation, chunk: int, method: str, search: str,
         HybridsepError: unknown method or search, or no particles.
     """
     chunks = evaluation.chunks
-    found = evaluation.pipeline.separator(method).candidates(chunks.mixture[chunk : chunk + 1], search, particles, seed)
+    found = evaluation.pipeline.separator(method).candidates(
+        chunks.mixture[chunk : chunk + 1], SearchOptions(search, particles, seed)
+    )
     raw = posterior_mean(found).cpu()
     refined = wiener(raw, found.mixture.cpu())
     scores = np.asarray(sdr(refined[:, 0].numpy(), chunks.sources[:, chunk].numpy(), chunks.sample_rate))
