@@ -255,7 +255,7 @@ def test_no_waveform_ends_in_a_traceback(model):
     seen = []
 
     @settings(max_examples=120, **GENERATED)
-    @given(waveforms(), st.sampled_from([(), ("--carry",), ("--search", "beam"), ("--search", "topk")]))
+    @given(waveforms(), st.sampled_from([(), ("--search", "beam"), ("--search", "topk")]))
     def holds(waveform, args):
         rate, samples, subtype = waveform
         with tempfile.TemporaryDirectory() as folder, np.errstate(over="ignore", invalid="ignore"):

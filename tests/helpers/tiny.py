@@ -21,6 +21,15 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def noise(batch: int = 2, samples: int = 2048, seed: int = 0) -> torch.Tensor:
+    return 0.3 * torch.randn(batch, samples, generator=seeded(seed))
+
+
+def decibels(error: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Power of an error over that of what it should have been."""
+    return 10 * torch.log10(error.square().sum() / reference.square().sum().clamp_min(1e-12) + 1e-20)
+
+
 def vqvae_settings(**changes) -> VQVAESettings:
     shape = {
         "strides": (8, 4),

@@ -17,6 +17,7 @@ from tiny import RATE, long_hop_separator, seeded, tiny_separator
 from hybridsep.core.errors import HybridsepError
 from hybridsep.inference.audio import Audio
 from hybridsep.inference.recording import StemWriter, read_audio, separate_file
+from hybridsep.inference.separator import SearchOptions
 
 NAMES = ("bass", "drums")
 
@@ -119,6 +120,7 @@ import sys
 from pathlib import Path
 import torch
 from hybridsep.inference.recording import separate_file
+from hybridsep.inference.separator import SearchOptions
 
 torch.set_num_threads(1)
 
@@ -127,7 +129,7 @@ def peak():
 
 before = peak()
 for name in sys.argv[1:]:
-    separate_file(Path(name), Path(name).parent / "out", {model!r}, particles=16, overwrite=True)
+    separate_file(Path(name), Path(name).parent / "out", {model!r}, SearchOptions(particles=16), overwrite=True)
     print(round(peak() - before, 1))
 """
 
@@ -391,7 +393,9 @@ def test_stems_of_a_file_are_those_of_its_waveform(separator, model, tmp_path):
     waveform = sound(4.0, 11025, 2)
     soundfile.write(tmp_path / "song.wav", waveform.T.numpy(), 11025, subtype="FLOAT")
     for refine in (True, False):
-        found = separate_file(tmp_path / "song.wav", tmp_path / "out", model, seed=3, refine=refine, overwrite=True)
+        found = separate_file(
+            tmp_path / "song.wav", tmp_path / "out", model, SearchOptions(seed=3), refine, overwrite=True
+        )
         expected = separator.separate(waveform, 11025, seed=3, refine=refine)
         assert found.log_evidence == expected.log_evidence
         for path, stem in zip(found.paths, expected.stems, strict=True):
@@ -400,6 +404,6 @@ def test_stems_of_a_file_are_those_of_its_waveform(separator, model, tmp_path):
 
 def test_a_progress_bar_is_shown(model, tmp_path, capsys):
     soundfile.write(tmp_path / "song.wav", sound(9.0)[0].numpy(), RATE)
-    separate_file(tmp_path / "song.wav", tmp_path / "out", model)
+    separate_file(tmp_path / "song.wav", tmp_path / "out", model, SearchOptions(label="separating"))
     said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line]
     assert said[0].startswith("separating:   0%") and said[-1].startswith("separating: 100%")

@@ -23,12 +23,13 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import load_profile
 from hybridsep.core.records import halved, packed, records_root, unpacked
 from hybridsep.evaluation import rows as scored
-from hybridsep.inference.separator import Separator
-from hybridsep.pipeline import pipeline, record, release
+from hybridsep.inference import saved
+from hybridsep.inference.separator import SearchOptions, Separator
+from hybridsep.pipeline import pipeline, record
 from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.pipeline.record import write_record
-from hybridsep.pipeline.release import record_run, shipped_model
+from hybridsep.pipeline.release import record_run
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import budget, recorded_note, step_times
 from hybridsep.report.model_card import model_card
@@ -409,32 +410,42 @@ def test_curves_and_times_of_recorded_models_are_called_recorded(fresh, trained)
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def shipped(records, monkeypatch):
+    """The test's record in the place of the one that comes with the project."""
+    monkeypatch.setattr(saved, "RECORDS", records)
+    monkeypatch.setattr(saved, "SHIPPED_PROFILE", "micro")
+    return records
 
 
-def test_model_that_comes_along_is_made_once_and_kept_by_its_record(records, cache, no_training, monkeypatch):
-    folder = shipped_model(records, "micro")
-    assert (
-        cache in folder.parents
-        and folder.name == "hybrid"
-        and [path.name for path in folder.parent.iterdir()] == ["hybrid"]
-    )
-    assert Separator.load(folder).profile.name == "micro"
-    monkeypatch.setattr(release, "Pipeline", lambda *_, **__: pytest.fail("made again"))
-    assert shipped_model(records, "micro") == folder
+def test_model_that_comes_along_is_the_hybrid_of_the_record(shipped, fresh, no_training):
+    """As a pipeline restores it, tuned by the profile."""
+    found, expected, codes = Separator.load(), fresh.separator("hybrid"), torch.arange(16)[None]
+    assert found.profile == expected.profile
+    first, second = (model.search_codes(codes, SearchOptions(seed=1)) for model in (found, expected))
+    assert torch.equal(first.codes, second.codes) and torch.equal(first.log_weights, second.log_weights)
+    assert torch.equal(found.decode(first.codes), expected.decode(first.codes))
 
 
-def test_separate_needs_no_model_where_one_comes_along(records, cache, tmp_path, monkeypatch):
+def test_separate_needs_no_model_where_one_comes_along(shipped, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "song.wav", 0.2 * torch.randn(16_000, generator=seeded()).numpy(), 8000)
-    monkeypatch.setattr(release, "shipped_model", partial(shipped_model, records, "micro"))
     status, said, _ = run("separate", tmp_path / "song.wav", tmp_path / "out", "--particles", 2)
     assert status == 0 and "bass.wav" in said and (tmp_path / "out" / "drums.wav").is_file()
-    monkeypatch.setattr(release, "shipped_model", partial(shipped_model, None))
+    monkeypatch.setattr(saved, "RECORDS", None)
     status, _, said = run("separate", tmp_path / "song.wav", tmp_path / "other", "--particles", 2)
     (line,) = lines_of(said)
     assert status == 1 and "no trained model came with this copy" in line and "hybridsep train hybrid" in line
+
+
+@pytest.mark.parametrize(
+    "name", ["profile.json", "vqvae-linear-*/model.safetensors", "likelihood-linear-counts-*/*.safetensors"]
+)
+def test_damaged_model_that_comes_along_is_refused_in_one_line(copied, monkeypatch, name):
+    monkeypatch.setattr(saved, "RECORDS", copied), monkeypatch.setattr(saved, "SHIPPED_PROFILE", "micro")
+    (path,) = (copied / "micro").glob(name)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(HybridsepError, match=f"model .*micro: .*{path.name} is damaged") as error:
+        Separator.load()
+    assert "\n" not in str(error.value)
 
 
 def test_record_command_writes_it_and_says_how_large_it_is(trained, tmp_path):
