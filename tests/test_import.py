@@ -35,7 +35,7 @@ states = lambda: (random.getstate(), numpy.random.get_state()[1].tolist(), torch
 before, known, threads = dict(os.environ), states(), torch.get_num_threads()
 import hybridsep
 for module in pkgutil.walk_packages(hybridsep.__path__, "hybridsep."):
-    if not module.name.endswith(("_triton", "tiles", "__main__")) and ".studies" not in module.name:
+    if not module.name.endswith(("_triton", "tiles", "__main__")):
         importlib.import_module(module.name)
 changed = {name for name in set(os.environ) | set(before) if os.environ.get(name) != before.get(name)}
 assert not {name for name in changed if name.startswith(("OMP", "GOMP", "MALLOC", "HYBRIDSEP", "PYTHON"))}, changed

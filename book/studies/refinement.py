@@ -8,6 +8,7 @@ import pandas as pd
 from study import Study, cached_rows, main, sdr_rows
 
 from hybridsep.core.profiles import METHODS
+from hybridsep.inference.separator import SearchOptions
 from hybridsep.inference.wiener import wiener
 from hybridsep.pipeline.evaluate import Evaluation
 
@@ -29,7 +30,8 @@ def refinement(study: Study) -> None:
 def refined(evaluation: Evaluation, method: str) -> pd.DataFrame:
     """Return the SDR of one method's stems as they are (size 0) and after each refinement."""
     separator = evaluation.pipeline.separator(method)
-    found = separator.estimate(evaluation.chunks.mixture, seed=evaluation.settings.seed, label=method)
+    options = SearchOptions(seed=evaluation.settings.seed, label=method)
+    found = separator.estimate(evaluation.chunks.mixture, options)
     stems, mixture = found.stems.cpu(), found.mixture.cpu()
     tables = [sdr_rows(evaluation.chunks, stems).assign(size=0, trust=float("nan"))]
     for size in SIZES:
