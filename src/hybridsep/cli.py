@@ -91,11 +91,12 @@ def data_midi(
     seed: int = 0,
     variety: VarietyOption = 0.0,
     sample_rate: int = 22050,
+    split: Annotated[str | None, typer.Option(help="make train, validation or test songs only")] = None,
 ) -> None:
     """Render anybody's MIDI files with any SoundFonts. Run again, it goes on."""
     from hybridsep.data.midi import Recipe, make_songs
 
-    made = make_songs(out, midi, Recipe(tuple(soundfont), seconds, variants, seed, sample_rate, variety))
+    made = make_songs(out, midi, Recipe(tuple(soundfont), seconds, variants, seed, sample_rate, variety), split=split)
     typer.echo(made.summary(out))
 
 

@@ -112,11 +112,13 @@ def test_variant_0_is_the_song_as_written_and_the_others_differ(made):
     assert all(0.85 <= v["tempo"] <= 1.15 and -4 <= v["transposition"] <= 4 for v in others)
 
 
-def test_splits_share_no_song(made):
+def test_splits_share_no_song(made, folder, recipe, tmp_path):
     splits = {}
     for track in read_tracks(made[0]):
         splits.setdefault(track.metadata["variant"]["song"], set()).add(track.split)
     assert all(len(found) == 1 for found in splits.values())
+    only = make_songs(tmp_path, folder, recipe, split="test")
+    assert set(only.tracks) <= {"test"} and only.tracks.get("test", 0) == made[1].tracks.get("test", 0)
     shares = [split_of(f"song {i}") for i in range(2000)]
     assert abs(shares.count("train") - 1200) < 100 and abs(shares.count("validation") - 300) < 60
 
@@ -197,6 +199,7 @@ def test_bad_arguments_end_in_one_line(folder, made, tmp_path):
         (("--midi", tmp_path / "void", "--soundfont", font), "no MIDI files in"),
         (("--midi", tmp_path / "nowhere", "--soundfont", font), "no folder"),
         (("--midi", folder, "--soundfont", font, "--variety", "2"), "from 0 to 1"),
+        (("--midi", folder, "--soundfont", font, "--split", "omitted"), "unknown split"),
     ]
     for args, said in cases:
         status, _, err = run("data", "midi", tmp_path / "out", *args)

