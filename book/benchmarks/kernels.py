@@ -15,7 +15,6 @@ from torch import Tensor
 
 from hybridsep.core.device import default_device, seeded_generator
 from hybridsep.kernels import bodies
-from hybridsep.kernels.bodies import run_body
 from hybridsep.kernels.cache import as_wide_numbers, move_rows
 from hybridsep.kernels.counting import count_triples
 from hybridsep.kernels.nearest import nearest_code
@@ -65,7 +64,7 @@ def bench_cache(options: Options) -> Iterator[Row]:
     details = {"rows": rows, "slabs": SLABS, "numbers_per_row": cache.shape[2], "rows_moved": rows - rows // 2}
     yield from _compare(
         "reorder_cache",
-        lambda: run_body(move_rows, as_wide_numbers(cache), ancestors),
+        lambda: move_rows(as_wide_numbers(cache), ancestors),
         lambda: [slab.index_select(0, ancestors) for slab in cache],
         details, options,
     )  # fmt: skip

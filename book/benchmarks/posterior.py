@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
 from originals import DensePosterior, Posterior, SparsePosterior
-from separators import dtypes, likelihood_in, random_likelihood, random_log_probs
+from separators import dtypes, random_likelihood, random_log_probs
 from timing import Options, Row, largest_tensor, main, time_calls
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def _compare(name: str, likelihood: Likelihood, original: Posterior, options: Op
     log_p = random_log_probs(likelihood.codes, particles, device)
     cases = list(product(dtypes(device), (False, True)))
     calls: dict[object, Callable] = {"reference": _theirs(original, log_p)}
-    calls |= {(dtype, kept): _ours(likelihood_in(likelihood, dtype), log_p, kept) for dtype, kept in cases}
+    calls |= {(dtype, kept): _ours(likelihood, dtype, log_p, kept) for dtype, kept in cases}
     times = time_calls(calls, options.repeats, options.budget, device)
     largest = {key: largest_tensor(call) for key, call in calls.items()}
     for dtype, kept in cases:
@@ -51,8 +52,9 @@ def _compare(name: str, likelihood: Likelihood, original: Posterior, options: Op
         yield Row(label, times[dtype, kept], times["reference"], details)
 
 
-def _ours(likelihood: Likelihood, log_p: Tensor, kept: bool) -> Callable[[], object]:
+def _ours(likelihood: Likelihood, dtype: torch.dtype, log_p: Tensor, kept: bool) -> Callable[[], object]:
     """Return a step on the same mixture code every time when its matrix is `kept`, else on the next one, whose matrix is then made."""
+    likelihood = copy.copy(likelihood.with_precision(dtype if dtype == torch.bfloat16 else torch.float32))
     if not kept:
         likelihood.cache_bytes = 0
     generator, step = seeded_generator(0, device=log_p.device), iter(range(2**31))

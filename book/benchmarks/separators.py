@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from timing import Options
 from torch import Tensor, nn
@@ -14,7 +12,6 @@ from hybridsep.data.minislakh.composer import compose_song
 from hybridsep.data.minislakh.render import render_song
 from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.inference.counts import CountLikelihood
-from hybridsep.inference.decoder import PriorStack
 from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import Separator
 from hybridsep.inference.sums import SumLikelihood
@@ -68,17 +65,11 @@ def dtypes(device: torch.device) -> list[torch.dtype]:
     return list(dict.fromkeys((torch.float32, fast_dtype(device))))
 
 
-def likelihood_in(likelihood: Likelihood, dtype: torch.dtype) -> Likelihood:
-    """Return the same likelihood with its products in `dtype` where that is bfloat16, else in float32, and no matrix kept yet."""
-    return likelihood.with_precision(dtype if dtype == torch.bfloat16 else torch.float32)
-
-
 def separator_in(separator: Separator, dtype: torch.dtype) -> Separator:
-    """Return the same models with their products in `dtype`."""
-    copied = copy.copy(separator)
-    copied.likelihood = likelihood_in(separator.likelihood, dtype)
-    copied.stack = PriorStack(separator.priors, dtype, separator.stack.temperature)
-    return copied
+    """Return the same models with their products in `dtype`, one of `dtypes`."""
+    precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(dtype, "auto")
+    profile = separator.profile.model_copy(update={"precision": precision})
+    return Separator(separator.vqvae, separator.priors, separator.likelihood, profile)
 
 
 def random_log_probs(codes: int, particles: int, device: torch.device, seed: int = 0) -> Tensor:

@@ -6,17 +6,16 @@ from tiny import count_likelihood, seeded, sum_likelihood, tiny_prior
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hybridsep.inference import caches, likelihood, search
 from hybridsep.inference import decoder as decoding
+from hybridsep.inference import likelihood, search
 from hybridsep.inference.counts import likelihood_from_tensors
 from hybridsep.inference.decoder import GraphedState, PriorStack
 from hybridsep.inference.search import particle_filter
-from hybridsep.kernels import replay
+from hybridsep.kernels import bodies, replay
 from hybridsep.kernels.replay import Replayed, ReplayedFilter
 
 K, LENGTH, PARTICLES = 12, 40, 6
 AWAITED = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "lift_fresh", "item"}
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 class Recorder(TorchDispatchMode):
@@ -67,8 +66,7 @@ def recorder(monkeypatch):
         with _disable_current_modes():
             return recorder.note(body, arguments, {})
 
-    for module in (likelihood, caches):
-        monkeypatch.setattr(module, "run_body", run)
+    monkeypatch.setattr(bodies, "run_body", run)
     monkeypatch.setattr(likelihood, "runs_triton", lambda tensor: True)
     return recorder
 
@@ -137,7 +135,7 @@ def test_without_a_gpu_a_step_is_called_as_it_is():
     assert len(calls) == 3
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["sum", "counts"])
 def test_the_graph_of_a_whole_step_finds_what_the_steps_one_by_one_find(kind, monkeypatch):
     stack = PriorStack([tiny_prior(seed=s, window=16, crop_codes=16).cuda() for s in range(2)])

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hybridsep.kernels.bodies import run_body
 from hybridsep.kernels.cache import as_wide_numbers, move_rows
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def reorder_rows(rows: Tensor, ancestors: Tensor) -> None:
         ancestors: int64 [B, N]; whoever is anybody's ancestor is its own.
     """
     first = torch.arange(0, rows.shape[1], ancestors.shape[1], device=ancestors.device)
-    run_body(move_rows, rows, (ancestors + first[:, None]).flatten())
+    move_rows(rows, (ancestors + first[:, None]).flatten())
 
 
 class _Attention:

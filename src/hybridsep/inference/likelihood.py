@@ -21,7 +21,7 @@ from hybridsep.core.device import physical_memory
 from hybridsep.core.errors import HybridsepError
 from hybridsep.kernels import counts as counted_pairs
 from hybridsep.kernels import sums as summed_codes
-from hybridsep.kernels.bodies import run_body, runs_triton
+from hybridsep.kernels.bodies import runs_triton
 from hybridsep.kernels.inversion import invert_sequential
 
 ROWS_SCORED = 4096
@@ -260,7 +260,7 @@ class FusedPosterior:
     ):
         self._dense = (log_p, mixture, *dense)
         self._sparse = None if entries is None else (log_p, mixture, *entries)
-        log_marginal = run_body(summed_codes.log_marginal, *self._dense)
+        log_marginal = summed_codes.log_marginal(*self._dense)
         of_every_pair = log_marginal.logsumexp(-1)
         self._marginal = (log_marginal - of_every_pair[..., None]).exp_().nan_to_num_(0.0)
         self.log_evidence = of_every_pair
@@ -281,10 +281,10 @@ class FusedPosterior:
         return torch.where(part, self._draw_counted(seed, ancestors)[0], self._draw_dense(uniforms, ancestors))
 
     def _draw_dense(self, uniforms: Tensor, ancestors: Tensor | None) -> Tensor:
-        return run_body(summed_codes.draw_pairs, self._marginal, *self._dense, uniforms, ancestors)
+        return summed_codes.draw_pairs(self._marginal, *self._dense, uniforms, ancestors)
 
     def _draw_counted(self, seed: Tensor, ancestors: Tensor | None) -> tuple[Tensor, Tensor]:
-        return run_body(counted_pairs.draw_entries, *self._sparse, seed, ancestors)
+        return counted_pairs.draw_entries(*self._sparse, seed, ancestors)
 
 
 class MatrixCache:

@@ -7,7 +7,7 @@ are imported only when one of their bodies runs: installations for the CPU have 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TypeVar
@@ -21,6 +21,16 @@ OLDEST = (7, 5)
 Result = TypeVar("Result")
 
 
+def two_bodies(torch_body: Callable[..., Result]) -> Callable[..., Result]:
+    """Make a torch body the door of its operation, through which calls reach the body of their device."""
+
+    @wraps(torch_body)
+    def door(*arguments) -> Result:
+        return run_body(torch_body, *arguments)
+
+    return door
+
+
 def run_body(torch_body: Callable[..., Result], *arguments) -> Result:
     """Call `torch_body`, or its Triton body, by the device of the first argument."""
     first = arguments[0]
@@ -32,7 +42,7 @@ def run_body(torch_body: Callable[..., Result], *arguments) -> Result:
 
 
 def runs_triton(tensor: Tensor) -> bool:
-    """Whether operations on this tensor run their Triton body."""
+    """Tell whether operations on this tensor run their Triton body."""
     return tensor.is_cuda and _usable(tensor.device)
 
 

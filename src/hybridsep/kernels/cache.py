@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridsep.kernels.bodies import two_bodies
+
 COPIED_BYTES = 2**22
 
 
+@two_bodies
 def move_rows(cache: Tensor, ancestors: Tensor) -> None:
     """Give every row the history of its ancestor, in place; only rows that move are copied.
 

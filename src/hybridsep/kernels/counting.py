@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hybridsep.kernels.arguments import check_codes
-from hybridsep.kernels.bodies import run_body
+from hybridsep.kernels.bodies import two_bodies
 
 MOST_CODES = 46340
 """Of a codebook whose pairs can be numbered by an int32."""
@@ -31,7 +31,7 @@ def count_triples(first: Tensor, second: Tensor, mixture: Tensor, codes: int) ->
         )
     for name, values in (("first code", first), ("second code", second), ("mixture code", mixture)):
         check_codes(name, values, codes)
-    return run_body(count_keys, first.flatten(), second.flatten(), mixture.flatten(), codes)
+    return count_keys(first.flatten(), second.flatten(), mixture.flatten(), codes)
 
 
 def csr(keys: Tensor, codes: int) -> tuple[Tensor, Tensor]:
@@ -55,6 +55,7 @@ def csr(keys: Tensor, codes: int) -> tuple[Tensor, Tensor]:
     return torch.searchsorted(keys, boundaries), (keys % pairs).int()
 
 
+@two_bodies
 def count_keys(first: Tensor, second: Tensor, mixture: Tensor, codes: int) -> tuple[Tensor, Tensor]:
     """See count_triples; tensors [n]."""
     return torch.unique((mixture.long() * codes + first) * codes + second, return_counts=True)

@@ -12,12 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridsep.kernels.bodies import two_bodies
 from hybridsep.kernels.inversion import invert
 
 SCRATCH = 2**22
 """Numbers in the largest temporary tensor of the torch body."""
 
 
+@two_bodies
 def draw_entries(
     log_p: Tensor,
     mixture: Tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridsep.kernels.bodies import run_body
+from hybridsep.kernels.bodies import two_bodies
 
 ROWS_AT_ONCE = 16384
 WIDEST = 128
@@ -27,13 +27,16 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     """
     if vectors.ndim != 2 or codebook.ndim != 2 or vectors.shape[1] != codebook.shape[1] or not len(codebook):
         raise ValueError(f"vectors {list(vectors.shape)} have no nearest code in a codebook {list(codebook.shape)}")
-    if codebook.shape[1] > WIDEST:
-        return assign(vectors, codebook)
-    return run_body(assign, vectors, codebook)
+    return assign(vectors, codebook) if codebook.shape[1] <= WIDEST else _assign(vectors, codebook)
 
 
+@two_bodies
 def assign(vectors: Tensor, codebook: Tensor) -> Tensor:
     """See nearest_code."""
+    return _assign(vectors, codebook)
+
+
+def _assign(vectors: Tensor, codebook: Tensor) -> Tensor:
     half_norms = 0.5 * codebook.square().sum(1)
     parts = [torch.addmm(half_norms, part, codebook.T, alpha=-1.0).argmin(1) for part in vectors.split(ROWS_AT_ONCE)]
     return torch.cat(parts) if parts else vectors.new_zeros(0, dtype=torch.long)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridsep.kernels.bodies import two_bodies
 from hybridsep.kernels.inversion import invert
 
 ROWS_AT_ONCE = 256
 
 
+@two_bodies
 def log_marginal(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, share: Tensor | None) -> Tensor:
     """Return log r(i) of every particle; its logsumexp over i is the log-evidence.
 
@@ -40,6 +42,7 @@ def log_marginal(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, sh
     return summed.log_().add_(log_p[0])
 
 
+@two_bodies
 def draw_pairs(
     marginal: Tensor,
     log_p: Tensor,
