@@ -13,7 +13,7 @@ MOST_CODES = 46340
 
 
 def count_triples(first: Tensor, second: Tensor, mixture: Tensor, codes: int) -> tuple[Tensor, Tensor]:
-    """Distinct triples and how often each occurs.
+    """Count how often each distinct triple occurs.
 
     Args:
         first, second, mixture: integers of one shape.
@@ -35,7 +35,7 @@ def count_triples(first: Tensor, second: Tensor, mixture: Tensor, codes: int) ->
 
 
 def csr(keys: Tensor, codes: int) -> tuple[Tensor, Tensor]:
-    """Sorted keys as rows by mixture code.
+    """Split sorted keys into rows by mixture code.
 
     Args:
         keys: of `count_triples`.

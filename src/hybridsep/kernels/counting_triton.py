@@ -22,9 +22,9 @@ GOLDEN = tl.constexpr(0x9E3779B97F4A7C15 - 2**64)
 
 def count_keys(first: Tensor, second: Tensor, mixture: Tensor, codes: int) -> tuple[Tensor, Tensor]:
     """See counting.count_triples."""
-    triples = [codes_of.contiguous() for codes_of in (first, second, mixture)]
+    first, second, mixture = first.contiguous(), second.contiguous(), mixture.contiguous()
     places = max(SMALLEST_TABLE, triton.next_power_of_2(len(first) // 4))
-    while (table := _filled_table(*triples, codes, places)) is None:
+    while (table := _filled_table(first, second, mixture, codes, places)) is None:
         places *= 4
     keys, counts = table
     used = keys != EMPTY.value
@@ -35,7 +35,7 @@ def count_keys(first: Tensor, second: Tensor, mixture: Tensor, codes: int) -> tu
 def _filled_table(
     first: Tensor, second: Tensor, mixture: Tensor, codes: int, places: int
 ) -> tuple[Tensor, Tensor] | None:
-    """Keys and counts int64 [places], or None where a key found no place."""
+    """Return keys and counts int64 [places], or None where a key found no place."""
     keys = torch.full((places,), EMPTY.value, dtype=torch.long, device=first.device)
     counts = torch.zeros_like(keys)
     full = torch.zeros(1, dtype=torch.int32, device=first.device)

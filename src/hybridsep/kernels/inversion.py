@@ -25,7 +25,7 @@ def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def invert_sequential(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """The same draw in a third of the time, for CPUs: their sums run along a row in order, so they rise only where the weight is positive."""
+    """Draw the same in a third of the time, for CPUs: their sums run along a row in order, so they rise only where the weight is positive."""
     cumulative = weights.cumsum(1)
     total = cumulative[:, -1:]
     # The product may round up to the total, beyond which nothing lies.

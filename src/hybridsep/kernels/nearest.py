@@ -13,7 +13,7 @@ WIDEST = 128
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest codebook vector by Euclidean distance, without the whole [rows, K] distance matrix.
+    """Find the index of the nearest codebook vector by Euclidean distance, without the whole [rows, K] distance matrix.
 
     Args:
         vectors: float32 [rows, D].

@@ -34,7 +34,7 @@ def assign(vectors: Tensor, codebook: Tensor) -> Tensor:
 def _assign(
     vectors, codebook, found, rows, codes, width, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """BLOCK_R vectors against the codebook, tile by tile, by ½‖e‖² − v·e."""
+    """Compare BLOCK_R vectors with the codebook, tile by tile, by ½‖e‖² − v·e."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.arange(0, BLOCK_D)
     vector = tl.load(

@@ -11,12 +11,12 @@ INTERPRETED_TILE = 2**19
 
 
 def rows_at_once(rows: int, width: int, tensor: Tensor, on_gpu: int = 1) -> int:
-    """Rows of `width` numbers for one program, a power of two: a GPU pays for idle lanes, the interpreter on a CPU for every program."""
+    """Return how many rows of `width` numbers one program takes, a power of two: a GPU pays for idle lanes, the interpreter on a CPU for every program."""
     return on_gpu if tensor.is_cuda else min(max(1, INTERPRETED_TILE // width), triton.next_power_of_2(rows))
 
 
 def with_dense_rows(tensor: Tensor) -> Tensor:
-    """The tensor itself where the numbers of a row are neighbours, whatever its other strides, else a copy."""
+    """Return the tensor itself where the numbers of a row are neighbours, whatever its other strides, else a copy."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
