@@ -1,4 +1,4 @@
-"""Composes songs for bass, drums and piano as notes, each from (seed, index) alone.
+"""Composition of songs for bass, drums and piano as notes, each from (seed, index) alone.
 
 Nothing here makes sound: `compose_song` answers what a bassist, a drummer and a pianist play. Time inside a bar is
 counted in steps (see `styles`), the finished notes are in seconds.
@@ -203,12 +203,13 @@ def compose_song(seed: int, index: int, seconds: float) -> Song:
     rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(index,)))
     name = str(rng.choice(list(STYLES)))
     style = _cross_over(STYLES[name], rng)
-    tempo = round(
-        float(np.clip(rng.triangular(style.tempo[0] - 4, sum(style.tempo) / 2, style.tempo[1] + 4), 70, 180)), 2
-    )
+    slowest, fastest = style.tempo
+    tempo = round(float(np.clip(rng.triangular(slowest - 4, (slowest + fastest) / 2, fastest + 4), 70, 180)), 2)
     feel = _draw_feel(style, tempo, rng)
     tonic, mode = int(rng.integers(12)), str(rng.choice(style.modes))
-    bass_program, drum_kit = _draw_instruments(style, rng)
+    # Now and then a bass and a kit that the style would not choose.
+    bass_program = int(rng.choice(style.basses if rng.random() < 0.75 else list(BASSES)))
+    drum_kit = int(rng.choice(style.kits if rng.random() < 0.8 else list(KITS)))
     bars = _plan_bars(style, feel, mode, ceil(seconds / (feel.steps * feel.step_seconds)), rng)
     drums, bass = [], []
     for number, bar in enumerate(bars):
@@ -237,13 +238,6 @@ def _cross_over(style: Style, rng: Generator) -> Style:
     return style
 
 
-def _draw_instruments(style: Style, rng: Generator) -> tuple[int, int]:
-    """Return a bass program and a drum kit, now and then one that the style would not choose."""
-    bass = rng.choice(style.basses if rng.random() < 0.75 else list(BASSES))
-    kit = rng.choice(style.kits if rng.random() < 0.8 else list(KITS))
-    return int(bass), int(kit)
-
-
 def _draw_feel(style: Style, tempo: float, rng: Generator) -> Feel:
     loose = 1 - style.tight
     lag = {voice: float(rng.normal(0, 0.007 * loose)) for voice in ("kick", "time", "extra")}
@@ -266,15 +260,14 @@ def _draw_feel(style: Style, tempo: float, rng: Generator) -> Feel:
 
 def _draw_sound(stem: str, rng: Generator) -> Sound:
     pitched = stem != "drums"
+    widest, chance = (0.1, 0.2) if pitched else (0.3, 0.6)
     groups = (stem,) if pitched else ("kick", "snare", "toms", "hats", "cymbals", "percussion")
     return Sound(
         level_dbfs=round(float(rng.uniform(QUIETEST_DBFS, LOUDEST_DBFS)), 2),
         brightness=round(float(rng.normal(0, 3.0)), 2),
         drive=round(float(rng.uniform(2, 12)), 2) if rng.random() < 0.35 else 0.0,
         room_seconds=round(float(rng.uniform(0.08, 0.5)), 3),
-        room_wet=round(float(rng.uniform(0.02, 0.1 if pitched else 0.3)), 3)
-        if rng.random() < (0.2 if pitched else 0.6)
-        else 0.0,
+        room_wet=round(float(rng.uniform(0.02, widest)), 3) if rng.random() < chance else 0.0,
         damping=round(float(rng.uniform(0.15, 1.2)), 3) if rng.random() < 0.35 else 0.0,
         tuning=tuple((g, 0.0 if pitched else float(rng.choice([-2, -1, 0, 0, 0, 1, 2])) * 0.75) for g in groups),
         balance_db=tuple((g, round(float(rng.normal(MIX_DB.get(g, 0.0), 2.5)), 2)) for g in groups),
@@ -292,19 +285,14 @@ def _plan_bars(style: Style, feel: Feel, mode: str, count: int, rng: Generator) 
     known: dict[str, tuple[Groove, list, float]] = {}
     bars: list[Bar] = []
     if rng.random() < 0.25:
-        bars += _plan_section(
-            _draw_groove(style, feel, rng, sparse=True), _draw_chords(mode, feel, rng), 0.75, 2, feel, rng
-        )
+        intro = _draw_groove(style, feel, rng, sparse=True)
+        bars += _plan_section(intro, _draw_chords(mode, feel, rng), 0.75, 2, feel, rng)
     while len(bars) < count:
         letter = letters[(len(bars) // length) % 4]
         if letter not in known:
-            known[letter] = (
-                _draw_groove(style, feel, rng),
-                _draw_chords(mode, feel, rng),
-                float(rng.uniform(0.75, 1.05)),
-            )
-        groove, chords, intensity = known[letter]
-        bars += _plan_section(groove, chords, intensity, length, feel, rng)
+            groove, chords = _draw_groove(style, feel, rng), _draw_chords(mode, feel, rng)
+            known[letter] = groove, chords, float(rng.uniform(0.75, 1.05))
+        bars += _plan_section(*known[letter], length, feel, rng)
     return _add_rests(bars[:count], feel, rng)
 
 
@@ -315,16 +303,15 @@ def _plan_section(groove: Groove, chords: list, intensity: float, length: int, f
         here, following = chords[number % len(chords)], chords[(number + 1) % len(chords)]
         last = number == length - 1
         fill = int(feel.pulse * rng.choice([0.5, 1, 1, 2, 2, 4])) if rng.random() < (lively if last else 0.12) else 0
-        fill = min(fill, feel.steps)
         crash = number == 0 and rng.random() < 0.8
-        bars.append(Bar(groove, tuple(here), following[0][1], intensity * rng.uniform(0.97, 1.03), crash, fill))
+        loud = intensity * rng.uniform(0.97, 1.03)
+        bars.append(Bar(groove, tuple(here), following[0][1], loud, crash, min(fill, feel.steps)))
     return bars
 
 
 def _add_rests(bars: list[Bar], feel: Feel, rng: Generator) -> list[Bar]:
     """Let one player at a time fall silent for a bar or two, never for long and never much in all."""
-    bar_seconds = feel.steps * feel.step_seconds
-    longest = max(1, min(2, int(3.2 / bar_seconds)))
+    longest = max(1, min(2, int(3.2 / (feel.steps * feel.step_seconds))))
     left = {"bass": int(0.1 * len(bars)), "drums": int(0.1 * len(bars))}
     number = int(rng.integers(0, 4))
     while number < len(bars):
@@ -406,19 +393,14 @@ def _play_drums(bar: Bar, feel: Feel, rng: Generator) -> tuple[list[int], list[H
     """Return the steps of the bass drum (the bassist listens to them) and all strokes of one bar."""
     groove, steps = bar.groove, feel.steps
     fill_from = steps - bar.fill_steps
-    struck = {
-        name: np.flatnonzero(rng.random(steps) < getattr(groove, name))
-        for name in ("kick", "snare", "ghost", "time", "open")
-    }
+    voices = ("kick", "snare", "ghost", "time", "open")
+    struck = {name: np.flatnonzero(rng.random(steps) < getattr(groove, name)) for name in voices}
     kicks = [int(s) for s in struck["kick"]]
     hits = [Hit(s, 2, groove.kick_key, _weight(s, feel, 0.8), "kick") for s in kicks if s < fill_from]
     hits += [Hit(s, 2, groove.snare_key, 0.85, "snare") for s in struck["snare"] if s < fill_from]
-    taken = {*struck["snare"], *kicks}
-    hits += [
-        Hit(s, 1, gm.SNARE, float(rng.uniform(0.25, 0.45)), "snare")
-        for s in struck["ghost"]
-        if s not in taken and s < fill_from and groove.snare_key in (gm.SNARE, gm.SNARE_2)
-    ]
+    if groove.snare_key in (gm.SNARE, gm.SNARE_2):
+        free = [s for s in struck["ghost"] if s not in {*struck["snare"], *kicks} and s < fill_from]
+        hits += [Hit(s, 1, gm.SNARE, float(rng.uniform(0.25, 0.45)), "snare") for s in free]
     hits += _keep_time(groove, struck, feel, fill_from, bar.opens_section)
     for key, chances in groove.extra:
         places = np.flatnonzero(rng.random(steps) < chances)
@@ -437,9 +419,7 @@ def _weight(step: int, feel: Feel, level: float) -> float:
     return level * (1 - feel.accent + feel.accent * place)
 
 
-def _keep_time(
-    groove: Groove, struck: dict[str, np.ndarray], feel: Feel, fill_from: int, crashed: bool
-) -> Iterator[Hit]:
+def _keep_time(groove: Groove, struck: dict, feel: Feel, fill_from: int, crashed: bool) -> Iterator[Hit]:
     """Yield hats or ride; an opened hat rings until the next stroke on either hat closes it."""
     opened = set(struck["open"]) if groove.timekeeper == gm.HAT else set()
     bells = set(struck["open"]) if groove.timekeeper == gm.RIDE else set()
@@ -460,11 +440,8 @@ def _play_fill(start: int, length: int, feel: Feel, rng: Generator) -> list[Hit]
     for step in places:
         progress = (step - start) / length
         level = 0.6 + 0.35 * progress if kind == "roll" else float(rng.uniform(0.6, 0.95))
-        if kind in ("roll", "flams", "sparse"):
-            key = gm.SNARE
-        elif kind == "toms":
-            key = int(toms[int(progress * len(toms))])
-        else:
+        key = int(toms[int(progress * len(toms))]) if kind == "toms" else gm.SNARE
+        if kind == "mixed":
             key = int(rng.choice([gm.SNARE, gm.SNARE, gm.KICK, *toms]))
         if kind == "flams":
             hits.append(Hit(step - 0.12 if step else 0, 1, key, level * 0.5, "snare"))
@@ -494,10 +471,9 @@ def _play_bass(bar: Bar, feel: Feel, kicks: list[int], tonic: int, scale: tuple[
         leads = until >= (change[0] if change else steps)
         degree = riff.get(step, 0) if groove.rhythm == "riff" else int(rng.integers(-1, 5))
         moment = Moment(step, step - start, root, chord, target, leads, degree)
-        pitch = _choose_pitch(groove.pitches, moment, scale, feel, rng)
-        hits.append(
-            _articulate(groove, step, until - step, _place(root + tonic, pitch - root, feel.register), feel, rng)
-        )
+        interval = _choose_pitch(groove.pitches, moment, scale, feel, rng) - root
+        key = _place(root + tonic, interval, feel.register)
+        hits.append(_articulate(groove, step, until - step, key, feel, rng))
     return hits
 
 
@@ -506,7 +482,7 @@ def _bass_steps(groove: Groove, feel: Feel, kicks: list[int], rng: Generator) ->
     if groove.rhythm == "riff":
         places = [s for s, _ in groove.riff if rng.random() < 0.95]
     elif groove.rhythm == "kick":
-        places = [s for s in range(feel.steps) if (rng.random() < 0.95 if s in kicks else rng.random() < 0.05)]
+        places = [s for s in range(feel.steps) if rng.random() < (0.95 if s in kicks else 0.05)]
     elif groove.rhythm == "antikick":
         places = [s for s in range(feel.steps) if s not in kicks and rng.random() < 0.7]
     else:
@@ -555,11 +531,8 @@ def _choose_pitch(kind: str, now: Moment, scale: tuple[int, ...], feel: Feel, rn
 def _place(root: int, interval: int, register: int) -> int:
     """Return the MIDI key `interval` semitones from the root, the root in the octave above `register`."""
     key = register + (root - register) % 12 + interval
-    while key > HIGHEST:
-        key -= 12
-    while key < LOWEST:
-        key += 12
-    return key
+    key -= 12 * max(0, ceil((key - HIGHEST) / 12))
+    return key + 12 * max(0, ceil((LOWEST - key) / 12))
 
 
 def _articulate(groove: Groove, step: int, room: int, pitch: int, feel: Feel, rng: Generator) -> Hit:
@@ -569,8 +542,7 @@ def _articulate(groove: Groove, step: int, room: int, pitch: int, feel: Feel, rn
         return Hit(step, 0.35, pitch, 0.4, "bass")  # a dead note: a thud on a damped string
     gate = min(1.0, groove.gate * rng.uniform(0.85, 1.15)) if room < 2 * feel.pulse else rng.uniform(0.7, 1.0)
     slide = 0.0
-    chance = {"glide": 0.3, "slide": 0.25}.get(groove.pitches, 0.03)
-    if rng.random() < chance:
+    if rng.random() < {"glide": 0.3, "slide": 0.25}.get(groove.pitches, 0.03):
         slide = float(rng.choice([-2, -2, -1, 2, -5, 7] if groove.pitches == "glide" else [-2, -2, -1, 1]))
     return Hit(step, max(0.3, room * gate), pitch, _weight(step, feel, 0.82), "bass", slide)
 
@@ -624,34 +596,26 @@ def _perform(hits: list[Hit], bar: int, feel: Feel, intensity: float, rng: Gener
         seconds = (bar * feel.steps + _swung(hit.start, feel)) * feel.step_seconds
         seconds += feel.lag[hit.voice] + rng.normal(0, feel.jitter)
         velocity = int(np.clip(hit.level * 127 * intensity + rng.normal(0, feel.velocity_spread), 8, 127))
-        notes.append(
-            Note(
-                start=round(max(0.0, float(seconds)), 4),
-                duration=round(hit.length * feel.step_seconds, 4),
-                pitch=int(hit.pitch),
-                velocity=velocity,
-                slide=hit.slide,
-                slide_seconds=round(min(0.12, 0.4 * hit.length * feel.step_seconds), 4) if hit.slide else 0.0,
-            )
-        )
+        start, length = round(max(0.0, float(seconds)), 4), hit.length * feel.step_seconds
+        glide = round(min(0.12, 0.4 * length), 4) if hit.slide else 0.0
+        notes.append(Note(start, round(length, 4), int(hit.pitch), velocity, hit.slide, glide))
     return notes
 
 
 def _swung(step: float, feel: Feel) -> float:
     """Delay the second of each pair of swing units."""
     pair = 2 * feel.swing_unit
-    place = step % pair / pair
+    place, first = step % pair / pair, step - step % pair
     if place < 0.5:
-        return step - step % pair + place * 2 * feel.swing * pair
-    return step - step % pair + (feel.swing + (place - 0.5) * 2 * (1 - feel.swing)) * pair
+        return first + place * 2 * feel.swing * pair
+    return first + (feel.swing + (place - 0.5) * 2 * (1 - feel.swing)) * pair
 
 
 def _within(notes: list[Note], seconds: float) -> tuple[Note, ...]:
     """Keep what begins before the end, in order of time."""
-    kept = [
-        replace(n, duration=round(min(n.duration, seconds - n.start), 4)) for n in notes if n.start < seconds - 0.02
-    ]
-    return tuple(sorted(kept, key=lambda n: (n.start, n.pitch, n.velocity)))
+    kept = (n for n in notes if n.start < seconds - 0.02)
+    cut = (replace(n, duration=round(min(n.duration, seconds - n.start), 4)) for n in kept)
+    return tuple(sorted(cut, key=lambda n: (n.start, n.pitch, n.velocity)))
 
 
 def _one_at_a_time(notes: list[Note], seconds: float) -> tuple[Note, ...]:
