@@ -1,4 +1,4 @@
-"""Sound effects: what a solo recording sounds like with another tuning, tone, room or amplifier than the songs were rendered with."""
+"""Sound effects: another tuning, tone, room or amplifier than a solo recording was made with."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def detune(waveform: np.ndarray, sample_rate: int, cents: float) -> np.ndarray:
 
 
 def low_pass(waveform: np.ndarray, sample_rate: int, hertz: float) -> np.ndarray:
-    """[T] without what lies above `hertz`: 12 dB an octave."""
+    """Take from [T] what lies above `hertz`: 12 dB an octave."""
     return sosfilt(butter(2, hertz, fs=sample_rate, output="sos"), waveform)
 
 
 def high_pass(waveform: np.ndarray, sample_rate: int, hertz: float) -> np.ndarray:
-    """[T] without what lies below `hertz`: 12 dB an octave."""
+    """Take from [T] what lies below `hertz`: 12 dB an octave."""
     return sosfilt(butter(2, hertz, "highpass", fs=sample_rate, output="sos"), waveform)
 
 
 def tilt(waveform: np.ndarray, sample_rate: int, decibels: float) -> np.ndarray:
-    """[T] with so many dB between its lowest and its highest octaves; positive: brighter."""
+    """Put so many dB between the lowest and the highest octaves of [T]; positive: brighter."""
     pole = np.exp(-2 * np.pi * TILT_POLE_HZ / sample_rate)
     low = lfilter([1 - pole], [1, -pole], waveform)
     gain = 10 ** (decibels / 40)
@@ -50,7 +50,7 @@ def tilt(waveform: np.ndarray, sample_rate: int, decibels: float) -> np.ndarray:
 
 
 def reverberate(waveform: np.ndarray, sample_rate: int, seconds: float, wet: float, noise: Generator) -> np.ndarray:
-    """[T] in a room of exponentially decaying noise.
+    """Put [T] in a room of exponentially decaying noise.
 
     Args:
         seconds: until the room's sound has fallen by 60 dB.
@@ -64,12 +64,8 @@ def reverberate(waveform: np.ndarray, sample_rate: int, seconds: float, wet: flo
 
 
 def saturate(waveform: np.ndarray, decibels: float) -> np.ndarray:
-    """[T] softly clipped, the peak so many dB above where clipping begins."""
+    """Clip [T] softly, the peak so many dB above where clipping begins."""
     return np.tanh(waveform / max(float(np.abs(waveform).max()), 1e-9) * 10 ** (decibels / 20))
-
-
-def _detuned(waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
-    return detune(waveform, sample_rate, draw.choice((-1, 1)) * draw.uniform(20, 50))
 
 
 def _filtered(waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
@@ -81,41 +77,32 @@ def _filtered(waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.nda
     return tilt(waveform, sample_rate, draw.choice((-1, 1)) * draw.uniform(6, 15))
 
 
-def _reverberant(waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
-    return reverberate(waveform, sample_rate, draw.uniform(0.3, 0.8), draw.uniform(0.2, 0.5), draw)
-
-
-def _saturated(waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
-    return saturate(waveform, draw.uniform(10, 20))
-
-
 def _between(low: float, high: float, draw: Generator, highest: float = np.inf) -> float:
-    """A frequency in Hz, every octave as likely as any other."""
+    """Draw a frequency in Hz, every octave as likely as any other."""
     return min(float(np.exp(draw.uniform(np.log(low), np.log(high)))), highest)
 
 
 #: What changes a waveform [T] at a rate in Hz, with a strength that is drawn.
 EFFECTS: dict[str, Callable[[np.ndarray, int, Generator], np.ndarray]] = {
-    "detuned": _detuned, "filtered": _filtered, "reverberant": _reverberant, "saturated": _saturated,
-}  # fmt: skip
+    "detuned": lambda x, rate, draw: detune(x, rate, draw.choice((-1, 1)) * draw.uniform(20, 50)),
+    "filtered": _filtered,
+    "reverberant": lambda x, rate, draw: reverberate(x, rate, draw.uniform(0.3, 0.8), draw.uniform(0.2, 0.5), draw),
+    "saturated": lambda x, rate, draw: saturate(x, draw.uniform(10, 20)),
+}
 
 
 def draws(*what: object) -> Generator:
-    """Random numbers that belong to a seed and names, whatever else is drawn."""
+    """Return random numbers that belong to a seed and names, whatever else is drawn."""
     digest = hashlib.sha256("/".join(map(str, what)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
 def apply_effect(name: str, waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
-    """A solo recording with one of the effects at a random strength, as loud as before.
+    """Lay one of the effects, at a random strength, on a solo recording; it stays as loud as before.
 
     Args:
-        waveform: float32 [T].
-        sample_rate: Hz.
+        waveform: float32 [T], as is what comes back.
         draw: decides the strength.
-
-    Returns:
-        float32 [T].
 
     Raises:
         HybridsepError: unknown effect.
@@ -128,13 +115,13 @@ def apply_effect(name: str, waveform: np.ndarray, sample_rate: int, draw: Genera
 
 
 def as_loud_as(reference: np.ndarray, waveform: np.ndarray) -> np.ndarray:
-    """`waveform` at the RMS level of `reference`, float32; silence stays silent."""
+    """Bring `waveform` to the RMS level of `reference`, float32; silence stays silent."""
     wanted, level = (float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for x in (reference, waveform))
     return (waveform * (wanted / max(level, 1e-12))).astype(np.float32)
 
 
 def vary(waveform: np.ndarray, sample_rate: int, share: float, draw: Generator) -> np.ndarray:
-    """A random effect on float32 [T] with probability `share`, and the very same samples otherwise."""
+    """Lay a random effect on float32 [T] with probability `share`; return the very same samples otherwise."""
     if draw.random() >= share:
         return waveform
     return apply_effect(list(EFFECTS)[draw.integers(len(EFFECTS))], waveform, sample_rate, draw)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hybridsep.core.errors import HybridsepError
+from hybridsep.data.codes import draw_places
 from hybridsep.data.effects import draws, vary
 from hybridsep.data.slakh import load_source, read_tracks, track_sources
 
@@ -58,19 +59,17 @@ class StemSet:
         return sum(self.lengths) / self.sample_rate
 
     def crop(self, source: int, track: int, start: int, length: int) -> Tensor:
-        """float32 [length]: samples [start, start + length) of one track's source."""
+        """Read samples [start, start + length) of one track's source, float32 [length]."""
         first = self.starts[track] + start
-        part = self.audio[source, first : first + length]
-        return torch.from_numpy(part.astype(np.float32) / FULL_SCALE)
+        return torch.from_numpy(self.audio[source, first : first + length].astype(np.float32) / FULL_SCALE)
 
     def song(self, track: int) -> Tensor:
-        """float32 [P, samples]: every source of one track."""
+        """Read every source of one track, float32 [P, samples]."""
         return torch.stack([self.crop(p, track, 0, self.lengths[track]) for p in range(len(self.audio))])
 
     def random_crops(self, source: int, count: int, length: int, generator: torch.Generator) -> Tensor:
-        """float32 [count, length]: crops at random places of random songs."""
-        tracks, starts = self._places(count, length, generator)
-        return torch.stack([self.crop(source, t, s, length) for t, s in zip(tracks, starts, strict=True)])
+        """Draw crops at random places of random songs, float32 [count, length]."""
+        return torch.stack([self.crop(source, *place, length) for place in self._places(count, length, generator)])
 
     def random_pairs(
         self,
@@ -80,37 +79,27 @@ class StemSet:
         same_song_share: float | None = None,
         gain_db: float = 6.0,
     ) -> Tensor:
-        """float32 [P, count, length]: one crop per source, each at a random gain within ± gain_db / 2.
+        """Draw one crop per source, each at a random gain within ± gain_db / 2, float32 [P, count, length].
 
-        The first `same_song_share` of the pairs (what `pairing` says where it is None) comes from one place of one song, the rest from
-        independent places: the method needs no true mixtures, and more pairs are seen this way.
+        The first `same_song_share` of the pairs (what `pairing` says where it is None) comes from one place of one song, the
+        rest from independent places: the method needs no true mixtures, and more pairs are seen this way.
         """
         same = round(count * (SAME_SONG_SHARES[self.pairing] if same_song_share is None else same_song_share))
-        tracks, starts = self._places(count, length, generator)
+        places = self._places(count, length, generator)
         crops = []
         for source in range(len(self.audio)):
             if source > 0:
-                others, places = self._places(count, length, generator)
-                tracks = tracks[:same] + others[same:]
-                starts = starts[:same] + places[same:]
-            crops.append(torch.stack([self.crop(source, t, s, length) for t, s in zip(tracks, starts, strict=True)]))
+                places = places[:same] + self._places(count, length, generator)[same:]
+            crops.append(torch.stack([self.crop(source, *place, length) for place in places]))
         gains = (torch.rand(len(crops), count, 1, generator=generator) - 0.5) * gain_db
         return torch.stack(crops) * 10 ** (gains / 20)
 
-    def _places(self, count: int, length: int, generator: torch.Generator) -> tuple[list[int], list[int]]:
-        fitting = [t for t, n in enumerate(self.lengths) if n >= length]
-        if not fitting:
-            raise HybridsepError(
-                f"no song is as long as {length / self.sample_rate:.1f} s; the longest has {max(self.lengths) / self.sample_rate:.1f} s"
-            )
-        picks = torch.randint(len(fitting), (count,), generator=generator).tolist()
-        tracks = [fitting[i] for i in picks]
-        shares = torch.rand(count, generator=generator).tolist()
-        return tracks, [int(share * (self.lengths[t] - length + 1)) for t, share in zip(tracks, shares, strict=True)]
+    def _places(self, count: int, length: int, generator: torch.Generator) -> list[tuple[int, int]]:
+        return draw_places(self.lengths, count, length, generator, self.sample_rate, "seconds")
 
 
 def mix(sources: Tensor) -> Tensor:
-    """The mixture y = mean of the sources: [P, ...] -> [...]."""
+    """Return the mixture y = mean of the sources: [P, ...] -> [...]."""
     return sources.mean(0)
 
 
@@ -135,13 +124,13 @@ def build_stems(
     names, lengths = [], []
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        # One song after the other: those of Slakh2100 would fill the memory. On disk a source is of one piece, so each gets a file of its own first.
+        # Song after song: those of Slakh2100 would fill the memory. A source is of one piece, so each has a file first.
         parts = [stack.enter_context(tempfile.TemporaryFile(dir=out)) for _ in sources]
         for track in tqdm(tracks, desc=f"stems of {split}", unit="song"):
-            stems = [
-                vary(load_source(track, inst_class, sample_rate), sample_rate, share, draws(seed, track.name, source))
-                for source, inst_class in sources.items()
-            ]
+            stems = []
+            for source, inst_class in sources.items():
+                stem = load_source(track, inst_class, sample_rate)
+                stems.append(vary(stem, sample_rate, share, draws(seed, track.name, source)))
             length = min(len(s) for s in stems)
             song = np.stack([s[:length] for s in stems])
             level = float(np.sqrt(np.square(song.mean(0)).mean())) if length else 0.0
@@ -162,9 +151,8 @@ def _join(parts: list[BinaryIO], samples: int, path: Path) -> None:
     """Write the rows in `parts` as one array [P, samples], as np.save would."""
     temporary = path.with_name(f"{path.stem}.tmp.npy")
     with temporary.open("wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": SAMPLE, "fortran_order": False, "shape": (len(parts), samples)}
-        )
+        header = {"descr": SAMPLE, "fortran_order": False, "shape": (len(parts), samples)}
+        np.lib.format.write_array_header_1_0(file, header)
         for part in parts:
             part.seek(0)
             shutil.copyfileobj(part, file)

@@ -71,23 +71,18 @@ def make_minislakh(
     out = Path(out)
     settings = {"composer": COMPOSER_VERSION, "seed": seed, "seconds": float(seconds), "sample_rate": sample_rate}
     claim_folder(out, "minislakh.json", settings if parts == PARTS else {**settings, "parts": list(parts)})
-    names = [
-        "metadata.yaml",
-        "mix.flac",
-        "all_src.mid",
-        *(f for i in range(len(parts)) for f in (f"stems/S{i:02d}.flac", f"MIDI/S{i:02d}.mid")),
-    ]
+    names = ["metadata.yaml", "mix.flac", "all_src.mid"]
+    names += [name for i in range(len(parts)) for name in (f"stems/S{i:02d}.flac", f"MIDI/S{i:02d}.mid")]
     todo = [i for i in range(tracks) if not all((track_folder(out, i) / name).is_file() for name in names)]
     write = partial(_write_track, out, seed, seconds, sample_rate, parts)
     workers = min(workers or os.cpu_count() or 1, len(todo))
     bar = partial(tqdm, total=len(todo), desc="MiniSlakh", unit="song", disable=not progress or not todo)
     if workers <= 1 or len(todo) < 8:  # a process takes longer to start than a few songs to render
-        for _ in bar(map(write, todo)):
-            pass
-        return out
-    # joblib starts fresh processes: a fork would freeze on the caller's threads (torch), and spawn would run its script again.
-    pool = joblib.Parallel(workers, return_as="generator", batch_size=2)
-    for _ in bar(pool(joblib.delayed(write)(index) for index in todo)):
+        written = map(write, todo)
+    else:  # joblib's are fresh processes: a fork would freeze on the caller's threads, spawn would run its script again
+        pool = joblib.Parallel(workers, return_as="generator", batch_size=2)
+        written = pool(joblib.delayed(write)(index) for index in todo)
+    for _ in bar(written):
         pass
     return out
 
@@ -225,11 +220,10 @@ def song_to_score(song: Song, parts: Iterable[str]) -> symusic.Score:
 # ---- mixing --------------------------------------------------------------------------------------------------------
 
 
-def _voice_group(pitch: int) -> str:
-    """Return the group of a percussion key that is tuned and balanced together."""
-    groups = {"kick": (35, 36), "snare": (37, 38, 39, 40), "toms": gm.TOMS, "hats": (42, 44, 46)}
-    cymbals = {"cymbals": (49, 51, 52, 53, 55, 57, 59)}
-    return next((name for name, keys in {**groups, **cymbals}.items() if pitch in keys), "percussion")
+# Groups of percussion keys that are tuned and balanced together; the rest is "percussion".
+_GROUPS = {"kick": (35, 36), "snare": (37, 38, 39, 40), "toms": gm.TOMS, "hats": (42, 44, 46)}
+_GROUPS["cymbals"] = (49, 51, 52, 53, 55, 57, 59)
+_GROUP_OF = {pitch: name for name, pitches in _GROUPS.items() for pitch in pitches}
 
 
 def _play_notes(
@@ -246,16 +240,12 @@ def _play_notes(
     tuning, balance = dict(sound.tuning), dict(sound.balance_db)
     ringing: dict[int, tuple[int, np.ndarray]] = {}
     for note in notes:
-        group = _voice_group(note.pitch) if drums else sound.tuning[0][0]
+        group = _GROUP_OF.get(note.pitch, "percussion") if drums else sound.tuning[0][0]
         start = round(note.start * rate)
         layer = min(120, 16 + 32 * (note.velocity // 32))
-        bank = DRUM_BANK if drums else 0
         needed = LONGEST_NOTE if drums else next((s for s in _LENGTHS if s > 1.2 * note.duration + 0.3), LONGEST_NOTE)
-        tone = hold(
-            Strike(
-                bank, program, note.pitch, layer, tuning[group], note.slide, note.slide_seconds, needed, rate, soundfont
-            )
-        )
+        voice = (DRUM_BANK if drums else 0, program, note.pitch, layer, tuning[group])
+        tone = hold(Strike(*voice, note.slide, note.slide_seconds, needed, rate, soundfont))
         gain = (note.velocity / 127) ** 2 * 10 ** (balance[group] / 20)
         samples = tone.samples * np.float32(gain)
         if not drums:  # a drum rings on, whatever its note-off says
