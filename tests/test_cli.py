@@ -134,5 +134,5 @@ def test_same_command_gives_the_same_bytes(song, model, tmp_path):
         assert run("separate", song, tmp_path / name, "--model", model, "--particles", 2)[0] == 0
     first, second = ((tmp_path / name / "bass.wav").read_bytes() for name in ("a", "b"))
     assert first == second
-    assert b"PEAK" not in first  # there the time would be
+    assert first[first.find(b"PEAK") + 12 :][:4] == bytes(4)  # there the time would be
     assert torch.get_num_threads() >= 1

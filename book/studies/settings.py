@@ -24,6 +24,7 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import write_atomically
 from hybridsep.core.profiles import METHODS, LikelihoodKind, Tuning, load_profile, method_spec
 from hybridsep.evaluation.comparisons import interval_columns
+from hybridsep.inference.separator import SearchOptions
 from hybridsep.inference.wiener import wiener
 
 CHUNKS = 24
@@ -141,7 +142,8 @@ def song_scores(study: Study, method: str, values: Values) -> pd.DataFrame:
     pipeline, chunks, seed = evaluation.pipeline, evaluation.chunks, evaluation.settings.seed
 
     def make() -> pd.DataFrame:
-        found = pipeline.separator(method).estimate(chunks.mixture, seed=seed, label=f"{method}, {values}")
+        options = SearchOptions(seed=seed, label=f"{method}, {values}")
+        found = pipeline.separator(method).estimate(chunks.mixture, options)
         refined = wiener(found.stems.cpu(), found.mixture.cpu())
         nats = (found.search.log_evidence / found.search.codes.shape[-1]).tolist()
         sdr = sdr_rows(chunks, refined).groupby("track", sort=False).sdr.mean()

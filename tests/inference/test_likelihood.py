@@ -8,7 +8,7 @@ import torch
 from tiny import count_likelihood, random_counts, seeded, sum_likelihood
 
 from hybridsep.inference import likelihood as likelihood_module
-from hybridsep.inference.counts import CountLikelihood, TripleCounter, likelihood_from_tensors
+from hybridsep.inference.counts import CountLikelihood, count_batches, likelihood_from_tensors
 from hybridsep.inference.sums import SumLikelihood, sum_table
 
 K = 12
@@ -344,34 +344,29 @@ def test_fitted_sum_explains_held_out_triples_nearly_as_well_as_the_truth():
 @pytest.mark.parametrize("informative", [False, True])
 def test_fitted_smoothing_trusts_counts_only_where_they_predict(informative):
     truth = sum_likelihood(K, floor=0.02)
-    counter = TripleCounter(K)
     seen = drawn_triples(truth, 400 if not informative else 60_000, 3)
     if informative:  # a world the sum knows nothing of
         seen[2] = (3 * seen[0] + seen[1]) % K
-    counter.add(*seen)
+    counted = count_batches([seen], K)
     held_out = drawn_triples(truth, 3000, 11)
     if informative:
         held_out[2] = (3 * held_out[0] + held_out[1]) % K
-    fitted = CountLikelihood.fit(*counter.result(), truth.codebook, held_out)
-    ends = [CountLikelihood(*counter.result(), fitted.backoff, smoothing) for smoothing in (0.1, 100.0)]
+    fitted = CountLikelihood.fit(*counted, truth.codebook, held_out)
+    ends = [CountLikelihood(*counted, fitted.backoff, smoothing) for smoothing in (0.1, 100.0)]
     assert mean_log(fitted, held_out) >= max(mean_log(e, held_out) for e in ends) - 1e-6
     assert fitted.smoothing == 0.1 if informative else fitted.smoothing >= 10
 
 
-@pytest.mark.parametrize("merge_every", [1, 50, 10**6])
-def test_counter_counts_every_triple_whatever_its_batches(merge_every):
+@pytest.mark.parametrize("size", [1, 33, 700])
+def test_every_triple_is_counted_whatever_its_batch(size):
     triples = torch.randint(4, (3, 700), generator=seeded())
-    counter = TripleCounter(4, merge_every)
-    for part in triples.split(33, dim=1):
-        counter.add(*part)
-    keys, counts = counter.result()
+    keys, counts = count_batches(triples.split(size, dim=1), 4)
     expected = torch.bincount((triples[2] * 4 + triples[0]) * 4 + triples[1], minlength=64)
     assert torch.equal(keys, expected.nonzero()[:, 0]) and torch.equal(counts, expected[expected > 0])
-    assert torch.equal(counter.result()[1], counts)
 
 
-def test_counter_of_nothing_gives_a_likelihood():
-    keys, counts = TripleCounter(K).result()
+def test_counts_of_nothing_give_a_likelihood():
+    keys, counts = count_batches([], K)
     assert len(keys) == len(counts) == 0
     assert torch.isfinite(CountLikelihood(keys, counts, sum_likelihood(K), 1.0).matrix(0)).all()
 

@@ -16,7 +16,7 @@ from tiny import RATE, long_hop_separator, seeded, tiny_separator
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.inference.audio import Audio
-from hybridsep.inference.recording import StemWriter, read_audio, separate_file
+from hybridsep.inference.recording import read_audio, separate_file, stem_paths, stem_writer
 from hybridsep.inference.separator import SearchOptions
 
 NAMES = ("bass", "drums")
@@ -256,10 +256,11 @@ def stems():
 def write(folder, suffix="wav", overwrite=False, rate=22050, samples=None):
     """Write stems in two blocks."""
     samples = stems() if samples is None else samples
-    with StemWriter(NAMES, folder, Audio.of(samples[0], rate), suffix, overwrite) as writer:
+    paths = stem_paths(NAMES, folder, suffix, overwrite)
+    with stem_writer(paths, Audio.of(samples[0], rate)) as append:
         for block in samples.split(3000, -1):
-            writer.write(block)
-    return writer.paths
+            append(block)
+    return paths
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
@@ -289,9 +290,9 @@ def test_stems_louder_than_full_scale_still_sum_to_the_recording(tmp_path):
 
 def test_a_wav_of_more_than_four_gigabytes_gets_a_header_that_can_count_them(tmp_path):
     audio = Audio(lambda: iter(()), 384_000, 7, 500_000_000, 1.0)
-    with pytest.raises(HybridsepError), StemWriter(NAMES, tmp_path, audio) as writer:
-        assert all(soundfile.info(p).format == "RF64" for p in tmp_path.iterdir())
-        writer.write(torch.zeros(2, 7, 100))
+    with pytest.raises(HybridsepError), stem_writer(stem_paths(NAMES, tmp_path, "wav", False), audio) as append:
+        assert [soundfile.info(p).format for p in tmp_path.glob("*/*.wav")] == ["RF64"] * 2
+        append(torch.zeros(2, 7, 100))
     assert not list(tmp_path.iterdir())
 
 
@@ -316,10 +317,10 @@ def test_a_folder_in_a_stems_place_is_refused_before_anything_is_replaced(tmp_pa
 def test_whatever_goes_wrong_meanwhile_nothing_half_written_is_left(tmp_path, error):
     (tmp_path / "bass.wav").write_text("mine")
     audio = Audio.of(stems()[0], 22050)
-    with pytest.raises(error), StemWriter(NAMES, tmp_path, audio, overwrite=True) as writer:
-        writer.write(stems()[..., :100])
+    with pytest.raises(error), stem_writer(stem_paths(NAMES, tmp_path, "wav", True), audio) as append:
+        append(stems()[..., :100])
         raise error
-    with pytest.raises(error), StemWriter(NAMES, tmp_path / "new" / "folder", audio) as writer:
+    with pytest.raises(error), stem_writer(stem_paths(NAMES, tmp_path / "new" / "folder", "wav", False), audio):
         raise error
     assert [p.name for p in tmp_path.iterdir()] == ["bass.wav"] and (tmp_path / "bass.wav").read_text() == "mine"
 
@@ -355,7 +356,7 @@ def test_rate_and_channels_that_the_format_does_not_know_are_refused_before_the_
         audio = Audio.of(torch.rand(channels, rate), rate)
         with (
             pytest.raises(HybridsepError, match=f"cannot write {suffix} stems"),
-            StemWriter(NAMES, tmp_path, audio, suffix),
+            stem_writer(stem_paths(NAMES, tmp_path, suffix, False), audio),
         ):
             raise AssertionError("went on to the work")
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ Source: Postolache et al. 2023 (arXiv 2301.08562), sec. 3.2.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
@@ -15,7 +16,6 @@ from hybridsep.inference.likelihood import FusedPosterior, Likelihood
 from hybridsep.inference.sums import SumLikelihood, number
 from hybridsep.kernels.counting import count_triples, csr
 
-MERGE_EVERY = 2_000_000
 SMOOTHING_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -132,37 +132,18 @@ def _sorted_within(keys: Tensor, size: int) -> bool:
     return not len(keys) or 0 <= int(keys[0]) <= int(keys[-1]) < size and bool((keys.diff() > 0).all())
 
 
-class TripleCounter:
-    """Counts triples (i, j, m) batch by batch; memory is that of the distinct ones, and some batches not yet merged.
+def count_batches(batches: Iterable[Tensor], codes: int) -> tuple[Tensor, Tensor]:
+    """Count triples that come batch by batch.
 
     Args:
+        batches: codes (first, second, mixture), int64 [3, n] each.
         codes: K.
-        merge_every: how many triples may wait to be merged.
+
+    Returns:
+        Sorted distinct keys (m·K + i)·K + j and how often each was counted, int64 [nnz] each.
     """
-
-    def __init__(self, codes: int, merge_every: int = MERGE_EVERY):
-        self.codes, self.merge_every = codes, merge_every
-        self._waiting: list[Tensor] = []
-        self._keys = torch.empty(0, dtype=torch.long)
-        self._counts = torch.empty(0, dtype=torch.long)
-
-    def add(self, first: Tensor, second: Tensor, mixture: Tensor) -> None:
-        """Count triples given as int tensors of one shape."""
-        self._waiting.append(torch.stack([x.long().flatten() for x in (first, second, mixture)]))
-        if sum(part.shape[1] for part in self._waiting) >= self.merge_every:
-            self._merge()
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Return sorted distinct keys (m·K + i)·K + j and how often each was counted, int64 [nnz] each."""
-        self._merge()
-        return self._keys, self._counts
-
-    def _merge(self) -> None:
-        if not self._waiting:
-            return
-        fresh, times = (x.cpu() for x in count_triples(*torch.cat(self._waiting, 1), self.codes))
-        self._keys, self._counts = merge_counts(torch.cat([self._keys, fresh]), torch.cat([self._counts, times]))
-        self._waiting = []
+    counted = [torch.stack(count_triples(*triples, codes)).cpu() for triples in batches]
+    return merge_counts(*torch.cat([torch.empty(2, 0, dtype=torch.long), *counted], 1))
 
 
 def merge_counts(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import soundfile
@@ -64,11 +65,12 @@ def separate_file(
     """
     audio = read_audio(path)
     separator = Separator.load(model)
-    with StemWriter(separator.profile.source_names, folder, audio, suffix, overwrite) as writer:
+    paths = stem_paths(separator.profile.source_names, folder, suffix, overwrite)
+    with stem_writer(paths, audio) as write:
         log_evidence, blocks = separator.separate_blocks(audio, options, refine)
         for block in blocks:
-            writer.write(block)
-    return WrittenStems(writer.paths, audio.samples / audio.sample_rate, log_evidence)
+            write(block)
+    return WrittenStems(paths, audio.samples / audio.sample_rate, log_evidence)
 
 
 def read_audio(path: Path) -> Audio:
@@ -110,125 +112,6 @@ def _naming(path: Path) -> Iterator[None]:
         raise HybridsepError(f"{path} is no audio that can be read: {reason}") from None
 
 
-class StemWriter:
-    """Files of stems in the making, under temporary names until all of them are complete; to be used in a `with`.
-
-    Whatever goes wrong inside the `with`, nothing of them is left, and stems that were there before are as they were.
-
-    Args:
-        names: one per stem.
-        folder: made if it is not there.
-        audio: the recording, of whose rate, length and channels the stems are.
-        suffix, overwrite: as in `separate_file`.
-
-    Attributes:
-        paths: of the stems.
-
-    Raises:
-        HybridsepError: unknown format or one that does not know the rate or so many channels, a stem that is there already, a folder that
-            cannot be written to, a full disk.
-    """
-
-    def __init__(
-        self, names: tuple[str, ...], folder: Path, audio: Audio, suffix: str = "wav", overwrite: bool = False
-    ):
-        self.paths = stem_paths(names, folder, suffix, overwrite)
-        self._folder, self._audio, self._suffix = folder, audio, suffix
-        self._temporary = [p.with_name(f".{p.stem}.part.{suffix}") for p in self.paths]
-        self._files: list[soundfile.SoundFile] = []
-        self._made: list[Path] = []
-        self._cut_off = False
-
-    def __enter__(self) -> StemWriter:
-        try:
-            with self._saying_why():
-                self._made = [p for p in (self._folder, *self._folder.parents) if not p.exists()]
-                self._folder.mkdir(parents=True, exist_ok=True)
-                for path in self._temporary:
-                    path.touch()  # Python says why it cannot; libsndfile does not
-                    file = soundfile.SoundFile(path, "w", self._audio.sample_rate, self._audio.channels, **self._form())
-                    self._files.append(file)
-        except HybridsepError:
-            self._clear()
-            raise
-        return self
-
-    def write(self, block: Tensor) -> None:
-        """Append a block of every stem, float32 [P, channels, n]."""
-        with self._saying_why():
-            for file, stem in zip(self._files, block, strict=True):
-                file.write(stem.T.contiguous().numpy())
-        self._cut_off |= self._suffix != "wav" and float(block.abs().max()) > 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            with self._saying_why():
-                for file in self._files:
-                    file.close()
-                if kind is None:
-                    self._finish()
-        finally:
-            self._clear()
-
-    def _finish(self) -> None:
-        for path in self._temporary:
-            # libsndfile says nothing when the last of a file does not fit on the disk.
-            with soundfile.SoundFile(path) as file:
-                file.seek(file.frames - 1)
-                if len(file.read(1)) != 1 or file.frames < self._audio.samples:
-                    raise OSError("the end is missing; is the disk full?")
-            if self._suffix == "wav":
-                _clear_time(path)
-        for path, final in zip(self._temporary, self.paths, strict=True):
-            os.replace(path, final)
-        if self._cut_off:
-            warnings.warn(
-                f"some samples are louder than {self._suffix} can hold and were cut off; wav holds them", stacklevel=3
-            )
-
-    def _clear(self) -> None:
-        for file in self._files:
-            with contextlib.suppress(soundfile.LibsndfileError):
-                file.close()
-        for path in self._temporary:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                path.unlink()
-        for folder in self._made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-
-    def _form(self) -> dict[str, str]:
-        """Format of the files: a wav holds float32, in which stems can be louder than full scale and still sum to the recording."""
-        if self._suffix == "wav":
-            too_large = self._audio.samples * self._audio.channels * 4 > LARGEST_WAV
-            return {"format": "RF64" if too_large else "WAV", "subtype": "FLOAT"}
-        return {"subtype": "PCM_24"} if self._suffix == "flac" else {}
-
-    @contextlib.contextmanager
-    def _saying_why(self) -> Iterator[None]:
-        try:
-            yield
-        except (soundfile.LibsndfileError, OSError, ValueError, AssertionError) as error:
-            # soundfile asserts that everything was written.
-            reason = (
-                getattr(error, "strerror", None)
-                or str(error).rstrip(".").split(": ")[-1]
-                or "not all was written; is the disk full?"
-            )
-            raise HybridsepError(f"cannot write {self._suffix} stems to {self._folder}: {reason}") from None
-
-
-def _clear_time(path: Path) -> None:
-    """Set the time of day in a wav's PEAK chunk to zero: the same stems are the same bytes."""
-    with path.open("r+b") as file:
-        chunk = file.read(HEADER).find(b"PEAK")
-        if chunk >= 0:
-            file.seek(chunk + 12)  # after its name, its size and its version, four bytes each
-            file.write(bytes(4))
-
-
 def stem_paths(names: tuple[str, ...], folder: Path, suffix: str, overwrite: bool) -> list[Path]:
     """Return where the stems will be written.
 
@@ -244,3 +127,92 @@ def stem_paths(names: tuple[str, ...], folder: Path, suffix: str, overwrite: boo
             f"{', '.join(taken)} exists already{'' if overwrite else '; give --overwrite to replace it'}"
         )
     return paths
+
+
+@contextlib.contextmanager
+def stem_writer(paths: list[Path], audio: Audio) -> Iterator[Callable[[Tensor], None]]:
+    """Write files of stems, which get their names when all of them are complete.
+
+    Whatever goes wrong inside the `with`, nothing of them is left, and stems that were there before are as they were.
+
+    Args:
+        paths: one per stem, in a folder that is made if it is not there; their suffix is their format.
+        audio: the recording, whose rate, length and channels the stems have.
+
+    Yields:
+        A function that appends a block of every stem, float32 [P, channels, n].
+
+    Raises:
+        HybridsepError: a format that does not know the rate or so many channels, a folder that cannot be written to, a full disk.
+    """
+    folder, suffix = paths[0].parent, paths[0].suffix[1:]
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    named = partial(_saying_why, f"cannot write {suffix} stems to {folder}")
+    with contextlib.ExitStack() as cleanup:
+        with named():
+            folder.mkdir(parents=True, exist_ok=True)
+            cleanup.callback(_remove_empty, missing)
+            drafts = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=".stems-", dir=folder)))
+        with contextlib.ExitStack() as opened:
+            with named():
+                files = [opened.enter_context(_new_file(drafts / path.name, audio)) for path in paths]
+            loudest = [0.0]
+
+            def write(block: Tensor) -> None:
+                with named():
+                    for file, stem in zip(files, block, strict=True):
+                        file.write(stem.T.contiguous().numpy())
+                loudest.append(float(block.abs().max()) if suffix != "wav" else 0.0)
+
+            yield write
+            with named():
+                opened.close()
+        with named():
+            for path in paths:
+                _finish(drafts / path.name, audio.samples)
+            for path in paths:
+                os.replace(drafts / path.name, path)
+        if max(loudest) > 1:
+            warnings.warn(
+                f"some samples are louder than {suffix} can hold and were cut off; wav holds them", stacklevel=3
+            )
+
+
+def _new_file(path: Path, audio: Audio) -> soundfile.SoundFile:
+    """Open a file for a stem; a wav holds float32, in which stems can be louder than full scale and still sum to the recording."""
+    form = {"subtype": "PCM_24"} if path.suffix == ".flac" else {}
+    if path.suffix == ".wav":
+        too_large = audio.samples * audio.channels * 4 > LARGEST_WAV
+        form = {"format": "RF64" if too_large else "WAV", "subtype": "FLOAT"}
+    return soundfile.SoundFile(path, "w", audio.sample_rate, audio.channels, **form)
+
+
+def _finish(path: Path, samples: int) -> None:
+    """Look whether a file holds all its samples, and set the time of day in a wav's PEAK chunk to zero: same stems, same bytes."""
+    # libsndfile says nothing when the last of a file does not fit on the disk.
+    with soundfile.SoundFile(path) as file:
+        file.seek(file.frames - 1)
+        if len(file.read(1)) != 1 or file.frames < samples:
+            raise OSError("the end is missing; is the disk full?")
+    with path.open("r+b") as file:
+        chunk = file.read(HEADER).find(b"PEAK") if path.suffix == ".wav" else -1
+        if chunk >= 0:
+            file.seek(chunk + 12)  # after its name, its size and its version, four bytes each
+            file.write(bytes(4))
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def _saying_why(what: str) -> Iterator[None]:
+    """Turn what the system or libsndfile raises in writing into one line."""
+    try:
+        yield
+    except (soundfile.LibsndfileError, OSError, ValueError, AssertionError) as error:
+        # soundfile asserts that everything was written.
+        said = getattr(error, "strerror", None) or str(error).rstrip(".").split(": ")[-1]
+        raise HybridsepError(f"{what}: {said or 'not all was written; is the disk full?'}") from None

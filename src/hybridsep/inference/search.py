@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -125,19 +125,12 @@ def enough_particles(particles: int, threshold: float) -> float:
     return 1 + threshold if particles == 2 and threshold > 0 else threshold * particles
 
 
-def ancestral(
-    priors: Priors,
-    likelihood: Likelihood,
-    codes: Tensor,
-    particles: int,
-    generator: Generator,
-    on_step: OnStep | None = None,
-) -> SearchResult:
+def ancestral(*arguments: Any, **settings: Any) -> SearchResult:
     """Draw N independent samples, each step from the normalised one-step posterior: LASS's and LQ-VAE's sampling.
 
-    This is not a draw from p(z1, z2 | m): the normaliser w[t] is thrown away. It is kept in `log_weights`.
+    This is not a draw from p(z1, z2 | m): the normaliser w[t] is thrown away. It is kept in `log_weights`. Arguments as in `particle_filter`.
     """
-    return particle_filter(priors, likelihood, codes, particles, generator, on_step, ess_threshold=0.0)
+    return particle_filter(*arguments, **settings, ess_threshold=0.0)
 
 
 def top_k(

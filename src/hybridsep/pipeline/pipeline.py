@@ -23,7 +23,7 @@ from hybridsep.data.codes import CodeSet
 from hybridsep.data.effects import EFFECTS_VERSION
 from hybridsep.data.minislakh.render import make_minislakh
 from hybridsep.data.stems import LARGEST, MIXTURE_RMS, StemSet, build_stems, open_stems
-from hybridsep.inference.counts import CountLikelihood, TripleCounter, likelihood_from_tensors, merge_counts, tuned
+from hybridsep.inference.counts import CountLikelihood, count_batches, likelihood_from_tensors, merge_counts, tuned
 from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import Separator
 from hybridsep.inference.sums import SumLikelihood
@@ -295,11 +295,9 @@ class Pipeline:
         held_out = self.triples(kind, "validation").to(self.device)
         if likelihood == "sum":
             return SumLikelihood.fit(vqvae.codebook, held_out)
-        counter, generator = TripleCounter(self.profile.vqvae.codes), seeded_generator(self.profile.seed, 5)
-        stems, label = self.stems("train"), f"counting ({kind})"
-        for triples in random_triples(vqvae, stems, settings.counted_seconds, generator, label, self.ranks):
-            counter.add(*triples)
-        keys, counts = counter.result()
+        stems, label, generator = self.stems("train"), f"counting ({kind})", seeded_generator(self.profile.seed, 5)
+        batches = random_triples(vqvae, stems, settings.counted_seconds, generator, label, self.ranks)
+        keys, counts = count_batches(batches, self.profile.vqvae.codes)
         if self.ranks.count > 1:
             keys, counts = merge_counts(self.ranks.join_uneven(keys), self.ranks.join_uneven(counts))
         keys, counts = keys.to(self.device), counts.to(self.device)
