@@ -33,7 +33,7 @@ def settle_process() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return
-    for (option, name), value in MALLOC.items():
+    for (option, name), size in MALLOC.items():
         if name not in os.environ:
-            os.environ[name] = str(value)
-            mallopt(option, value)
+            os.environ[name] = str(size)
+            mallopt(option, size)

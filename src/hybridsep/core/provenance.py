@@ -47,13 +47,15 @@ def hardware(device: torch.device) -> str:
 
 def commit(folder: Path = Path(__file__).parent) -> str:
     """Short hash of the commit that is checked out around a folder, with '+' when files differ from it; 'unknown' outside a repository."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        run = lambda *args: subprocess.run(
-            ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()  # noqa: E731
-        return run("rev-parse", "--short", "HEAD") + (
-            "+" if run("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "--short", "HEAD") + changed
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -29,7 +29,7 @@ def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     small = {name: halved(tensor) if tensor.ndim else tensor for name, tensor in tensors.items() if name not in COUNTED}
     if "keys" in tensors:
         archive = io.BytesIO()
-        np.savez_compressed(archive, **{name: tensors[name].numpy() for name in COUNTED})
+        np.savez_compressed(archive, keys=tensors["keys"].numpy(), counts=tensors["counts"].numpy())
         small[PACKED] = torch.frombuffer(bytearray(archive.getvalue()), dtype=torch.uint8)
     return small
 

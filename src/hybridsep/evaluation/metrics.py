@@ -113,7 +113,7 @@ def nan_windows(estimates: np.ndarray, references: np.ndarray, window: int) -> n
     count = references.shape[-1] // window
 
     def silent(x: np.ndarray) -> np.ndarray:
-        return ~x[..., : count * window].reshape(*x.shape[:-1], count, window).any(-1)
+        return np.logical_not(x[..., : count * window].reshape(*x.shape[:-1], count, window).any(-1))
 
     return (silent(estimates) | silent(references)).any(0).sum(-1)
 
@@ -165,7 +165,9 @@ def _score_mixture(estimates: np.ndarray, references: np.ndarray, window: int) -
 def museval_metrics() -> types.ModuleType:
     """Return museval's module of metrics by itself: the package wants musdb, and that ffmpeg on the PATH, to read files."""
     package = importlib.util.find_spec("museval")
+    assert package and package.origin
     spec = importlib.util.spec_from_file_location("museval_metrics", Path(package.origin).with_name("metrics.py"))
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

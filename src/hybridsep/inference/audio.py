@@ -122,7 +122,7 @@ def overlapping(blocks: Iterable[Tensor], step: int, reach: int) -> Iterator[tup
         while not ended and held.shape[-1] < before + step + reach:
             block = next(blocks, None)
             ended = block is None
-            held = held if ended else torch.cat([held, block], -1)
+            held = held if block is None else torch.cat([held, block], -1)
         last = min(before + step, held.shape[-1])
         if last <= before:
             return

@@ -52,8 +52,8 @@ class PrivateCache:
         keys, values = self.cache[:, layer]
         keys[..., self._slot, :] = key
         values[..., self._slot, :] = value
-        past = (part[..., : self._visible, :].flatten(0, 2) for part in (keys, values))
-        return self._attention(query.flatten(0, 2), *past, self._filled)
+        past_keys, past_values = (part[..., : self._visible, :].flatten(0, 2) for part in (keys, values))
+        return self._attention(query.flatten(0, 2), past_keys, past_values, self._filled)
 
     def reorder(self, ancestors: Tensor) -> None:
         """Let particle n of mixture b go on from the past of particle ancestors[b, n]; int64 [B, N]."""

@@ -142,8 +142,8 @@ def count_batches(batches: Iterable[Tensor], codes: int) -> tuple[Tensor, Tensor
     Returns:
         Sorted distinct keys (m·K + i)·K + j and how often each was counted, int64 [nnz] each.
     """
-    counted = [torch.stack(count_triples(*triples, codes)).cpu() for triples in batches]
-    return merge_counts(*torch.cat([torch.empty(2, 0, dtype=torch.long), *counted], 1))
+    counted = [torch.stack(count_triples(first, second, mixture, codes)).cpu() for first, second, mixture in batches]
+    return merge_counts(*torch.cat([torch.empty(2, 0, dtype=torch.long), *counted], 1).unbind())
 
 
 def merge_counts(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ class PriorStack:
         gain = settings.width**0.5
 
         def stack(name: str, scale: float = 1.0) -> Tensor:
-            weights = [p.get_submodule(name).weight.detach().float() for p in priors]
+            weights = [p.get_parameter(f"{name}.weight").detach().float() for p in priors]
             return torch.stack([scale * w.T for w in weights])
 
         self.embedding = torch.stack([p.embedding.weight.detach() for p in priors]).to(dtype)
@@ -171,13 +171,20 @@ class GraphedState(PriorState):
     """
 
     replayable = True
+    cache: StaticCache
     cache_type = StaticCache
 
     def __init__(self, stack: PriorStack, mixtures: int, particles: int):
         self._codes = torch.zeros(stack.sources, mixtures, particles, dtype=torch.long, device=stack.device)
         # Who held itself would keep the memory of a finished search until Python next looks for such cycles.
         predict = WeakMethod(self._predict)
-        self._replayed = Replayed(lambda: predict()(), stack.device)
+
+        def run() -> None:
+            method = predict()
+            assert method is not None
+            method()
+
+        self._replayed = Replayed(run, stack.device)
         super().__init__(stack, mixtures, particles)
 
     def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:

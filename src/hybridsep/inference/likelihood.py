@@ -131,12 +131,15 @@ class Likelihood(ABC):
         refuse_impossible(posterior.log_evidence, mixture)
         together = log_weights is not None
         batch, particles, _ = posterior.marginal.shape
-        weights = (log_weights - log_weights.amax(1, keepdim=True)).exp() if together else torch.ones(batch, particles)
+        if log_weights is None:
+            weights = torch.ones(batch, particles)
+        else:
+            weights = (log_weights - log_weights.amax(1, keepdim=True)).exp()
         bounds = posterior.marginal * weights.to(posterior.marginal)[..., None]
         bounds = bounds.view(batch, 1 if together else particles, -1)
         results = [self._best_of(b, posterior, bounds[b], log_p[0, b], weights[b], k) for b in range(batch)]
         codes, parents, scores = (torch.stack(parts) for parts in zip(*results, strict=True))
-        if together:
+        if log_weights is not None:
             scores = scores + log_weights.amax(1)[:, None, None]
         return TopPairs(codes.transpose(0, 1), parents, scores)
 
@@ -284,6 +287,7 @@ class FusedPosterior:
         return summed_codes.draw_pairs(self._marginal, *self._dense, uniforms, ancestors)
 
     def _draw_counted(self, seed: Tensor, ancestors: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self._sparse is not None
         return counted_pairs.draw_entries(*self._sparse, seed, ancestors)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -125,12 +125,19 @@ def enough_particles(particles: int, threshold: float) -> float:
     return 1 + threshold if particles == 2 and threshold > 0 else threshold * particles
 
 
-def ancestral(*arguments: Any, **settings: Any) -> SearchResult:
+def ancestral(
+    priors: Priors,
+    likelihood: Likelihood,
+    codes: Tensor,
+    particles: int,
+    generator: Generator,
+    on_step: OnStep | None = None,
+) -> SearchResult:
     """Draw N independent samples, each step from the normalised one-step posterior: LASS's and LQ-VAE's sampling.
 
     This is not a draw from p(z1, z2 | m): the normaliser w[t] is thrown away. It is kept in `log_weights`. Arguments as in `particle_filter`.
     """
-    return particle_filter(*arguments, **settings, ess_threshold=0.0)
+    return particle_filter(priors, likelihood, codes, particles, generator, on_step, ess_threshold=0.0)
 
 
 def top_k(
@@ -180,7 +187,9 @@ def beam(
     for t in range(length):
         best = likelihood.top_pairs(codes[:, t], state.log_probs, particles, log_weights)
         log_weights, ancestors, pair = _in_place(best.scores[:, 0], best.parents[:, 0], best.codes[:, :, 0])
-        drawn.append(pair), parents.append(ancestors), evidence.append(log_weights.logsumexp(1))
+        drawn.append(pair)
+        parents.append(ancestors)
+        evidence.append(log_weights.logsumexp(1))
         if t + 1 < length:
             state.append(pair, ancestors)
         if on_step:

@@ -7,11 +7,13 @@ y = ½ x1 + ½ x2.
 from __future__ import annotations
 
 import copy
+import functools
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +125,7 @@ class Separator:
         self.device = vqvae.codebook.device
         self._reach = vqvae.decoder.reach
         dtype = fast_dtype(self.device, profile.precision)
-        self.stack = PriorStack(priors, dtype, profile.search.temperature)
+        self.stack: Priors = PriorStack(priors, dtype, profile.search.temperature)
         self.likelihood = likelihood.with_precision(dtype if dtype == torch.bfloat16 else torch.float32)
 
     @property
@@ -180,6 +182,7 @@ class Separator:
         if not audio.peak:
             warnings.warn("the recording is silent throughout; so are its stems", stacklevel=2)
             return 0.0, (block.expand(count, *block.shape) for block in audio.blocks())
+        stems: Iterator[Tensor]
         estimates, log_evidence = self.estimate_windows(audio.mono(self.sample_rate)[None], options)
         upsampled = resampled(estimates[:, 0].split(UPSAMPLED, -1), self.sample_rate, audio.sample_rate)
         stems = (block[:, None] for block in of_length(upsampled, audio.samples))
@@ -197,9 +200,9 @@ class Separator:
         Returns:
             Stems, float32 [2, R, T], and log evidence in nats per code, mean over windows, [R].
         """
-        options, windows = self._checked(options), Windows.over(mixture.shape[1], self.sample_rate, self.hop)
+        particles, windows = self._particles(options), Windows.over(mixture.shape[1], self.sample_rate, self.hop)
         codes, count = windows.size // self.hop, len(windows)
-        room = max(1, min(WINDOWS_AT_ONCE, self.profile.search.max_rows // options.particles))
+        room = max(1, min(WINDOWS_AT_ONCE, self.profile.search.max_rows // particles))
         places = [(r, w) for r in range(len(mixture)) for w in range(count)]
         parts = [places[i : i + room] for i in range(0, len(places), room)]
         stems, log_evidence = torch.zeros(len(self.profile.sources), *mixture.shape), torch.zeros(len(mixture))
@@ -245,25 +248,28 @@ class Separator:
         self, codes: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep | None = None
     ) -> SearchResult:
         """Search mixture codes int64 [B, S], in slices of at most `max_rows` particles; `on_step` as in `estimate`."""
-        settings, options = self.profile.search, self._checked(options)
-        extra = {"particle": {"ess_threshold": settings.ess_threshold}, "topk": {"k": settings.top_k}}
-        search, extra, filters = SEARCHES[options.search], extra.get(options.search, {}), self.filters(options)
-        slices, parts = codes.split(max(1, settings.max_rows // options.particles)), []
+        settings, particles, filters = self.profile.search, self._particles(options), self.filters(options)
+        extra: dict[str, dict[str, Any]] = {
+            "particle": {"ess_threshold": settings.ess_threshold},
+            "topk": {"k": settings.top_k},
+        }
+        search = functools.partial(SEARCHES[options.search], **extra.get(options.search, {}))
+        slices, parts = codes.split(max(1, settings.max_rows // particles)), []
         steps = len(slices) * codes.shape[1]
         with tqdm(total=steps, desc=options.label, unit="step", disable=options.label is None) as bar:
             for index, part in enumerate(slices):
                 generator = seeded_generator(options.seed, index)
-                each, size = part.repeat_interleave(filters, 0), options.particles // filters
-                found = search(self.stack, self.likelihood, each, size, generator, on_step or bar.update, **extra)
+                each, size = part.repeat_interleave(filters, 0), particles // filters
+                found = search(self.stack, self.likelihood, each, size, generator, on_step or bar.update)
                 parts.append(joined_filters(found, filters))
         joined = (torch.cat([getattr(p, name) for p in parts], axis) for name, axis in _BATCH_AXES.items())
         return SearchResult(*joined)
 
     def filters(self, options: SearchOptions) -> int:
         """Return how many particle filters of equal size share the particles: as many as `filter_particles` asks for, and divide them evenly."""
-        most = self.profile.search.filter_particles
-        wanted = max(1, options.particles // most) if most and options.search == "particle" else 1
-        return next(count for count in range(wanted, 0, -1) if options.particles % count == 0)
+        most, particles = self.profile.search.filter_particles, self._particles(options)
+        wanted = max(1, particles // most) if most and options.search == "particle" else 1
+        return next(count for count in range(wanted, 0, -1) if particles % count == 0)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -328,14 +334,14 @@ class Separator:
                 raise HybridsepError(f"likelihood of {likelihood.codes} codes, VQ-VAE of {profile.vqvae.codes}")
         return cls(vqvae.to(device), [p.to(device) for p in priors.values()], likelihood, profile)
 
-    def _checked(self, options: SearchOptions) -> SearchOptions:
-        """The same with N filled in. Raises HybridsepError: unknown search, no particles."""
+    def _particles(self, options: SearchOptions) -> int:
+        """Return N, the profile's where none is given. Raises HybridsepError: unknown search, no particles."""
         if options.search not in SEARCHES:
             raise HybridsepError(f"unknown search '{options.search}': choose one of {', '.join(SEARCHES)}")
         particles = self.profile.search.particles if options.particles is None else options.particles
         if particles < 1:
             raise HybridsepError(f"{particles} particles: at least 1 is needed")
-        return replace(options, particles=particles)
+        return particles
 
     def _search(
         self, mixture: Tensor, options: SearchOptions, on_step: OnStep | None = None
@@ -344,7 +350,8 @@ class Separator:
         length = mixture.shape[-1] // self.vqvae.hop * self.vqvae.hop
         if not length:
             raise HybridsepError(f"{mixture.shape[-1]} samples are less than one code of {self.vqvae.hop}")
-        options, mixture = self._checked(options), mixture[:, :length].to(self.device)
+        self._particles(options)  # refuses wrong options before the work begins
+        mixture = mixture[:, :length].to(self.device)
         level = level_factor(mixture)
         codes = torch.cat([self.vqvae.encode(part) for part in (mixture * level).split(ENCODED_ROWS)])
         return mixture, level, self.search_codes(codes, options, on_step)

@@ -52,7 +52,9 @@ class Windows:
     @property
     def fades(self) -> list[slice]:
         """Samples in which one window gives way to the next, where a click would be."""
-        middles = ((first + last + self.size) // 2 for first, last in zip(self.starts, self.starts[1:]))
+        middles = (
+            (first + last + self.size) // 2 for first, last in zip(self.starts[:-1], self.starts[1:], strict=True)
+        )
         return [slice(middle - self.fade // 2, middle + -(-self.fade // 2)) for middle in middles]
 
     def cut(self, waveform: Tensor, index: int) -> Tensor:

@@ -127,6 +127,7 @@ class Prior(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.5)
         nn.init.zeros_(self.head.weight)
         for block in self.blocks:
+            assert isinstance(block, Block)
             for layer, scale in (
                 (block.attention.project_in, 1.0),
                 (block.attention.project_out, depth),

@@ -42,7 +42,7 @@ class ResidualBlock(nn.Module):
         self.pointwise = nn.Conv1d(width, width, 1)
         with torch.no_grad():
             self.pointwise.weight.mul_(scale)
-            self.pointwise.bias.zero_()
+            self.pointwise.get_parameter("bias").zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T] -> [B, C, T]."""
@@ -60,6 +60,8 @@ class Encoder(nn.Module):
     One number for all latents keeps their scale: without it L_lin and the commitment loss could be lowered by shrinking the latent,
     which makes nothing more linear. Batches give the number in training, their moving average (buffer `scale`) afterwards.
     """
+
+    scale: Tensor
 
     def __init__(self, settings: VQVAESettings):
         super().__init__()
@@ -111,8 +113,8 @@ class Decoder(nn.Module):
                 reach = -(-(reach + layer.kernel_size[0]) // layer.stride[0])
             elif isinstance(layer, nn.Conv1d):
                 reach += layer.kernel_size[0] // 2
-            else:
-                reach += sum(block.dilated.dilation[0] for block in layer)
+            elif isinstance(layer, nn.Sequential):
+                reach += sum(block.dilated.dilation[0] for block in layer if isinstance(block, ResidualBlock))
         return reach
 
 
@@ -121,6 +123,10 @@ class Bottleneck(nn.Module):
 
     Buffers: `codebook` [K, D], `usage` [K] and `sums` [K, D], the moving averages. Source: Dhariwal et al. 2020, app. B.
     """
+
+    codebook: Tensor
+    usage: Tensor
+    sums: Tensor
 
     def __init__(self, codes: int, width: int, decay: float, dead_share: float):
         super().__init__()

@@ -98,7 +98,8 @@ class Evaluation:
             found = separator.candidates(self.chunks.mixture, options)
             codec = self.codec(method_spec(method).vqvae)
             rows, selections = score_candidates(self.chunks, found, codec, method, search)
-            write_rows(rows, step.folder / "rows.csv"), write_rows(selections, step.folder / "selections.csv")
+            write_rows(rows, step.folder / "rows.csv")
+            write_rows(selections, step.folder / "selections.csv")
             tensors = {
                 "estimates": SELECTIONS[BLIND_RULE](found),
                 "log_evidence": found.search.log_evidence / found.search.codes.shape[-1],
@@ -113,8 +114,9 @@ class Evaluation:
             }
 
         self.pipeline.cache.make(step, make)
-        tables = (read_rows(step.folder / name) for name in ("rows.csv", "selections.csv"))
-        return Run(*tables, **load_weights(step.folder / "run.safetensors"), particles=particles)
+        rows, selections = (read_rows(step.folder / name) for name in ("rows.csv", "selections.csv"))
+        found = load_weights(step.folder / "run.safetensors")
+        return Run(rows, selections, found["estimates"], found["log_evidence"], found["ess"], particles)
 
     def blind_run(
         self,
@@ -226,6 +228,7 @@ class Evaluation:
             self.pipeline.export(method)
         ranks.wait()
         own = Evaluation(self.pipeline.alone(), self.split, self.chunks)
+        runs: list[Callable[[], object]]
         # The second list is known when the first one's runs are there.
         for listed in (lambda: [(method, "particle") for method in METHODS], self.searched):
             runs = [functools.partial(own.run, method, search) for method, search in listed()]

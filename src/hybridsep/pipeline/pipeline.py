@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hybridsep.core.deadline import NEVER, Deadline
-from hybridsep.core.device import default_device, dtype_name, fast_dtype, initialised, seeded_generator
+from hybridsep.core.device import Module, default_device, dtype_name, fast_dtype, initialised, seeded_generator
 from hybridsep.core.distributed import ALONE, Ranks, ranks_here
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import SUMS, load_weights, write_atomically
@@ -279,7 +279,7 @@ class Pipeline:
         self._save(step, "model", task.module.state_dict())
         return history[-1]
 
-    def _loaded(self, step: Step, module: torch.nn.Module) -> torch.nn.Module:
+    def _loaded(self, step: Step, module: Module) -> Module:
         module.load_state_dict(load_weights(step.folder / "model.safetensors"))
         return module.to(self.device).eval()
 

@@ -105,6 +105,7 @@ class StepCache:
         # All processes are past the question above before one can answer it differently.
         late = self.ranks.any(self.deadline.passed)
         if step.recorded:
+            assert self.record is not None
             if self.ranks.first:
                 restore_step(self.record, step.key, step.folder)
         # However short the time, one step is made.

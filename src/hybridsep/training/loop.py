@@ -71,9 +71,13 @@ class Task(Protocol):
         audio_seconds: length of the audio in one step's batch, in seconds; 0 where it is not known.
     """
 
-    module: nn.Module
     dtype: torch.dtype
-    audio_seconds: float
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def audio_seconds(self) -> float: ...
 
     def step(self, number: int, generator: torch.Generator, part: Part) -> StepResult:
         """Loss of step `number` on a part of the batch drawn with `generator`."""
@@ -348,7 +352,8 @@ def make_optimisers(module: nn.Module, settings: TrainingSettings) -> list[torch
     Weight decay falls on matrices only. Muon (Jordan et al. 2024, as shipped with torch) learns the priors in fewer steps: one comparison
     of 100 steps on bass gave 3.19 nats per code on validation songs, AdamW 4.07 at a rate of 1e-3 and 3.71 at 3e-3.
     """
-    hidden = module.hidden_matrices() if settings.matrix_learning_rate and hasattr(module, "hidden_matrices") else []
+    named: Callable[[], list[nn.Parameter]] = getattr(module, "hidden_matrices", list)
+    hidden = named() if settings.matrix_learning_rate else []
     taken = {id(p) for p in hidden}
     rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
     groups = [
