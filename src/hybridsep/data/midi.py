@@ -15,14 +15,16 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
 import symusic
+from symusic.core import ScoreSecond, TrackSecond
 from tqdm import tqdm
 
 from hybridsep.core.errors import HybridsepError
@@ -197,7 +199,8 @@ def read_song(name: str, content: bytes) -> Song:
         raise HybridsepError(f"{len(content)} bytes: no song has more than {LARGEST_FILE}")
     try:
         # The parser reads beyond the end of a file that was cut off: let it find zeros there.
-        timed = symusic.Score.from_midi(content + bytes(1024), sanitize_data=True).to("second")
+        score: Any = symusic.Score.from_midi(content + bytes(1024), sanitize_data=True)
+        timed: ScoreSecond = score.to("second")
     except Exception as error:  # whatever the parser makes of rubbish
         raise HybridsepError(f"broken MIDI: {str(error).split('!')[0] or type(error).__name__}") from None
     tracks = {
@@ -214,7 +217,7 @@ def read_song(name: str, content: bytes) -> Song:
     return Song(name, notes, programs)
 
 
-def _notes(track: symusic.Track) -> Iterator[Note]:
+def _notes(track: TrackSecond) -> Iterator[Note]:
     """Yield a track's notes with the volume and pitch wheel that they sound with."""
     columns = track.notes.numpy()
     starts, lengths = columns["time"].astype(float), columns["duration"].astype(float)
@@ -290,7 +293,8 @@ def _midi_files(folder: Path) -> dict[str, Path]:
 
 def _survey(names: dict[str, Path], seconds: float, workers: int | None) -> tuple[list[str], list]:
     """Return the names of the songs that can be used, equal ones once, and (file, reason) of the rest."""
-    found, seen, skipped = [], {}, []
+    seen: dict[str, str] = {}
+    found, skipped = [], []
     chunks = [list(names.items())[i : i + 50] for i in range(0, len(names), 50)]
     for rows in _in_processes([partial(_look, chunk, seconds) for chunk in chunks], "MIDI files", workers):
         for name, fingerprint, reason in rows:
@@ -468,7 +472,7 @@ def _check(recipe: Recipe) -> None:
         presets(font)
 
 
-def _in_processes(jobs: list[Callable], what: str, workers: int | None) -> Iterator:
+def _in_processes(jobs: Sequence[Callable], what: str, workers: int | None) -> Iterator:
     """Call `jobs`, in several processes where it pays, and yield what they return in their order."""
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if workers > 1 and len(jobs) >= 4:

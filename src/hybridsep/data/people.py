@@ -75,7 +75,8 @@ def make_people(out: Path, recipe: Recipe, source: Path | None = None) -> Made:
     """
     wads = _read_source(source) if source else {Path(m).name: read_member(fetch(VIZDOOM), m) for m in WADS}
     recipe = replace(recipe, soundfonts=recipe.soundfonts or training_soundfonts())
-    songs, skipped = {}, []
+    songs: dict[str, bytes] = {}
+    skipped = []
     for file, content in wads.items():
         for name, midi, reason in read_wad(content):
             place = f"{Path(file).stem}/{name}"
@@ -84,9 +85,9 @@ def make_people(out: Path, recipe: Recipe, source: Path | None = None) -> Made:
     if not songs:
         raise HybridsepError(f"no songs in {', '.join(wads)}: {skipped[0][1] if skipped else 'no MIDI lumps'}")
     for place, midi in songs.items():
-        file = out / "midi" / f"{place}.mid"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, midi)
+        path = out / "midi" / f"{place}.mid"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, midi)
     return make_songs(out, out / "midi", recipe, skipped=skipped)
 
 

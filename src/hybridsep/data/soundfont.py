@@ -226,7 +226,7 @@ def _play_layer(font: SoundFont, sample: int, zone: dict, strike: Strike) -> np.
         bend = (
             slide * np.clip(1 - times / strike.slide_seconds, 0, 1)
             if slide
-            else np.interp(times, *zip(*strike.bends, strict=True))
+            else np.interp(times, *np.transpose(strike.bends))
         )
         place = np.concatenate([[0.0], np.cumsum(speed * 2.0 ** (bend[:-1] / 12))])
     else:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def build_stems(
     (out / f"{split}.json").write_text(json.dumps(index))
 
 
-def _join(parts: list[BinaryIO], samples: int, path: Path) -> None:
+def _join(parts: Sequence[BinaryIO], samples: int, path: Path) -> None:
     """Write the rows in `parts` as one array [P, samples], as np.save would."""
     temporary = path.with_name(f"{path.stem}.tmp.npy")
     with temporary.open("wb") as file:

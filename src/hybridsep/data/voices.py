@@ -113,7 +113,7 @@ def _drum(group: str, kind: str, soundfonts: tuple[Path, ...], rate: int, draw: 
         for font in (soundfonts[i] for i in draw.integers(len(soundfonts), size=2))
     )
     exclusive = 1 if group in ("hat", "open") else 0
-    ways = {
+    ways: dict[str, Voice] = {
         "changed": one, "layered": _layered(one, two, draw.uniform(0.3, 1)),
         "synthesised": _synthesised(_struck(group, draw), rate, draw, 0.0, exclusive),
     }  # fmt: skip
@@ -137,7 +137,7 @@ def _synthesised(sound: Sound, rate: int, draw: Generator, attack: float, exclus
         times = np.arange(round(seconds * rate)) / rate
         samples = sound(key, times, np.random.default_rng((seed, key)).standard_normal(len(times)))
         if bends:  # played as a tape that runs faster and slower
-            speed = 2 ** (np.interp(times, *zip(*bends, strict=True)) / 12)
+            speed = 2 ** (np.interp(times, *np.transpose(bends)) / 12)
             samples = np.interp(np.cumsum(speed) - speed[0], np.arange(len(times)), samples, right=0.0)
         samples = samples * np.minimum(1, (times + 1e-4) / (attack + 1e-4)) * np.clip((seconds - times) / 0.05, 0, 1)
         return Tone(samples.astype(np.float32), release, exclusive)

@@ -394,8 +394,8 @@ def _play_drums(bar: Bar, feel: Feel, rng: Generator) -> tuple[list[int], list[H
     groove, steps = bar.groove, feel.steps
     fill_from = steps - bar.fill_steps
     voices = ("kick", "snare", "ghost", "time", "open")
-    struck = {name: np.flatnonzero(rng.random(steps) < getattr(groove, name)) for name in voices}
-    kicks = [int(s) for s in struck["kick"]]
+    struck = {name: np.flatnonzero(rng.random(steps) < getattr(groove, name)).tolist() for name in voices}
+    kicks = struck["kick"]
     hits = [Hit(s, 2, groove.kick_key, _weight(s, feel, 0.8), "kick") for s in kicks if s < fill_from]
     hits += [Hit(s, 2, groove.snare_key, 0.85, "snare") for s in struck["snare"] if s < fill_from]
     if groove.snare_key in (gm.SNARE, gm.SNARE_2):
@@ -403,7 +403,7 @@ def _play_drums(bar: Bar, feel: Feel, rng: Generator) -> tuple[list[int], list[H
         hits += [Hit(s, 1, gm.SNARE, float(rng.uniform(0.25, 0.45)), "snare") for s in free]
     hits += _keep_time(groove, struck, feel, fill_from, bar.opens_section)
     for key, chances in groove.extra:
-        places = np.flatnonzero(rng.random(steps) < chances)
+        places = np.flatnonzero(rng.random(steps) < chances).tolist()
         hits += [Hit(s, 2, key, _weight(s, feel, 0.6), "extra") for s in places if s < fill_from]
     if bar.opens_section:
         crash = int(rng.choice([gm.CRASH, gm.CRASH, gm.CRASH_2, gm.CHINA, gm.SPLASH]))
@@ -495,7 +495,9 @@ def _bass_steps(groove: Groove, feel: Feel, kicks: list[int], rng: Generator) ->
 
 def _bar_family(feel: Feel) -> int | str:
     """Return the key of this bar's grids in BASS_RHYTHMS and COMPING."""
-    return "triplet" if feel.pulse == 3 else {16: 16, 12: "three"}[feel.steps]
+    if feel.pulse == 3:
+        return "triplet"
+    return "three" if feel.steps == 12 else 16
 
 
 def _choose_pitch(kind: str, now: Moment, scale: tuple[int, ...], feel: Feel, rng: Generator) -> int:

@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
 import symusic
 from scipy.signal import butter, lfilter, oaconvolve, sosfilt
+from symusic.core import ScoreTick
 from tqdm import tqdm
 
 from hybridsep.core.errors import HybridsepError
@@ -189,19 +191,20 @@ def _describe(song: Song, stems: dict[str, np.ndarray], mix_gain: float) -> dict
     }  # fmt: skip
 
 
-def song_to_score(song: Song, parts: Iterable[str]) -> symusic.Score:
+def song_to_score(song: Song, parts: Iterable[str]) -> ScoreTick:
     """Write a song as MIDI.
 
     Args:
         parts: which of "bass", "drums" and "piano".
     """
-    score = symusic.Score(TICKS_PER_QUARTER)
+    score: Any = symusic.Score(TICKS_PER_QUARTER)  # typed by symusic as of any unit of time; so are its parts
     score.tempos.append(symusic.Tempo(0, song.tempo_bpm))
-    score.time_signatures.append(symusic.TimeSignature(0, *map(int, song.meter.split("/"))))
+    beats, unit = map(int, song.meter.split("/"))
+    score.time_signatures.append(symusic.TimeSignature(0, beats, unit))
     per_second = TICKS_PER_QUARTER * song.tempo_bpm / 60
     for name in parts:
         part = _part(song, name)
-        track = symusic.Track(name, part.program, part.is_drum)
+        track: Any = symusic.Track(name, part.program, part.is_drum)
         for note in part.notes:
             start, length = round(note.start * per_second), max(1, round(note.duration * per_second))
             track.notes.append(symusic.Note(start, length, note.pitch, note.velocity))
