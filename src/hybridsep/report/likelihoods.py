@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hybridsep.inference.counts import CountLikelihood
-from hybridsep.inference.likelihood import Likelihood
+from hybridsep.inference.sums import SumLikelihood
 from hybridsep.models.vqvae import VQVAE
 
 LARGEST_PICTURE = 256  # pixels along a side; larger codebooks are averaged down to it
@@ -23,7 +23,7 @@ def loudness_order(vqvae: VQVAE, repeats: int = 8) -> Tensor:
     return energy.argsort().cpu()
 
 
-def likelihood_figure(likelihood: Likelihood, vqvae: VQVAE, mixture: int) -> Figure:
+def likelihood_figure(likelihood: CountLikelihood | SumLikelihood, vqvae: VQVAE, mixture: int) -> Figure:
     """What a pair adds up to, or how often it was counted, beside l(m | i, j) of one mixture code m.
 
     Args:

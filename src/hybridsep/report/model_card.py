@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -108,7 +108,7 @@ def model_card(pipeline: Pipeline, provenance: Mapping, results: Path) -> str:
     )
 
 
-def _sdr(sources: list[str]) -> dict[str, dict[str, str]]:
+def _sdr(sources: Sequence[str]) -> dict[str, dict[str, str]]:
     return {
         f"{source}, {label} (dB)": {**BLIND, "metric": "sdr", "source": source, "refine": refine}
         for refine, label in REFINEMENTS.items()
@@ -146,7 +146,7 @@ def _half_precision(folder: Path) -> str:
     )
 
 
-def _outside(file: Path, sources: list[str]) -> str:
+def _outside(file: Path, sources: Sequence[str]) -> str:
     if not file.is_file():
         return ""
     table = rows_where(read_rows(file), method="hybrid")

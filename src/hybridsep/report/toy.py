@@ -80,7 +80,8 @@ def ancestral_probabilities(world: World) -> Tensor:
         joint = (moves if t else starts) * world.likelihood.table[code]
         shares = joint / joint.sum((-2, -1), keepdim=True)
         before = (first[:, t - 1], second[:, t - 1]) if t else ()
-        result *= shares[(*before, first[:, t], second[:, t])]
+        place = (*before, first[:, t], second[:, t])
+        result *= shares[place]
     return result
 
 
