@@ -149,7 +149,9 @@ def separate(
             help="folder of a trained method, such as runs/cpu/hybrid; the Hybrid that comes with the project without it",
         ),
     ] = None,
-    search: Annotated[str, typer.Option(help="particle, ancestral, topk or beam")] = "particle",
+    search: Annotated[
+        str, typer.Option(help="particle, ancestral, topk or beam; lass-beam or lass-topk as LASS runs them")
+    ] = "particle",
     particles: Annotated[int | None, typer.Option(min=1, help="N; the model's own setting when not given")] = None,
     seed: int = 0,
     refine: Annotated[bool, typer.Option(help="Wiener masks, so that the stems sum to the recording")] = True,

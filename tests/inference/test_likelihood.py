@@ -8,15 +8,31 @@ import torch
 from tiny import count_likelihood, random_counts, seeded, sum_likelihood
 
 from hybridsep.inference import likelihood as likelihood_module
-from hybridsep.inference.counts import CountLikelihood, count_batches, likelihood_from_tensors
+from hybridsep.inference.counts import (
+    CountLikelihood,
+    UnigramLikelihood,
+    count_batches,
+    likelihood_from_tensors,
+    symmetrised,
+)
 from hybridsep.inference.sums import SumLikelihood, sum_table
 
 K = 12
+
+
+def over_unigram(power=1.0):
+    keys, counts = random_counts(K, K**2)
+    return CountLikelihood(keys, counts, UnigramLikelihood(keys, counts, K), 1.0, power)
+
+
 LIKELIHOODS = {
     "sum": lambda: sum_likelihood(K),
     "counts": lambda: count_likelihood(K),
     "counts, lambda 3": lambda: count_likelihood(K, power=3.0),
     "counts, lambda 0.5": lambda: count_likelihood(K, power=0.5),
+    "counts over unigram": lambda: over_unigram(),
+    "counts over unigram, lambda 3": lambda: over_unigram(power=3.0),
+    "unigram": lambda: over_unigram().base,
     "nothing counted": lambda: CountLikelihood(*[torch.empty(0, dtype=torch.long)] * 2, sum_likelihood(K), 1.0),
 }
 every_likelihood = pytest.mark.parametrize(
@@ -28,11 +44,25 @@ def dense(likelihood):
     """l(m|i,j) for every triple, [K, K, K] indexed m, i, j, from the definition."""
     if isinstance(likelihood, SumLikelihood):
         return dense_sum(likelihood)
-    counts = torch.zeros(K**3)
-    counts[likelihood.keys] = likelihood.counts.float()
-    counts = counts.view(K, K, K)
-    smoothed = counts + likelihood.smoothing * dense_sum(likelihood.backoff)
+    if isinstance(likelihood, UnigramLikelihood):
+        return dense_unigram(*random_counts(K, K**2))
+    counts = dense_counts(likelihood.keys, likelihood.counts)
+    unigram = isinstance(likelihood.base, UnigramLikelihood)
+    base = dense_unigram(likelihood.keys, likelihood.counts) if unigram else dense_sum(likelihood.base)
+    smoothed = counts + likelihood.smoothing * base
     return (smoothed / (counts.sum(0) + likelihood.smoothing)) ** likelihood.power
+
+
+def dense_counts(keys, counts):
+    table = torch.zeros(K**3)
+    table[keys] = counts.float()
+    return table.view(K, K, K)
+
+
+def dense_unigram(keys, counts):
+    """Every mixture code by how often it was counted with any pair, and once more."""
+    seen = dense_counts(keys, counts).sum((1, 2)) + 1
+    return (seen / seen.sum())[:, None, None].expand(K, K, K)
 
 
 def dense_sum(likelihood):
@@ -303,7 +333,7 @@ def test_unseen_mixture_code_and_unseen_pair_are_unlikely_and_no_error(power):
         assert (best.codes[:, 0, :, 0] == torch.tensor([[1], [2]])).all()
     unseen = likelihood.log_likelihood(torch.tensor(5), torch.tensor(7), torch.tensor(7))
     assert float(unseen) == pytest.approx(
-        power * float(likelihood.backoff.log_likelihood(torch.tensor(5), torch.tensor(7), torch.tensor(7))), rel=1e-4
+        power * float(likelihood.base.log_likelihood(torch.tensor(5), torch.tensor(7), torch.tensor(7))), rel=1e-4
     )
     assert likelihood.seen(torch.tensor([0, 1]), torch.tensor([1, 1]), torch.tensor([2, 2])).tolist() == [True, False]
 
@@ -341,8 +371,9 @@ def test_fitted_sum_explains_held_out_triples_nearly_as_well_as_the_truth():
         )
 
 
+@pytest.mark.parametrize("base", ["sum", "unigram"])
 @pytest.mark.parametrize("informative", [False, True])
-def test_fitted_smoothing_trusts_counts_only_where_they_predict(informative):
+def test_fitted_smoothing_trusts_counts_only_where_they_predict(informative, base):
     truth = sum_likelihood(K, floor=0.02)
     seen = drawn_triples(truth, 400 if not informative else 60_000, 3)
     if informative:  # a world the sum knows nothing of
@@ -351,10 +382,33 @@ def test_fitted_smoothing_trusts_counts_only_where_they_predict(informative):
     held_out = drawn_triples(truth, 3000, 11)
     if informative:
         held_out[2] = (3 * held_out[0] + held_out[1]) % K
-    fitted = CountLikelihood.fit(*counted, truth.codebook, held_out)
-    ends = [CountLikelihood(*counted, fitted.backoff, smoothing) for smoothing in (0.1, 100.0)]
+    bases = {"sum": SumLikelihood.fit(truth.codebook, held_out), "unigram": UnigramLikelihood(*counted, K)}
+    fitted = CountLikelihood.fit(*counted, bases[base], held_out)
+    ends = [CountLikelihood(*counted, fitted.base, smoothing) for smoothing in (0.1, 100.0)]
     assert mean_log(fitted, held_out) >= max(mean_log(e, held_out) for e in ends) - 1e-6
-    assert fitted.smoothing == 0.1 if informative else fitted.smoothing >= 10
+    if informative:
+        assert fitted.smoothing == 0.1
+    elif base == "sum":  # nothing is known of a pair without the sum
+        assert fitted.smoothing >= 10
+
+
+def test_symmetrised_counts_are_those_of_both_orders():
+    keys, counts = random_counts(K, 300)
+    table = dense_counts(keys, counts)
+    again, both = symmetrised(keys, counts, K)
+    assert torch.equal(again, again.sort().values) and torch.equal(
+        dense_counts(again, both), table + table.transpose(1, 2)
+    )
+    assert torch.equal(UnigramLikelihood(again, both, K).table > 0, torch.ones(K, K, dtype=torch.bool))
+    matrix = CountLikelihood(again, both, sum_likelihood(K), 1.0).matrix(3)
+    assert torch.allclose(matrix, matrix.T)
+
+
+@every_likelihood
+def test_a_power_is_that_of_every_value(likelihood):
+    fitted = dense(likelihood) ** (1 / getattr(likelihood, "power", 1.0))
+    raised = likelihood.with_power(2.0)
+    assert torch.allclose(torch.stack([raised.matrix(m) for m in range(K)]), fitted**2, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("size", [1, 33, 700])
@@ -371,7 +425,9 @@ def test_counts_of_nothing_give_a_likelihood():
     assert torch.isfinite(CountLikelihood(keys, counts, sum_likelihood(K), 1.0).matrix(0)).all()
 
 
-@every_likelihood
+@pytest.mark.parametrize(
+    "likelihood", [pytest.param(make(), id=n) for n, make in LIKELIHOODS.items() if n != "unigram"]
+)
 def test_likelihood_survives_the_round_trip_through_tensors(likelihood):
     again = likelihood_from_tensors({name: value.clone() for name, value in likelihood.to_tensors().items()})
     m, i, j = all_triples()

@@ -8,7 +8,16 @@ import torch
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.inference.markov import MarkovPriors
-from hybridsep.inference.search import ancestral, beam, enough_particles, particle_filter, top_k
+from hybridsep.inference.search import (
+    LASS_BEAMS,
+    ancestral,
+    beam,
+    enough_particles,
+    lass_beam,
+    lass_top_k,
+    particle_filter,
+    top_k,
+)
 from hybridsep.kernels.resampling import stay_in_place, systematic_resampling
 from hybridsep.report.toy import TabularLikelihood
 
@@ -172,6 +181,31 @@ def test_top_k_with_every_pair_is_ancestral_sampling():
     assert total_variation(result, exact) < 0.06
     narrow = top_k(priors, likelihood, MIXTURE, 2_000, generator(), k=1)
     assert len(narrow.codes[0, 0].unique(dim=0)) == 1
+
+
+def cubed(likelihood):
+    return TabularLikelihood(likelihood.table.pow(3))
+
+
+def test_lass_beam_finds_the_best_sequences_under_the_cubed_likelihood():
+    """In a noisy world, where that is another pair than the likelihood itself has."""
+    priors, likelihood = additive_world(seed=2, noise=0.6)
+    exact, _ = enumerate_posterior(priors, cubed(likelihood), MIXTURE[0].tolist())
+    plain, _ = enumerate_posterior(priors, likelihood, MIXTURE[0].tolist())
+    found = lass_beam(priors, likelihood, MIXTURE, LASS_BEAMS, generator())
+    assert found.codes.shape == (2, 1, 1, 4) and found.ancestors.shape == (1, 4, 1)
+    best = max(exact, key=exact.get)
+    assert tuple(map(tuple, found.codes[:, 0, 0].tolist())) == best != max(plain, key=plain.get)
+
+
+def test_lass_top_k_draws_under_the_cubed_likelihood():
+    priors, likelihood = additive_world(noise=0.3)
+    exact, evidence = enumerate_posterior(priors, cubed(likelihood), MIXTURE[0].tolist())
+    every = lass_top_k(priors, likelihood, MIXTURE, 20_000, generator(), k=K * K)
+    assert total_variation(every, exact) < 0.06
+    assert float(every.log_evidence[0]) == pytest.approx(math.log(evidence), abs=0.05)
+    ours = top_k(priors, cubed(likelihood), MIXTURE, 50, generator(), k=4)
+    assert torch.equal(lass_top_k(priors, likelihood, MIXTURE, 50, generator(), k=4).codes, ours.codes)
 
 
 @pytest.mark.parametrize("search", [ancestral, particle_filter, top_k, beam])

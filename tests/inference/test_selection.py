@@ -11,6 +11,7 @@ from hybridsep.inference.selection import (
     cross_pair,
     highest_weight,
     posterior_mean,
+    sample_mean,
     smallest_residual,
     take_particle,
 )
@@ -50,6 +51,12 @@ def test_posterior_mean_weighs_the_particles():
     log_weights = torch.tensor([[0.25, 0.75]]).log() + 100.0
     found = posterior_mean(candidates(waveforms, log_weights, torch.zeros(1, 2)))
     assert torch.allclose(found, torch.tensor([[[4.0, 5.0]], [[3.0, 6.0]]]))
+
+
+def test_mean_of_samples_leaves_their_weights_out():
+    waveforms = torch.randn(2, 3, 5, 20, generator=seeded())
+    found = sample_mean(candidates(waveforms, 50 * torch.randn(3, 5, generator=seeded()), torch.zeros(3, 20)))
+    assert torch.allclose(found, waveforms.sum(2) / 5, atol=1e-6)
 
 
 def test_posterior_mean_ignores_particles_of_no_weight():

@@ -6,7 +6,7 @@ from tiny import count_likelihood, decibels, noise, seeded, tiny_separator
 
 from hybridsep.core.device import seeded_generator
 from hybridsep.core.errors import HybridsepError
-from hybridsep.inference.search import SEARCHES, particle_filter
+from hybridsep.inference.search import SEARCHES, beam, particle_filter
 from hybridsep.inference.selection import SELECTIONS
 from hybridsep.inference.separator import SearchOptions
 from hybridsep.inference.wiener import wiener
@@ -50,9 +50,9 @@ def test_another_seed_gives_other_stems(counting, search):
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_stems_have_the_shapes_and_scale_promised(counting, search):
-    found = counting.candidates(noise(3, 2048 + 31), SearchOptions(search, 5))
-    assert found.mixture.shape == (3, 2048) and found.waveforms.shape == (2, 3, 5, 2048)
-    assert found.search.codes.shape == (2, 3, 5, 64) and found.search.log_weights.shape == (3, 5)
+    found, kept = counting.candidates(noise(3, 2048 + 31), SearchOptions(search, 5)), 1 if search == "lass-beam" else 5
+    assert found.mixture.shape == (3, 2048) and found.waveforms.shape == (2, 3, kept, 2048)
+    assert found.search.codes.shape == (2, 3, kept, 64) and found.search.log_weights.shape == (3, kept)
     assert found.search.log_evidence.shape == (3,) and torch.isfinite(found.search.log_evidence).all()
     assert found.search.ess.shape == found.search.resampled.shape == (3, 64)
     stems = wiener(counting.estimate(noise(3, 2048 + 31), SearchOptions(search, 5)).stems, found.mixture)
@@ -97,6 +97,17 @@ def test_more_particles_than_a_filter_holds_are_several_filters_of_equal_share(p
     # Ancestors stay within their filter.
     size = particles // filters
     assert (found.ancestors // size == torch.arange(particles) // size).all()
+
+
+def test_a_search_as_published_has_priors_at_temperature_one_and_its_own_width():
+    hot, plain = (tiny_separator(count_likelihood(), search={"temperature": t, "particles": 4}) for t in (2.0, 1.0))
+    codes = torch.randint(12, (2, 20), generator=seeded(1))
+    found = hot.search_codes(codes, SearchOptions("lass-beam"))
+    expected = beam(plain.stack, count_likelihood(power=3.0), codes, 10, seeded())
+    assert torch.equal(found.codes, expected.codes[:, :, :1])
+    samples = hot.search_codes(codes, SearchOptions("lass-topk"))
+    assert samples.codes.shape == (2, 2, 4, 20)
+    assert torch.equal(samples.codes, plain.search_codes(codes, SearchOptions("lass-topk")).codes)
 
 
 def test_filters_that_are_none_change_nothing():

@@ -15,7 +15,7 @@ from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.evaluation import protocols
 from hybridsep.evaluation.chunks import choose_chunks
 from hybridsep.evaluation.rows import COLUMNS, read_rows, summarise
-from hybridsep.inference.counts import CountLikelihood
+from hybridsep.inference.counts import CountLikelihood, UnigramLikelihood
 from hybridsep.inference.separator import Separator
 from hybridsep.inference.sums import SumLikelihood
 from hybridsep.pipeline import pipeline
@@ -72,6 +72,14 @@ def scores(runs):
 
 
 # --- what is made ----------------------------------------------------------------------------------------------------------
+
+
+def test_counts_are_smoothed_and_ordered_as_the_profile_says(copied):
+    changed = opened(copied, {"likelihood": {"base": "unigram", "symmetric": True}})
+    found, plain = changed.likelihood("linear", "counts"), opened(copied).likelihood("linear", "counts")
+    assert isinstance(found.base, UnigramLikelihood) and isinstance(plain.base, SumLikelihood)
+    assert torch.allclose(found.matrix(3), found.matrix(3).T) and not torch.allclose(plain.matrix(3), plain.matrix(3).T)
+    assert changed.likelihood_step("linear", "sum") == opened(copied).likelihood_step("linear", "sum")
 
 
 def test_everything_is_made(runs):

@@ -13,58 +13,84 @@ from torch import Tensor
 
 from hybridsep.core.profiles import Tuning
 from hybridsep.inference.likelihood import FusedPosterior, Likelihood
-from hybridsep.inference.sums import SumLikelihood, number
+from hybridsep.inference.sums import SumLikelihood, TableLikelihood, number
 from hybridsep.kernels.counting import count_triples, csr
 
+NUMBERS = ("codes", "sigma_squared", "floor", "smoothing", "power")
 SMOOTHING_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
+class UnigramLikelihood(TableLikelihood):
+    """l(m|i,j) = u(m): the mixture codes' own frequencies, whatever the pair.
+
+    Args:
+        keys, counts: counted triples, as in `CountLikelihood`; every mixture code counts once more.
+        codes: K.
+    """
+
+    def __init__(self, keys: Tensor, counts: Tensor, codes: int):
+        seen = torch.ones(codes, dtype=torch.float64, device=keys.device).index_add_(
+            0, keys // codes**2, counts.double()
+        )
+        column = (seen / seen.sum()).float()[:, None]
+        super().__init__(torch.zeros(codes, codes, dtype=torch.int32, device=keys.device), column.repeat(1, codes))
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """See Likelihood; the frequencies are those of the counts, which are kept beside."""
+        return {"codes": number(self.codes)}
+
+
 class CountLikelihood(Likelihood):
-    """l(m|i,j) = ((n(i,j,m) + α S(m|i,j)) / (n(i,j) + α))^λ, with S a `SumLikelihood`.
+    """l(m|i,j) = ((n(i,j,m) + α S(m|i,j)) / (n(i,j) + α))^λ, with S the base of smoothing.
 
     The mean of a Dirichlet posterior with α pseudo-counts: a pair never counted falls back to S, a pair counted often is left alone.
 
     Args:
         keys: sorted distinct triples as (m·K + i)·K + j, int64 [nnz].
         counts: how often each was counted, int64 [nnz].
-        backoff: S.
+        base: S, the `SumLikelihood` or the mixture codes' own frequencies.
         smoothing: α, in counts.
         power: λ.
     """
 
     keeps_host_free = True
 
-    def __init__(self, keys: Tensor, counts: Tensor, backoff: SumLikelihood, smoothing: float, power: float = 1.0):
-        self.codes = size = backoff.codes
-        self.keys, self.counts, self.backoff, self.smoothing, self.power = keys, counts, backoff, smoothing, power
+    def __init__(self, keys: Tensor, counts: Tensor, base: TableLikelihood, smoothing: float, power: float = 1.0):
+        self.codes = size = base.codes
+        self.keys, self.counts, self.base, self.smoothing, self.power = keys, counts, base, smoothing, power
         self.pairs = keys % (size * size)
         totals = torch.zeros(size * size, device=keys.device).index_add_(0, self.pairs, counts.float())
         share = smoothing / (totals + smoothing)
-        # Kept as what the sum says of every pair and what counting adds at the counted triples, each already raised to λ.
-        self.share, self.table = share.pow(power).view(size, size), backoff.table.pow(power)
+        # Kept as what the base says of every pair and what counting adds at the counted triples, each already raised to λ.
+        self.share, self.table = share.pow(power).view(size, size), base.table.pow(power)
         self.values = counts.float() / (totals[self.pairs] + smoothing)
         if power != 1.0:
-            smooth = share[self.pairs] * backoff.table[keys // (size * size), backoff.sums.flatten()[self.pairs].long()]
+            smooth = share[self.pairs] * base.table[keys // (size * size), base.sums.flatten()[self.pairs].long()]
             self.values = (smooth + self.values).pow(power) - smooth.pow(power)
         boundaries = torch.arange(size * size + 1, device=keys.device) * size
         self.row_starts = torch.searchsorted(keys, boundaries)
 
     def matrix(self, mixture: int) -> Tensor:
         """See Likelihood."""
-        result = self.backoff.gathered(self.table[mixture]).mul_(self.share)
+        result = self.base.gathered(self.table[mixture]).mul_(self.share)
         first, last = int(self.row_starts[mixture * self.codes]), int(self.row_starts[(mixture + 1) * self.codes])
         result.view(-1).index_add_(0, self.pairs[first:last], self.values[first:last])
         return result
 
     def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
         """See Likelihood."""
-        return FusedPosterior(mixture, log_p, (self.backoff.sums, self.table, self.share), self._entries)
+        return FusedPosterior(mixture, log_p, (self.base.sums, self.table, self.share), self._entries)
 
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """See Likelihood."""
         counted, value = self._look_up((mixture * self.codes + first) * self.codes + second)
-        smooth = self.share[first, second] * self.table[mixture, self.backoff.sums[first, second].long()]
+        smooth = self.share[first, second] * self.table[mixture, self.base.sums[first, second].long()]
         return (smooth + torch.where(counted, value, 0.0)).log()
+
+    def with_power(self, power: float) -> CountLikelihood:
+        """See Likelihood."""
+        other = CountLikelihood(self.keys, self.counts, self.base, self.smoothing, power)
+        return other.with_precision(self.precision)
 
     def seen(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Return whether a triple was counted at all, bool of the arguments' shape."""
@@ -73,19 +99,14 @@ class CountLikelihood(Likelihood):
     def to_tensors(self) -> dict[str, Tensor]:
         """See Likelihood."""
         counted = {"keys": self.keys, "counts": self.counts.int()}
-        return self.backoff.to_tensors() | counted | {"smoothing": number(self.smoothing), "power": number(self.power)}
+        return self.base.to_tensors() | counted | {"smoothing": number(self.smoothing), "power": number(self.power)}
 
     @classmethod
-    def fit(
-        cls, keys: Tensor, counts: Tensor, codebook: Tensor, triples: Tensor, power: float = 1.0
-    ) -> CountLikelihood:
+    def fit(cls, keys: Tensor, counts: Tensor, base: TableLikelihood, triples: Tensor) -> CountLikelihood:
         """Choose the smoothing by maximum likelihood (at λ = 1) on triples (first, second, mixture), int64 [3, n], that were not counted."""
-        backoff = SumLikelihood.fit(codebook, triples)
-        scored = []
-        for smoothing in SMOOTHING_GRID:
-            candidate = cls(keys, counts, backoff, smoothing)
-            scored.append((float(candidate.log_likelihood(triples[2], triples[0], triples[1]).mean()), smoothing))
-        return cls(keys, counts, backoff, max(scored)[1], power)
+        candidates = [cls(keys, counts, base, smoothing) for smoothing in SMOOTHING_GRID]
+        fits = [float(c.log_likelihood(triples[2], triples[0], triples[1]).mean()) for c in candidates]
+        return max(zip(fits, SMOOTHING_GRID, candidates, strict=True), key=lambda fitted: fitted[:2])[2]
 
     @cached_property
     def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,34 +121,41 @@ class CountLikelihood(Likelihood):
 
 
 def likelihood_from_tensors(tensors: dict[str, Tensor]) -> Likelihood:
-    """Rebuild what `to_tensors` described: counts where there are counts, else the sum.
+    """Rebuild what `to_tensors` described: counts where there are counts, smoothed by the sum where there is a codebook, else the sum.
 
     Raises:
         ValueError: the tensors do not fit each other.
     """
-    codebook, keys, counts = tensors["codebook"], tensors.get("keys"), tensors.get("counts")
-    numbers = {name: tensors[name] for name in ("sigma_squared", "floor", "smoothing", "power") if name in tensors}
+    codebook, keys, counts = tensors.get("codebook"), tensors.get("keys"), tensors.get("counts")
+    numbers = {name: value for name, value in tensors.items() if name in NUMBERS}
     damaged = [name for name, value in numbers.items() if value.ndim or not torch.isfinite(value)]
-    if codebook.ndim != 2 or not torch.isfinite(codebook).all() or damaged:
-        raise ValueError(f"likelihood: {' and '.join(damaged) or 'codebook'} damaged")
-    base = SumLikelihood(codebook, float(numbers["sigma_squared"]), float(numbers["floor"]))
-    if keys is None and counts is None:
-        return base
-    if keys is None or counts is None or keys.shape != counts.shape or not _sorted_within(keys, len(codebook) ** 3):
+    if codebook is not None and (codebook.ndim != 2 or not torch.isfinite(codebook).all()):
+        damaged.append("codebook")
+    if damaged:
+        raise ValueError(f"likelihood: {' and '.join(damaged)} damaged")
+    codes = int(numbers["codes"]) if codebook is None else len(codebook)
+    counted = keys is not None and counts is not None
+    if (keys is None) != (counts is None) or counted and not (keys.shape == counts.shape and _rise(keys, codes**3)):
         raise ValueError("likelihood: counted triples are damaged")
+    if codebook is not None:
+        base = SumLikelihood(codebook, float(numbers["sigma_squared"]), float(numbers["floor"]))
+    else:
+        base = UnigramLikelihood(keys, counts, codes)
+    if not counted:
+        return base
     return CountLikelihood(keys, counts.long(), base, float(numbers["smoothing"]), float(numbers["power"]))
 
 
 def tuned(tensors: dict[str, Tensor], tuning: Tuning) -> dict[str, Tensor]:
     """Return the tensors of a fitted likelihood with the numbers that a profile sets."""
     given = {"floor": tuning.floor, "smoothing": tuning.smoothing, "power": tuning.power}
-    if tuning.sigma_scale is not None:
+    if tuning.sigma_scale is not None and "sigma_squared" in tensors:
         given["sigma_squared"] = float(tensors["sigma_squared"]) * tuning.sigma_scale**2
     changed = {name: value for name, value in given.items() if value is not None and name in tensors}
     return tensors | {name: number(value) for name, value in changed.items()}
 
 
-def _sorted_within(keys: Tensor, size: int) -> bool:
+def _rise(keys: Tensor, size: int) -> bool:
     """Whether keys rise strictly within [0, size)."""
     return not len(keys) or 0 <= int(keys[0]) <= int(keys[-1]) < size and bool((keys.diff() > 0).all())
 
@@ -150,3 +178,9 @@ def merge_counts(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Add up counts of keys that may come several times: sorted distinct keys and their sums, int64 [nnz] each."""
     merged, inverse = torch.unique(keys, return_inverse=True)
     return merged, torch.zeros_like(merged).index_add_(0, inverse, counts)
+
+
+def symmetrised(keys: Tensor, counts: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    """Return n(i,j,m) + n(j,i,m) of counted triples: ½ x1 + ½ x2 is the same mixture in either order, whoever plays which."""
+    mixture, first, second = keys // codes**2, keys // codes % codes, keys % codes
+    return merge_counts(torch.cat([keys, (mixture * codes + second) * codes + first]), counts.repeat(2))

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from hybridsep.kernels import sums as summed_codes
 from hybridsep.kernels.bodies import runs_triton
 from hybridsep.kernels.inversion import invert_sequential
 
+Own = TypeVar("Own", bound="Likelihood")
 ROWS_SCORED = 4096
 MATRICES_AT_ONCE = 16
 
@@ -80,10 +82,14 @@ class Likelihood(ABC):
         """Return log l(m | i, j) of given triples, nats; int64 tensors of one shape -> float32 of that shape."""
 
     @abstractmethod
+    def with_power(self, power: float) -> Likelihood:
+        """Return the likelihood at λ = `power`: as it was fitted at 1, raised to λ and not normalised again."""
+
+    @abstractmethod
     def to_tensors(self) -> dict[str, Tensor]:
         """Return what `counts.likelihood_from_tensors` needs to rebuild it."""
 
-    def with_precision(self, precision: torch.dtype) -> Likelihood:
+    def with_precision(self: Own, precision: torch.dtype) -> Own:
         """Return the same likelihood with its products in a precision, and matrices of its own."""
         other = copy.copy(self)
         other.__dict__.pop("_matrices", None)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +19,7 @@ from hybridsep.kernels.arguments import check_codes
 from hybridsep.kernels.replay import ReplayedFilter
 from hybridsep.kernels.resampling import places, resample
 
+LASS_POWER, LASS_BEAMS = 3.0, 10
 OnStep = Callable[[], object]
 
 
@@ -201,12 +202,37 @@ def beam(
     return _without_resampling(found, log_weights, evidence, torch.stack(parents, 1))
 
 
+def lass_beam(priors: Priors, likelihood: Likelihood, *arguments: Any, **settings: Any) -> SearchResult:
+    """Run `beam` as LASS does: likelihood at λ = 3, and of the hypotheses the best alone is kept; the published width is LASS_BEAMS.
+
+    Source: `lass_audio/lass/separate.py` of LASS. Its counts are not smoothed, and its code mixes up the scores of hypotheses (it looks them up
+    a second time by their parents) and returns the last of them; neither is repeated here.
+    """
+    found = beam(priors, likelihood.with_power(LASS_POWER), *arguments, **settings)
+    best = {"codes": found.codes[:, :, :1], "log_weights": found.log_weights[:, :1]}
+    return replace(found, **best, ess=torch.ones_like(found.ess), ancestors=torch.zeros_like(found.ancestors[:, :, :1]))
+
+
+def lass_top_k(priors: Priors, likelihood: Likelihood, *arguments: Any, **settings: Any) -> SearchResult:
+    """Run `top_k` as LASS does: likelihood at λ = 3. LASS then takes the sample that adds up best, `selection.smallest_residual`."""
+    return top_k(priors, likelihood.with_power(LASS_POWER), *arguments, **settings)
+
+
 SEARCHES: dict[str, Callable[..., SearchResult]] = {
     "ancestral": ancestral,
     "topk": top_k,
     "beam": beam,
     "particle": particle_filter,
+    "lass-beam": lass_beam,
+    "lass-topk": lass_top_k,
 }
+PUBLISHED = ("lass-beam", "lass-topk")
+"""Searches as a paper runs them: with priors at temperature 1."""
+
+
+def usual_particles(search: str, particles: int) -> int:
+    """Return how many particles a search has when nobody says: the profile's `particles`, or the published width of LASS's beam."""
+    return LASS_BEAMS if search == "lass-beam" else particles
 
 
 def trace_back(drawn: Tensor, parents: Tensor) -> Tensor:

@@ -17,6 +17,11 @@ def posterior_mean(found: Candidates) -> Tensor:
     return torch.einsum("bn,pbnt->pbt", weights, found.waveforms)
 
 
+def sample_mean(found: Candidates) -> Tensor:
+    """Return the plain mean of the decoded samples, [2, B, T]: weights of samples that were never resampled leave one of them."""
+    return found.waveforms.mean(2)
+
+
 def highest_weight(found: Candidates) -> Tensor:
     """Return the particle of highest weight, [2, B, T]."""
     return take_particle(found.waveforms, found.search.log_weights.argmax(1))
@@ -44,7 +49,13 @@ def cross_pair(found: Candidates) -> Tensor:
     return torch.stack([_take(first, best // count), _take(second, best % count)])
 
 
-SELECTIONS = {"mean": posterior_mean, "weight": highest_weight, "residual": smallest_residual, "cross-pair": cross_pair}
+SELECTIONS = {
+    "mean": posterior_mean,
+    "mean of samples": sample_mean,
+    "weight": highest_weight,
+    "residual": smallest_residual,
+    "cross-pair": cross_pair,
+}
 
 
 def best_evidence(log_evidence: list[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,15 @@ from hybridsep.inference.counts import likelihood_from_tensors
 from hybridsep.inference.decoder import PriorStack
 from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.saved import naming, read_recorded, read_saved, write_saved
-from hybridsep.inference.search import SEARCHES, OnStep, Priors, SearchResult, joined_filters
+from hybridsep.inference.search import (
+    PUBLISHED,
+    SEARCHES,
+    OnStep,
+    Priors,
+    SearchResult,
+    joined_filters,
+    usual_particles,
+)
 from hybridsep.inference.wiener import wiener_blocks
 from hybridsep.inference.windows import Windows
 from hybridsep.models.prior import Prior
@@ -249,21 +258,28 @@ class Separator:
     ) -> SearchResult:
         """Search mixture codes int64 [B, S], in slices of at most `max_rows` particles; `on_step` as in `estimate`."""
         settings, particles, filters = self.profile.search, self._particles(options), self.filters(options)
+        of_top_k = {"k": settings.top_k}
         extra: dict[str, dict[str, Any]] = {
             "particle": {"ess_threshold": settings.ess_threshold},
-            "topk": {"k": settings.top_k},
+            "topk": of_top_k,
+            "lass-topk": of_top_k,
         }
         search = functools.partial(SEARCHES[options.search], **extra.get(options.search, {}))
+        priors = self._untempered if options.search in PUBLISHED else self.stack
         slices, parts = codes.split(max(1, settings.max_rows // particles)), []
         steps = len(slices) * codes.shape[1]
         with tqdm(total=steps, desc=options.label, unit="step", disable=options.label is None) as bar:
             for index, part in enumerate(slices):
                 generator = seeded_generator(options.seed, index)
                 each, size = part.repeat_interleave(filters, 0), particles // filters
-                found = search(self.stack, self.likelihood, each, size, generator, on_step or bar.update)
+                found = search(priors, self.likelihood, each, size, generator, on_step or bar.update)
                 parts.append(joined_filters(found, filters))
         joined = (torch.cat([getattr(p, name) for p in parts], axis) for name, axis in _BATCH_AXES.items())
         return SearchResult(*joined)
+
+    @cached_property
+    def _untempered(self) -> Priors:
+        return self.stack if self.stack.temperature == 1 else PriorStack(self.priors, self.stack.dtype)
 
     def filters(self, options: SearchOptions) -> int:
         """Return how many particle filters of equal size share the particles: as many as `filter_particles` asks for, and divide them evenly."""
@@ -303,7 +319,7 @@ class Separator:
     def with_priors(self, priors: Priors) -> Separator:
         """Return the same model searching with other priors."""
         other = copy.copy(self)
-        other.stack = priors
+        other.stack = other._untempered = priors
         return other
 
     def save(self, folder: Path) -> None:
@@ -338,7 +354,8 @@ class Separator:
         """Return N, the profile's where none is given. Raises HybridsepError: unknown search, no particles."""
         if options.search not in SEARCHES:
             raise HybridsepError(f"unknown search '{options.search}': choose one of {', '.join(SEARCHES)}")
-        particles = self.profile.search.particles if options.particles is None else options.particles
+        usual = usual_particles(options.search, self.profile.search.particles)
+        particles = usual if options.particles is None else options.particles
         if particles < 1:
             raise HybridsepError(f"{particles} particles: at least 1 is needed")
         return particles

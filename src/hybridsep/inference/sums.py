@@ -46,6 +46,14 @@ class TableLikelihood(Likelihood):
         """See Likelihood."""
         return self.table[mixture, self.sums[first, second].long()].log()
 
+    def with_power(self, power: float) -> TableLikelihood:
+        """See Likelihood."""
+        return TableLikelihood(self.sums, self.table.pow(power)).with_precision(self.precision)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """See Likelihood; a table by itself is in no file."""
+        raise NotImplementedError("only a fitted likelihood is kept")
+
     @cached_property
     def _sums_wide(self) -> Tensor:
         """Indices for gathering, which only matrices need."""

@@ -18,14 +18,14 @@ from hybridsep.core.profiles import METHODS, VQVAEKind, method_spec
 from hybridsep.evaluation.chunks import Chunks, choose_chunks
 from hybridsep.evaluation.protocols import BLIND_RULE, score_candidates, score_estimates, score_references
 from hybridsep.evaluation.rows import chunk_rows, read_rows, rows_where, write_rows
-from hybridsep.inference.search import SearchResult
+from hybridsep.inference.search import SearchResult, usual_particles
 from hybridsep.inference.selection import SELECTIONS
 from hybridsep.inference.separator import SearchOptions, Separator
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.pipeline.steps import Step
 
 # Raised when scores are added or change: what was scored before is separated and scored again.
-SCORES_VERSION = 3
+SCORES_VERSION = 4
 COURSE_CODES = 16
 KINDS: tuple[VQVAEKind, ...] = ("plain", "linear")
 
@@ -89,7 +89,7 @@ class Evaluation:
 
     def run(self, method: str, search: str = "particle", particles: int | None = None) -> Run:
         """Separate and score every chunk with one method and search, under every protocol."""
-        particles = particles or self.pipeline.profile.search.particles
+        particles = particles or usual_particles(search, self.pipeline.profile.search.particles)
         step = self._step(f"separated-{method}-{search}-{particles}", method, self.settings.seed)
 
         def make() -> dict:
@@ -134,7 +134,7 @@ class Evaluation:
             change: called as change(separator, **settings), returns the separator to run instead of the method's own.
             settings: plain values; with the name of `change` they are the key of the cache.
         """
-        particles = particles or self.pipeline.profile.search.particles
+        particles = particles or usual_particles(search, self.pipeline.profile.search.particles)
         seed = self.settings.seed if seed is None else seed
         changed = (change.__name__, settings) if change else None
         step = self._step(f"estimated-{method}-{search}-{particles}", method, seed, changed)

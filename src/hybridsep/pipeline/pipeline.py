@@ -23,7 +23,15 @@ from hybridsep.data.codes import CodeSet
 from hybridsep.data.effects import EFFECTS_VERSION
 from hybridsep.data.minislakh.render import make_minislakh
 from hybridsep.data.stems import LARGEST, MIXTURE_RMS, StemSet, build_stems, open_stems
-from hybridsep.inference.counts import CountLikelihood, count_batches, likelihood_from_tensors, merge_counts, tuned
+from hybridsep.inference.counts import (
+    CountLikelihood,
+    UnigramLikelihood,
+    count_batches,
+    likelihood_from_tensors,
+    merge_counts,
+    symmetrised,
+    tuned,
+)
 from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import Separator
 from hybridsep.inference.sums import SumLikelihood
@@ -267,7 +275,8 @@ class Pipeline:
     def likelihood_step(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Step:
         """Return where a likelihood is kept."""
         inputs = [self.stems_step(), self.vqvae_step(kind)]
-        settings = self.profile.likelihood.model_dump(mode="json", exclude={"power"})
+        counted = {"base", "symmetric", "counted_seconds"} if likelihood == "sum" else set()
+        settings = self.profile.likelihood.model_dump(mode="json", exclude={"power"} | counted)
         return self.cache.step(f"likelihood-{kind}-{likelihood}", settings, inputs=inputs)
 
     # --- inside ------------------------------------------------------------------------------------------------------------
@@ -301,7 +310,13 @@ class Pipeline:
         if self.ranks.count > 1:
             keys, counts = merge_counts(self.ranks.join_uneven(keys), self.ranks.join_uneven(counts))
         keys, counts = keys.to(self.device), counts.to(self.device)
-        return CountLikelihood.fit(keys, counts, vqvae.codebook, held_out)
+        if settings.symmetric:
+            keys, counts = symmetrised(keys, counts, self.profile.vqvae.codes)
+        if settings.base == "unigram":
+            base = UnigramLikelihood(keys, counts, self.profile.vqvae.codes)
+        else:
+            base = SumLikelihood.fit(vqvae.codebook, held_out)
+        return CountLikelihood.fit(keys, counts, base, held_out)
 
 
 def _fingerprint(folder: Path) -> list[str]:

@@ -28,6 +28,10 @@ class TabularLikelihood(Likelihood):
         """See Likelihood."""
         return self.table[mixture, first, second].log()
 
+    def with_power(self, power: float) -> TabularLikelihood:
+        """See Likelihood."""
+        return TabularLikelihood(self.table.pow(power))
+
     def to_tensors(self) -> dict[str, Tensor]:
         """See Likelihood."""
         return {"table": self.table}

@@ -19,6 +19,7 @@ from hybridsep.core.errors import HybridsepError
 
 VQVAEKind = Literal["plain", "linear"]
 LikelihoodKind = Literal["sum", "counts"]
+SearchKind = Literal["ancestral", "topk", "beam", "particle", "lass-beam", "lass-topk"]
 
 
 class Settings(BaseModel):
@@ -126,6 +127,8 @@ class LikelihoodSettings(Settings):
     """`counted_seconds` of training pairs are counted; σ, the floor and the smoothing are fitted on validation songs."""
 
     counted_seconds: float = Field(12000.0, gt=0)
+    base: Literal["sum", "unigram"] = Field("sum", description="what `counts` are smoothed towards")
+    symmetric: bool = Field(False, description="whether the counts of a pair are those of both its orders")
     fit_seconds: float = Field(300.0, gt=0, description="seconds of validation pairs that likelihoods are fitted on")
     power: float = Field(1.0, gt=0, description="λ of `counts`")
 
@@ -166,7 +169,7 @@ class EvaluationSettings(Settings):
 
     chunks: int = Field(12, ge=1)
     chunk_seconds: float = Field(3.0, gt=0)
-    searches: tuple[Literal["ancestral", "topk", "beam", "particle"], ...] = ("ancestral", "topk", "beam", "particle")
+    searches: tuple[SearchKind, ...] = ("ancestral", "topk", "beam", "particle")
     every_cell: bool = Field(
         True, description="each search by every cell, and not only by the one that the particle filter scores best with"
     )
