@@ -126,24 +126,21 @@ def likelihood_from_tensors(tensors: dict[str, Tensor]) -> Likelihood:
     Raises:
         ValueError: the tensors do not fit each other.
     """
-    codebook, keys, counts = tensors.get("codebook"), tensors.get("keys"), tensors.get("counts")
     numbers = {name: value for name, value in tensors.items() if name in NUMBERS}
     damaged = [name for name, value in numbers.items() if value.ndim or not torch.isfinite(value)]
-    if codebook is not None and (codebook.ndim != 2 or not torch.isfinite(codebook).all()):
-        damaged.append("codebook")
-    if damaged:
-        raise ValueError(f"likelihood: {' and '.join(damaged)} damaged")
-    codes = int(numbers["codes"]) if codebook is None else len(codebook)
-    counted = keys is not None and counts is not None
-    if (keys is None) != (counts is None) or counted and not (keys.shape == counts.shape and _rise(keys, codes**3)):
-        raise ValueError("likelihood: counted triples are damaged")
-    if codebook is not None:
+    base: TableLikelihood | None = None
+    if "codebook" in tensors:
+        codebook = tensors["codebook"]
+        if damaged or codebook.ndim != 2 or not torch.isfinite(codebook).all():
+            raise ValueError(f"likelihood: {' and '.join(damaged) or 'codebook'} damaged")
         base = SumLikelihood(codebook, float(numbers["sigma_squared"]), float(numbers["floor"]))
-    else:
-        base = UnigramLikelihood(keys, counts, codes)
-    if not counted:
-        return base
-    return CountLikelihood(keys, counts.long(), base, float(numbers["smoothing"]), float(numbers["power"]))
+        if not {"keys", "counts"} & set(tensors):
+            return base
+    keys, counts, codes = tensors["keys"], tensors["counts"].long(), base.codes if base else int(numbers["codes"])
+    if damaged or keys.shape != counts.shape or not _rise(keys, codes**3):
+        raise ValueError(f"likelihood: {' and '.join(damaged) or 'counted triples are'} damaged")
+    base = base or UnigramLikelihood(keys, counts, codes)
+    return CountLikelihood(keys, counts, base, float(numbers["smoothing"]), float(numbers["power"]))
 
 
 def tuned(tensors: dict[str, Tensor], tuning: Tuning) -> dict[str, Tensor]:

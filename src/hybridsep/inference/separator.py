@@ -279,7 +279,8 @@ class Separator:
 
     @cached_property
     def _untempered(self) -> Priors:
-        return self.stack if self.stack.temperature == 1 else PriorStack(self.priors, self.stack.dtype)
+        tempered = self.profile.search.temperature != 1
+        return PriorStack(self.priors, fast_dtype(self.device, self.profile.precision)) if tempered else self.stack
 
     def filters(self, options: SearchOptions) -> int:
         """Return how many particle filters of equal size share the particles: as many as `filter_particles` asks for, and divide them evenly."""

@@ -306,16 +306,15 @@ class Pipeline:
             return SumLikelihood.fit(vqvae.codebook, held_out)
         stems, label, generator = self.stems("train"), f"counting ({kind})", seeded_generator(self.profile.seed, 5)
         batches = random_triples(vqvae, stems, settings.counted_seconds, generator, label, self.ranks)
-        keys, counts = count_batches(batches, self.profile.vqvae.codes)
+        codes = self.profile.vqvae.codes
+        keys, counts = count_batches(batches, codes)
         if self.ranks.count > 1:
             keys, counts = merge_counts(self.ranks.join_uneven(keys), self.ranks.join_uneven(counts))
         keys, counts = keys.to(self.device), counts.to(self.device)
         if settings.symmetric:
-            keys, counts = symmetrised(keys, counts, self.profile.vqvae.codes)
-        if settings.base == "unigram":
-            base = UnigramLikelihood(keys, counts, self.profile.vqvae.codes)
-        else:
-            base = SumLikelihood.fit(vqvae.codebook, held_out)
+            keys, counts = symmetrised(keys, counts, codes)
+        unigram = settings.base == "unigram"
+        base = UnigramLikelihood(keys, counts, codes) if unigram else SumLikelihood.fit(vqvae.codebook, held_out)
         return CountLikelihood.fit(keys, counts, base, held_out)
 
 
