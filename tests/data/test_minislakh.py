@@ -19,6 +19,7 @@ from hybridsep.data.minislakh.composer import (
     PIANO_HIGHEST,
     PIANO_LOWEST,
     Note,
+    Part,
     compose_song,
 )
 from hybridsep.data.minislakh.render import make_minislakh, render_song, track_folder
@@ -77,7 +78,7 @@ def test_a_lost_track_is_made_again_byte_for_byte_and_no_other_is_touched(collec
 
 
 def test_another_seed_gives_other_music():
-    assert compose_song(0, 0, 10.0).bass_notes != compose_song(1, 0, 10.0).bass_notes
+    assert compose_song(0, 0, 10.0).parts["bass"].notes != compose_song(1, 0, 10.0).parts["bass"].notes
 
 
 def test_songs_are_split_disjointly_and_by_index_alone(collection):
@@ -153,25 +154,32 @@ def test_midi_files_hold_the_composed_notes(collection):
     song = compose_song(3, 0, SECONDS)
     score = symusic.Score(str(track_folder(collection, 0) / "all_src.mid"))
     notes = {track.is_drum: len(track.notes) for track in score.tracks}
-    assert notes == {False: len(song.bass_notes), True: len(song.drum_notes)}
-    assert {track.is_drum: track.program for track in score.tracks} == {False: song.bass_program, True: song.drum_kit}
+    assert notes == {False: len(song.parts["bass"].notes), True: len(song.parts["drums"].notes)}
+    assert {track.is_drum: track.program for track in score.tracks} == {
+        False: song.parts["bass"].program,
+        True: song.parts["drums"].program,
+    }
 
 
 def test_a_collection_is_varied(songs):
-    assert {song.bass_program for song in songs} == set(BASSES) == set(range(32, 40))
-    assert {song.drum_kit for song in songs} == set(KITS)
+    assert {song.parts["bass"].program for song in songs} == set(BASSES) == set(range(32, 40))
+    assert {song.parts["drums"].program for song in songs} == set(KITS)
     assert {song.style for song in songs} == set(STYLES) and len(STYLES) >= 20
     assert {song.key.split()[0] for song in songs} == set(KEYS)
     assert {song.key.split()[1] for song in songs} == set(PROGRESSIONS)
     assert {song.meter for song in songs} == {"4/4", "3/4", "6/8"}
     tempos = [song.tempo_bpm for song in songs]
     assert min(tempos) >= 70 and max(tempos) <= 180 and min(tempos) < 75 and max(tempos) > 174 and np.std(tempos) > 20
-    assert len({note.pitch for song in songs for note in song.drum_notes}) > 35
+    assert len({note.pitch for song in songs for note in song.parts["drums"].notes}) > 35
 
 
 def test_no_two_songs_share_a_bar_of_drums_and_bass(songs):
     openings = Counter(
-        tuple((round(n.start * song.tempo_bpm / 15), n.pitch) for n in song.drum_notes + song.bass_notes if n.start < 4)
+        tuple(
+            (round(n.start * song.tempo_bpm / 15), n.pitch)
+            for n in song.parts["drums"].notes + song.parts["bass"].notes
+            if n.start < 4
+        )
         for song in songs
     )
     assert max(openings.values()) == 1
@@ -179,14 +187,17 @@ def test_no_two_songs_share_a_bar_of_drums_and_bass(songs):
 
 def test_bass_lines_are_monophonic_in_range_and_follow_the_key(songs):
     for song in songs:
-        for note, after in zip(song.bass_notes, song.bass_notes[1:], strict=False):
+        for note, after in zip(song.parts["bass"].notes, song.parts["bass"].notes[1:], strict=False):
             assert note.start + note.duration <= after.start + 1e-3
-        assert all(LOWEST <= note.pitch <= HIGHEST for note in song.bass_notes)
-        assert all(0 <= n.start < song.duration and n.duration > 0 and 1 <= n.velocity <= 127 for n in song.drum_notes)
+        assert all(LOWEST <= note.pitch <= HIGHEST for note in song.parts["bass"].notes)
+        assert all(
+            0 <= n.start < song.duration and n.duration > 0 and 1 <= n.velocity <= 127
+            for n in song.parts["drums"].notes
+        )
     in_key = [
         (note.pitch - KEYS.index(song.key.split()[0])) % 12 in (0, 2, 4, 5, 7, 9, 11)
         for song in songs
-        for note in song.bass_notes
+        for note in song.parts["bass"].notes
         if song.key.endswith("major")
     ]
     assert 0.75 < np.mean(in_key) < 1.0  # the rest are passing notes and borrowed chords
@@ -194,14 +205,14 @@ def test_bass_lines_are_monophonic_in_range_and_follow_the_key(songs):
 
 def test_players_rest_for_a_few_bars_only(songs):
     for song in songs:
-        for notes in (song.bass_notes, song.drum_notes):
+        for notes in (song.parts["bass"].notes, song.parts["drums"].notes):
             starts = [0.0, *(note.start for note in notes), song.duration]
             assert np.diff(starts).max() < 7.5, (song.index, song.style)
 
 
 def test_kits_and_basses_sound_different():
     def spectrum(bank, program, key):
-        samples = hold(Strike(bank, program, key, 112, 0.0, 0.0, 0.0, 4.0, RATE)).samples[:8000]
+        samples = hold(Strike(bank, program, key, 112, RATE)).samples[:8000]
         return np.abs(np.fft.rfft(samples, 16000))
 
     basses = [spectrum(0, program, 36) for program in BASSES]
@@ -218,13 +229,13 @@ def test_the_sampler_hears_velocity_pitch_and_slides():
         spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
         return np.argmax(spectrum) * RATE / len(samples)
 
-    held = hold(Strike(0, 33, 45, 112, 0.0, 0.0, 0.0, 4.0, RATE)).samples
-    slid = hold(Strike(0, 33, 45, 112, 0.0, -5.0, 0.5, 4.0, RATE)).samples
+    held = hold(Strike(0, 33, 45, 112, RATE)).samples
+    slid = hold(Strike(0, 33, 45, 112, RATE, slide=-5.0, slide_seconds=0.5)).samples
     assert peak_hertz(held[RATE : 2 * RATE]) == pytest.approx(110, abs=3)
     assert peak_hertz(slid[RATE : 2 * RATE]) == pytest.approx(110, abs=3)
     # a fourth below, rising: the second harmonic, which is the strongest, lies between 165 and 190 Hz
     assert 155 < peak_hertz(slid[: RATE // 8]) < 195
-    soft, loud = (np.abs(np.fft.rfft(hold(Strike(0, 33, 45, v, 0.0, 0.0, 0.0, 4.0, RATE)).samples)) for v in (16, 112))
+    soft, loud = (np.abs(np.fft.rfft(hold(Strike(0, 33, 45, v, RATE)).samples)) for v in (16, 112))
     assert (soft[20000:].sum() / soft.sum()) < (loud[20000:].sum() / loud.sum())
 
 
@@ -232,8 +243,8 @@ def test_a_closing_hat_damps_the_open_one():
     song = compose_song(0, 0, 2.0)
 
     def drums(*notes):
-        sound = replace(song.drum_sound, room_wet=0.0, drive=0.0, damping=0.0)
-        return render_song(replace(song, drum_notes=notes, drum_kit=0, drum_sound=sound), RATE)["drums"]
+        sound = replace(song.parts["drums"].sound, room_wet=0.0, drive=0.0, damping=0.0)
+        return render_song(replace(song, parts={"drums": Part(notes, 0, sound)}), RATE, ("drums",))["drums"]
 
     opened, closed = Note(0.1, 0.2, 46, 100), Note(0.5, 0.1, 42, 10)
     rings, damped = drums(opened), drums(opened, closed)
@@ -255,25 +266,13 @@ def test_every_grid_fits_its_bar():
 def test_bass_and_drums_are_those_of_before_there_was_a_piano():
     """Models are trained on these songs: for the same seed they must never change unnoticed."""
     songs = [compose_song(1, index, 20.0) for index in range(30)]
-    played = [
-        (
-            s.style,
-            s.tempo_bpm,
-            s.meter,
-            s.key,
-            s.bass_program,
-            s.drum_kit,
-            s.bass_notes,
-            s.drum_notes,
-            s.bass_sound,
-            s.drum_sound,
-        )
-        for s in songs
-    ]
-    assert (
-        hashlib.sha256("".join(map(repr, played)).encode()).hexdigest()[:16] == "cf539d5d3e6b643d"
-        and COMPOSER_VERSION == 4
-    )
+    played = []
+    for s in songs:
+        bass, drums = s.parts["bass"], s.parts["drums"]
+        programs, notes, sounds = zip(*((p.program, p.notes, p.sound) for p in (bass, drums)), strict=True)
+        played.append((s.style, s.tempo_bpm, s.meter, s.key, *programs, *notes, *sounds))
+    digest = hashlib.sha256("".join(map(repr, played)).encode()).hexdigest()
+    assert digest[:16] == "cf539d5d3e6b643d" and COMPOSER_VERSION == 4
 
 
 def test_a_piano_beside_them_leaves_bass_and_drums_byte_for_byte(collection, tmp_path):
@@ -292,18 +291,21 @@ def test_a_piano_beside_them_leaves_bass_and_drums_byte_for_byte(collection, tmp
 
 
 def test_pianists_play_the_chords_of_their_songs_between_bass_and_cymbals(songs):
-    assert {song.piano_program for song in songs} == set(PIANOS)
+    assert {song.parts["piano"].program for song in songs} == set(PIANOS)
     for song in songs[:100]:
         assert all(
-            PIANO_LOWEST <= note.pitch < PIANO_HIGHEST and 0 <= note.start < song.duration for note in song.piano_notes
+            PIANO_LOWEST <= note.pitch < PIANO_HIGHEST and 0 <= note.start < song.duration
+            for note in song.parts["piano"].notes
         )
-        starts = [0.0, *(note.start for note in song.piano_notes), song.duration]
+        starts = [0.0, *(note.start for note in song.parts["piano"].notes), song.duration]
         assert np.diff(starts).max() < 13, (song.index, song.style)
-    together = [len(song.piano_notes) / len({note.start for note in song.piano_notes}) for song in songs]
+    together = [
+        len(song.parts["piano"].notes) / len({note.start for note in song.parts["piano"].notes}) for song in songs
+    ]
     in_key = [
         (n.pitch - KEYS.index(s.key.split()[0])) % 12 in (0, 2, 4, 5, 7, 9, 11)
         for s in songs
-        for n in s.piano_notes
+        for n in s.parts["piano"].notes
         if s.key.endswith("major")
     ]
     assert np.mean(in_key) > 0.85 and np.mean(together) > 1.0

@@ -30,7 +30,8 @@ from tqdm import tqdm
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import write_atomically
 from hybridsep.data.archive import CHUNK, Archive, ConnectionLost, Damaged, Member, Source, naming_damage
-from hybridsep.data.slakh import SPLITS, claim_folder, parse_metadata, read_mono, rendered_stems
+from hybridsep.data.slakh import SPLITS, parse_metadata, read_mono, rendered_stems
+from hybridsep.data.writing import claim_folder, write_table
 
 ZENODO = "https://zenodo.org/records/"
 VARIANTS = {  # address and the MD5 on record
@@ -341,8 +342,7 @@ class Sorter:
 
     def _list_rejected(self) -> None:
         rows = [(*place, reason) for place, reason in sorted(self.rejected.items())]
-        csv.writer(text := io.StringIO(), lineterminator="\n").writerows([("split", "track", "stem", "reason"), *rows])
-        write_atomically(self.out / "rejected.csv", text.getvalue().encode())
+        write_table(self.out / "rejected.csv", [("split", "track", "stem", "reason"), *rows])
 
 
 def _waiting(track: Path) -> dict[str, Path]:

@@ -9,30 +9,25 @@ Source: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPA
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import symusic
 from symusic.core import ScoreSecond, TrackSecond
-from tqdm import tqdm
 
 from hybridsep.core.errors import HybridsepError
-from hybridsep.core.files import write_atomically
 from hybridsep.data.effects import EFFECTS, apply_effect, draws
-from hybridsep.data.slakh import SPLITS, claim_folder, write_track
-from hybridsep.data.soundfont import BASSES, DRUM_BANK, FontVoice, Note, play, presets
+from hybridsep.data.slakh import SPLITS
+from hybridsep.data.soundfont import BASSES, DRUM_BANK, Note, font_voice, play, presets
 from hybridsep.data.voices import TIMBRES, colour, random_voice
+from hybridsep.data.writing import PEAK, claim_folder, in_processes, write_table, write_track
 
 #: Raised whenever the same settings would give other songs.
 RECIPE_VERSION = 1
@@ -43,7 +38,7 @@ LARGEST_FILE, MOST_NOTES, LONGEST_SONG = 4_000_000, 100_000, 3600.0  # bytes, no
 SHORTEST = 6.0  # seconds of a song
 TOGETHER = 0.5  # share of an excerpt's seconds in which both must be heard
 LEAD_IN = 1.0  # seconds played before an excerpt and cut off, so that it begins with what already sounds
-LEVEL_DBFS, LEVEL_SPREAD, PEAK = -22.0, 4.0, 0.95
+LEVEL_DBFS, LEVEL_SPREAD = -22.0, 4.0
 EFFECT_SHARE = 0.5
 
 
@@ -159,13 +154,10 @@ def make_songs(
     songs, unusable = _survey(names, recipe.seconds, workers)
     skipped = [*skipped, *unusable]
     todo = {name: [v for v in range(recipe.variants) if not _done(track_folder(out, name, v))] for name in songs}
-    todo = {name: numbers for name, numbers in todo.items() if numbers}
-    jobs = [partial(_make_tracks, out, name, names[name], numbers, recipe) for name, numbers in todo.items()]
-    for refused in _in_processes(jobs, "songs", workers):
+    jobs = [partial(_make_tracks, out, name, names[name], numbers, recipe) for name, numbers in todo.items() if numbers]
+    for refused in in_processes(jobs, "songs", workers, 4):
         skipped += refused
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([("file", "reason"), *sorted(skipped)])
-    write_atomically(out / "skipped.csv", table.getvalue().encode())
+    write_table(out / "skipped.csv", [("file", "reason"), *sorted(skipped)])
     if not songs:
         raise HybridsepError(f"no MIDI file in {midi} can be used: see {out / 'skipped.csv'}")
     folders = [track_folder(out, name, v) for name in songs for v in range(recipe.variants)]
@@ -228,15 +220,13 @@ def _notes(track: TrackSecond) -> Iterator[Note]:
     loud = _held(controls[7], starts, 100) / 100 * _held(controls[11], starts, 127) / 127
     semitones = controls[6][-1][1] if controls[6] and (0 in [value for _, value in controls[101]]) else 2
     wheel = sorted((b.time, b.value * semitones / 8192) for b in track.pitch_bends)
-    for i in np.flatnonzero(loud > 0.1).tolist():
-        start, end, key, velocity = (
-            starts[i].item(),
-            ends[i].item(),
-            int(columns["pitch"][i]),
-            int(columns["velocity"][i]),
-        )
-        bends = _bends(wheel, start, end) if wheel and not track.is_drum else ()
-        yield Note(start, end - start, key, max(1, velocity), loud[i].item() ** 2, bends)
+    rows = zip(
+        *(column.tolist() for column in (starts, ends, columns["pitch"], columns["velocity"], loud)), strict=True
+    )
+    for start, end, key, velocity, gain in rows:
+        if gain > 0.1:
+            bends = _bends(wheel, start, end) if wheel and not track.is_drum else ()
+            yield Note(start, end - start, key, max(1, velocity), gain**2, bends)
 
 
 def _held(changes: list[tuple[float, int]], times: np.ndarray, at_first: float) -> np.ndarray:
@@ -271,9 +261,10 @@ def places(song: Song, seconds: float) -> np.ndarray:
     """
     length = int(song.seconds) + 1
     heard = np.zeros((2, length), dtype=bool)
-    for row, stem, rest in ((0, "bass", 0.0), (1, "drums", 1.0)):  # a drum is heard for a second
+    for row, stem in enumerate(STEMS):
         for note in song.notes[stem]:
-            heard[row, int(note.start) : int(note.start + (rest or note.duration)) + 1] = True
+            rest = 1.0 if stem == "drums" else note.duration  # a drum is heard for a second
+            heard[row, int(note.start) : int(note.start + rest) + 1] = True
     window = min(length, max(1, round(seconds)))
     shares = np.convolve(heard.all(0), np.ones(window), "valid") / window
     if song.seconds < SHORTEST or shares.max() < TOGETHER:
@@ -293,29 +284,27 @@ def _midi_files(folder: Path) -> dict[str, Path]:
 
 def _survey(names: dict[str, Path], seconds: float, workers: int | None) -> tuple[list[str], list]:
     """Return the names of the songs that can be used, equal ones once, and (file, reason) of the rest."""
-    seen: dict[str, str] = {}
-    found, skipped = [], []
-    chunks = [list(names.items())[i : i + 50] for i in range(0, len(names), 50)]
-    for rows in _in_processes([partial(_look, chunk, seconds) for chunk in chunks], "MIDI files", workers):
-        for name, fingerprint, reason in rows:
-            if not reason and (first := seen.setdefault(fingerprint, name)) != name:
-                reason = f"the same notes as {first}"
-            skipped += [(name, reason)] if reason else []
-            found += [] if reason else [name]
-    return found, skipped
+    found: dict[str, str] = {}
+    skipped = []
+    jobs = [partial(_look, name, file, seconds) for name, file in names.items()]
+    for name, (fingerprint, reason) in zip(names, in_processes(jobs, "MIDI files", workers, 200), strict=True):
+        if not reason and fingerprint in found:
+            reason = f"the same notes as {found[fingerprint]}"
+        if reason:
+            skipped.append((name, reason))
+        else:
+            found[fingerprint] = name
+    return list(found.values()), skipped
 
 
-def _look(files: list[tuple[str, Path]], seconds: float) -> list[tuple[str, str, str]]:
-    """Return (name, fingerprint, reason why it cannot be used) of each file."""
-    rows = []
-    for name, file in files:
-        try:
-            song = read_song(name, file.read_bytes())
-            places(song, seconds)
-            rows.append((name, song.fingerprint, ""))
-        except (HybridsepError, OSError) as error:
-            rows.append((name, "", str(error)))
-    return rows
+def _look(name: str, file: Path, seconds: float) -> tuple[str, str]:
+    """Return the fingerprint of a song and the reason why it cannot be used."""
+    try:
+        song = read_song(name, file.read_bytes())
+        places(song, seconds)
+        return song.fingerprint, ""
+    except (HybridsepError, OSError) as error:
+        return "", str(error)
 
 
 # ---- variants ------------------------------------------------------------------------------------------------------
@@ -379,7 +368,7 @@ def render_variant(
             voice = random_voice(stem, variant.timbres[stem], soundfonts, sample_rate, draw)
         else:
             bank = DRUM_BANK if stem == "drums" else 0
-            voice = FontVoice(fonts[variant.soundfonts[stem]], bank, variant.programs[stem], sample_rate)
+            voice = font_voice(fonts[variant.soundfonts[stem]], bank, variant.programs[stem], sample_rate)
         notes = _heard_notes(song, variant, stem, LEAD_IN)
         samples = play(notes, voice, variant.seconds + LEAD_IN, sample_rate, stem == "drums")
         samples = samples[round(LEAD_IN * sample_rate) :]
@@ -427,29 +416,25 @@ def _make_tracks(out: Path, name: str, file: Path, numbers: list[int], recipe: R
         except HybridsepError as error:
             refused.append((f"{name} variant {number}", str(error)))
             continue
-        mix = np.add.reduce(list(stems.values()))
-        gain = min(1.0, PEAK / float(np.abs(mix).max()))
-        places = {f"S{i:02d}": stem for i, stem in enumerate(STEMS)}
-        audio = {**{f"stems/{place}": stems[stem] for place, stem in places.items()}, "mix": mix * gain}
-        metadata = _describe(song, variant, gain, places)
-        write_track(track_folder(out, name, number), audio, recipe.sample_rate, {}, metadata)
+        describe = partial(_describe, song, variant)
+        write_track(track_folder(out, name, number), list(stems.values()), recipe.sample_rate, {}, describe)
     return refused
 
 
-def _describe(song: Song, variant: Variant, mix_gain: float, places: dict[str, str]) -> dict:
+def _describe(song: Song, variant: Variant, _: float) -> dict:
     """Return metadata with Slakh2100's keys and the variant, from which it can be played again."""
     stems = {
-        place: {
-            "audio_rendered": True, "midi_saved": False, "inst_class": STEMS[stem], "is_drum": stem == "drums",
+        f"S{i:02d}": {
+            "audio_rendered": True, "midi_saved": False, "inst_class": inst_class, "is_drum": stem == "drums",
             "program_num": variant.programs[stem], "plugin_name": variant.timbres[stem] or variant.soundfonts[stem],
             "integrated_loudness": variant.levels[stem],
         }
-        for place, stem in places.items()
+        for i, (stem, inst_class) in enumerate(STEMS.items())
     }  # fmt: skip
     return {
-        "audio_dir": "stems", "midi_dir": "MIDI", "lmd_midi_dir": None, "normalized": True, "overall_gain": mix_gain,
-        "stems": stems, "variant": {**asdict(variant), "notes": song.fingerprint, "recipe": RECIPE_VERSION},
-    }  # fmt: skip
+        "stems": stems,
+        "variant": {**asdict(variant), "notes": song.fingerprint, "recipe": RECIPE_VERSION},
+    }
 
 
 def _done(folder: Path) -> bool:
@@ -470,14 +455,3 @@ def _check(recipe: Recipe) -> None:
         if not font.is_file():
             raise HybridsepError(f"no SoundFont at {font}")
         presets(font)
-
-
-def _in_processes(jobs: Sequence[Callable], what: str, workers: int | None) -> Iterator:
-    """Call `jobs`, in several processes where it pays, and yield what they return in their order."""
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    if workers > 1 and len(jobs) >= 4:
-        # joblib starts fresh processes: a fork would freeze on the caller's threads (torch)
-        results = joblib.Parallel(workers, return_as="generator")(joblib.delayed(job)() for job in jobs)
-    else:
-        results = (job() for job in jobs)
-    yield from tqdm(results, total=len(jobs), desc=what, disable=not jobs)

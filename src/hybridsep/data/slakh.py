@@ -1,4 +1,4 @@
-"""Reader and writer of song collections in the layout of Slakh2100: MiniSlakh, Slakh2100-redux and BabySlakh alike.
+"""Reader of song collections in the layout of Slakh2100: MiniSlakh, Slakh2100-redux and BabySlakh alike.
 
     ROOT/{train,validation,test}/TrackNNNNN/{metadata.yaml, stems/SNN.flac, mix.flac}
 
@@ -6,9 +6,6 @@ BabySlakh keeps its tracks directly under ROOT and its stems as .wav; all of the
 Source: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA).
 """
 
-import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
@@ -149,19 +146,19 @@ def _read_track(path: Path, split: str) -> Track:
     except FileNotFoundError:
         raise HybridsepError(f"{path} is no track: it has no metadata.yaml") from None
     # `audio_dir` is not followed: redux writes the track's name before it, but the files lie in TrackNNNNN/stems everywhere.
-    stems = [_read_stem(path / "stems", name, metadata["stems"][name]) for name in sorted(rendered_stems(metadata))]
+    stems = (_read_stem(path / "stems", name, metadata["stems"][name]) for name in sorted(rendered_stems(metadata)))
     return Track(path.name, split, path, tuple(stem for stem in stems if stem), metadata)
 
 
 def _read_stem(folder: Path, name: str, entry: Mapping) -> Stem | None:
     """Return one stem of metadata.yaml, or None if it is not there."""
-    audio = [path for path in (folder / f"{name}.flac", folder / f"{name}.wav") if path.is_file()]
-    if not audio:
-        return None
+    audio = next((path for path in (folder / f"{name}.flac", folder / f"{name}.wav") if path.is_file()), None)
     program, plugin = entry.get("program_num"), entry.get("plugin_name")
     program = program if isinstance(program, int) else None
     plugin = None if plugin in (None, "None") else str(plugin)
-    return Stem(name, audio[0], entry["inst_class"], bool(entry.get("is_drum", False)), program, plugin)
+    if audio is None:
+        return None
+    return Stem(name, audio, entry["inst_class"], bool(entry.get("is_drum", False)), program, plugin)
 
 
 def read_mono(path: Path, sample_rate: int) -> np.ndarray:
@@ -181,53 +178,3 @@ def read_mono(path: Path, sample_rate: int) -> np.ndarray:
         shared = gcd(rate, sample_rate)
         mono = resample_poly(mono, sample_rate // shared, rate // shared)
     return mono.astype(np.float32)
-
-
-def claim_folder(out: Path, file: str, settings: dict) -> None:
-    """Write what songs are made with beside them, or hold it against what is there.
-
-    Raises:
-        HybridsepError: `out` holds songs made with other settings, or by another command.
-    """
-    path = out / file
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text())
-        except ValueError:
-            raise HybridsepError(f"{path} is damaged: remove it or choose another folder") from None
-        if there != settings:
-            raise HybridsepError(
-                f"{out} holds songs made with {there}, not {settings}: choose another folder or remove it"
-            )
-        return
-    if any((out / split).exists() for split in SPLITS):
-        raise HybridsepError(f"{out} holds songs that another command made: choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def write_track(
-    target: Path, audio: Mapping[str, np.ndarray], sample_rate: int, scores: Mapping, metadata: dict
-) -> None:
-    """Make one track in a temporary folder and move it into place whole.
-
-    Args:
-        audio: mono float32 [samples] by names such as "mix" and "stems/S00"; written as 16-bit FLAC.
-        scores: symusic scores by names such as "MIDI/S00".
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        (work / "stems").mkdir()
-        (work / "MIDI").mkdir()
-        for name, samples in audio.items():
-            soundfile.write(work / f"{name}.flac", samples, sample_rate, subtype="PCM_16", format="FLAC")
-        for name, score in scores.items():
-            score.dump_midi(str(work / f"{name}.mid"))
-        text = yaml.safe_dump(metadata, sort_keys=True, default_flow_style=False)
-        (work / "metadata.yaml").write_text(text, encoding="utf-8")
-        work.chmod(0o755)  # mkdtemp's folders are closed to other users
-        shutil.rmtree(target, ignore_errors=True)
-        work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -22,7 +22,7 @@ from hybridsep.core.errors import HybridsepError
 DRUM_BANK = 128
 BASSES = range(32, 40)  # General MIDI programs, counted from 0
 LONGEST_NOTE = 4.0  # seconds
-LENGTHS = (0.6, 1.2, 2.4, 4.8, 9.6)  # seconds; tones come in few lengths so that notes can share them
+LENGTHS = (0.6, 1.2, 2.4, 4.8, 9.6)  # seconds
 
 # SoundFont 2.04 generators (section 8.1.2) that the sampler obeys, with their defaults.
 _DEFAULTS = {
@@ -44,11 +44,11 @@ class Strike:
     program: int
     key: int
     velocity: int
-    tuning: float
-    slide: float
-    slide_seconds: float
-    seconds: float
     rate: int
+    seconds: float = LONGEST_NOTE
+    tuning: float = 0.0
+    slide: float = 0.0
+    slide_seconds: float = 0.0
     soundfont: Path | None = None
     bends: tuple[tuple[float, float], ...] = ()
     change: tuple[tuple[int, int], ...] = ()
@@ -82,17 +82,16 @@ def load_soundfont(file: Path | None = None) -> SoundFont:
         HybridsepError: no SoundFont.
     """
     file = file or own_soundfont()
-    try:
-        with file.open("rb") as opened:
-            data = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-        if data[:4] != b"RIFF" or data[8:12] != b"sfbk":
+    with file.open("rb") as opened:
+        head = opened.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"sfbk":
             raise HybridsepError(f"{file} is no SoundFont: expected an .sf2 file, which begins with RIFF and sfbk")
-        return _read_tables(dict(_riff_chunks(data)))
+        data = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        return _read_tables(dict(_riff_chunks(data, 12, len(data))))
     except KeyError as missing:
         raise HybridsepError(f"{file} is no whole SoundFont: it lacks {missing}") from None
     except (struct.error, IndexError, ValueError) as error:
-        if isinstance(error, HybridsepError):
-            raise
         raise HybridsepError(f"{file} is no SoundFont that can be played: {error}") from None
 
 
@@ -120,9 +119,8 @@ def presets(soundfont: Path) -> dict[str, list[int]]:
         "all": sorted(p for bank, p in known if bank == 0),
     }
     if not found["bass"] or not found["drums"]:
-        raise HybridsepError(
-            f"{soundfont} has no General MIDI basses (bank 0, programs 32 to 39) or no drum kit (bank 128)"
-        )
+        lacking = "no General MIDI basses (bank 0, programs 32 to 39) or no drum kit (bank 128)"
+        raise HybridsepError(f"{soundfont} has {lacking}")
     return found
 
 
@@ -139,9 +137,8 @@ def own_soundfont() -> Path:
     return Path(package.origin).parent / "TimGM6mb.sf2"
 
 
-def _riff_chunks(data: memoryview, start: int = 12, end: int | None = None) -> Iterable[tuple[str, memoryview]]:
+def _riff_chunks(data: memoryview, start: int, end: int) -> Iterable[tuple[str, memoryview]]:
     """Yield the named leaf chunks of a RIFF file."""
-    end = len(data) if end is None else end
     while start + 8 <= end:
         name, size = struct.unpack_from("<4sI", data, start)
         if name == b"LIST":
@@ -213,26 +210,24 @@ def _play_layer(font: SoundFont, sample: int, zone: dict, strike: Strike) -> np.
     # Twice the rate, then halved by a proper low-pass: samples of 44.1 kHz would alias otherwise.
     speed = sample_rate / (2 * rate) * 2.0 ** (semitones / 12)
     looped = zone[54] in (1, 3) and loop_end - loop_begin > 8 and begin <= loop_begin and loop_end <= end
-    loop = loop_end - loop_begin if looped else 0
     begin += max(0, min(zone[0] + 32768 * zone[4], loop_begin - begin if looped else (end - begin) // 2))
-    count = min(
-        round(2 * rate * min(strike.seconds, _life(zone))),
-        2**31 if loop or slide or strike.bends else int((end - begin - 1) / speed),
-    )
+    wheeled = slide or strike.bends
+    count = round(2 * rate * min(strike.seconds, _life(zone)))
+    if not (looped or wheeled):
+        count = min(count, int((end - begin - 1) / speed))
     if count < 2 or end - begin < 2:
         return np.zeros(1, dtype=np.float32)
     times = np.arange(count) / (2 * rate)
-    if slide or strike.bends:
-        bend = (
-            slide * np.clip(1 - times / strike.slide_seconds, 0, 1)
-            if slide
-            else np.interp(times, *np.transpose(strike.bends))
-        )
+    place = speed * np.arange(count)
+    if wheeled:
+        if slide:
+            bend = slide * np.clip(1 - times / strike.slide_seconds, 0, 1)
+        else:
+            bend = np.interp(times, *np.transpose(strike.bends))
         place = np.concatenate([[0.0], np.cumsum(speed * 2.0 ** (bend[:-1] / 12))])
-    else:
-        place = speed * np.arange(count)
-    if loop:
-        place = np.where(place < loop_end - begin, place, loop_begin - begin + (place - (loop_begin - begin)) % loop)
+    if looped:
+        first, loop = loop_begin - begin, loop_end - loop_begin
+        place = np.where(place < loop_end - begin, place, first + (place - first) % loop)
     else:
         place = place[place < end - begin - 1]
     whole = place.astype(np.int64)
@@ -319,30 +314,39 @@ class Note(NamedTuple):
 Voice = Callable[[int, int, float, tuple[tuple[float, float], ...]], Tone | None]
 
 
-@dataclass(frozen=True)
-class FontVoice:
-    """A preset of a SoundFont at `rate` Hz; `change` and `tuning` as in Strike."""
+def font_voice(
+    soundfont: Path, bank: int, program: int, rate: int, change: tuple[tuple[int, int], ...] = (), tuning: float = 0.0
+) -> Voice:
+    """Return the voice of a preset at `rate` Hz; `change` and `tuning` as in Strike."""
 
-    soundfont: Path
-    bank: int
-    program: int
-    rate: int
-    change: tuple[tuple[int, int], ...] = ()
-    tuning: float = 0.0
-
-    def __call__(self, key: int, velocity: int, seconds: float, bends: tuple[tuple[float, float], ...]) -> Tone | None:
-        strike = Strike(
-            self.bank, self.program, key, velocity, self.tuning, 0.0, 0.0, seconds, self.rate, self.soundfont, bends,
-            self.change,
-        )  # fmt: skip
+    def voice(key: int, velocity: int, seconds: float, bends: tuple[tuple[float, float], ...]) -> Tone | None:
+        slide = (0.0, 0.0)
         try:
-            return hold.__wrapped__(strike)
+            return hold.__wrapped__(
+                Strike(bank, program, key, velocity, rate, seconds, tuning, *slide, soundfont, bends, change)
+            )
         except HybridsepError:
             return None
 
+    return voice
 
-def play(notes: Iterable[Note], voice: Voice, seconds: float, rate: int, drums: bool) -> np.ndarray:
+
+def play(
+    notes: Iterable[Note],
+    voice: Voice,
+    seconds: float,
+    rate: int,
+    drums: bool,
+    lengths: tuple[float, ...] = LENGTHS,
+    stretch: float = 1.0,
+    damping: float = 0.0,
+) -> np.ndarray:
     """Add up the notes of one part; drums ring on after their note-offs, and a closing hat damps the open one.
+
+    Args:
+        lengths: seconds that tones come in, so that notes can share them.
+        stretch: how much longer a tone is at least than its note, a factor.
+        damping: seconds of an extra exponential decay on every note; 0 for none.
 
     Returns:
         mono float32 [seconds * rate].
@@ -352,13 +356,15 @@ def play(notes: Iterable[Note], voice: Voice, seconds: float, rate: int, drums: 
     voice = lru_cache(maxsize=None)(voice)
     for note in notes:
         start, layer = round(note.start * rate), min(120, 16 + 32 * (note.velocity // 32))
-        needed = LONGEST_NOTE if drums else next((s for s in LENGTHS if s > note.duration + 0.3), LENGTHS[-1])
-        tone = voice(note.key, layer, needed, note.bends)
+        longer = (s for s in lengths if s > stretch * note.duration + 0.3)
+        tone = voice(note.key, layer, LONGEST_NOTE if drums else next(longer, lengths[-1]), note.bends)
         if tone is None or start >= len(out):
             continue
         samples = tone.samples * np.float32(note.gain * (note.velocity / 127) ** 2)
         if not drums:
             samples = release(samples, round(note.duration * rate), tone.release, rate)
+        if damping:
+            samples = samples * np.exp(np.arange(len(samples), dtype=np.float32) / np.float32(-damping * rate))
         if tone.exclusive in ringing:
             choke(out, *ringing[tone.exclusive], start, rate)
         samples = samples[: len(out) - start]

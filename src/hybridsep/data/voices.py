@@ -16,7 +16,7 @@ from numpy.random import Generator
 from scipy.signal import lfilter, sosfilt
 
 from hybridsep.data.effects import as_loud_as, high_pass, low_pass, reverberate, tilt
-from hybridsep.data.soundfont import DRUM_BANK, FontVoice, Tone, Voice, presets
+from hybridsep.data.soundfont import DRUM_BANK, Tone, Voice, font_voice, presets
 
 #: Ways to draw a timbre, by stem; see `random_voice`.
 TIMBRES = {
@@ -62,7 +62,7 @@ def random_voice(stem: str, kind: str, soundfonts: tuple[Path, ...], rate: int, 
         return _synthesised(sound, rate, draw, draw.uniform(0.001, 0.015), 0)
     font = soundfonts[draw.integers(len(soundfonts))]
     programs = [p for p in OTHERS if kind == "other" and p in presets(font)["all"]] or presets(font)["bass"]
-    voice = FontVoice(font, 0, int(draw.choice(programs)), rate, _change(draw, 1500))
+    voice = font_voice(font, 0, int(draw.choice(programs)), rate, _change(draw, 1500))
     if kind == "layered":
         second = random_voice(stem, str(draw.choice(("changed", "other", "oscillators"))), soundfonts, rate, draw)
         return _layered(voice, second, draw.uniform(0.3, 1.0))
@@ -107,7 +107,7 @@ def _layered(first: Voice, second: Voice, share: float) -> Voice:
 def _drum(group: str, kind: str, soundfonts: tuple[Path, ...], rate: int, draw: Generator) -> Voice:
     """Draw the voice of a group of keys, up to 4 dB softer or louder than it was."""
     one, two = (
-        FontVoice(
+        font_voice(
             font, DRUM_BANK, int(draw.choice(presets(font)["drums"])), rate, _change(draw, 200), draw.uniform(-4, 4)
         )
         for font in (soundfonts[i] for i in draw.integers(len(soundfonts), size=2))

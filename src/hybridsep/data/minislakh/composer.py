@@ -70,8 +70,17 @@ class Sound:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one player plays, on which General MIDI program or drum kit, and how it is rendered."""
+
+    notes: tuple[Note, ...]
+    program: int
+    sound: Sound
+
+
+@dataclass(frozen=True)
 class Song:
-    """A composed song. Tempo in quarters per minute; `duration` in seconds; `key` like "Eb dorian"."""
+    """A composed song: "bass", "drums" and "piano". Tempo in quarters per minute, `duration` in seconds, `key` like "Eb dorian"."""
 
     index: int
     seed: int
@@ -80,15 +89,7 @@ class Song:
     tempo_bpm: float
     meter: str
     key: str
-    bass_program: int
-    drum_kit: int
-    bass_notes: tuple[Note, ...]
-    drum_notes: tuple[Note, ...]
-    bass_sound: Sound
-    drum_sound: Sound
-    piano_program: int
-    piano_notes: tuple[Note, ...]
-    piano_sound: Sound
+    parts: dict[str, Part]
 
 
 @dataclass(frozen=True)
@@ -217,15 +218,15 @@ def compose_song(seed: int, index: int, seconds: float) -> Song:
         drums += [] if "drums" in bar.rests else _perform(hits, number, feel, bar.intensity, rng)
         line = _play_bass(bar, feel, kicks, tonic, SCALES[mode], rng)
         bass += [] if "bass" in bar.rests else _perform(line, number, feel, bar.intensity, rng)
-    sounds = _draw_sound("bass", rng), _draw_sound("drums", rng)
+    parts = {
+        "bass": Part(_one_at_a_time(bass, seconds), bass_program, _draw_sound("bass", rng)),
+        "drums": Part(_within(drums, seconds), drum_kit, _draw_sound("drums", rng)),
+    }
     # The piano came later: dice of its own leave the other parts as they were.
     rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(index, 2)))
-    piano_program = int(rng.choice(list(PIANOS)))
-    piano = _within(_play_piano(bars, feel, tonic, rng), seconds)
-    return Song(
-        index, seed, float(seconds), name, tempo, style.meter, f"{KEYS[tonic]} {mode}", bass_program, drum_kit,
-        _one_at_a_time(bass, seconds), _within(drums, seconds), *sounds, piano_program, piano, _draw_sound("piano", rng),
-    )  # fmt: skip
+    program = int(rng.choice(list(PIANOS)))
+    parts["piano"] = Part(_within(_play_piano(bars, feel, tonic, rng), seconds), program, _draw_sound("piano", rng))
+    return Song(index, seed, float(seconds), name, tempo, style.meter, f"{KEYS[tonic]} {mode}", parts)
 
 
 def _cross_over(style: Style, rng: Generator) -> Style:
