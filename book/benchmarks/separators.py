@@ -7,10 +7,10 @@ from timing import Options
 from torch import Tensor, nn
 
 from hybridsep.core.device import default_device, fast_dtype, seeded_generator
+from hybridsep.core.level import MIXTURE_RMS
 from hybridsep.core.profiles import LikelihoodKind, Profile, load_profile
 from hybridsep.data.minislakh.composer import compose_song
 from hybridsep.data.minislakh.render import render_song
-from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import Separator

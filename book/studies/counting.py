@@ -6,8 +6,8 @@ import pandas as pd
 import torch
 from study import Study, main
 
+from hybridsep.core.level import MIXTURE_RMS
 from hybridsep.core.profiles import method_spec
-from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.evaluation.chunks import Chunks
 from hybridsep.inference.counts import CountLikelihood
 from hybridsep.models.vqvae import VQVAE

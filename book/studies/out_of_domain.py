@@ -19,12 +19,12 @@ import torch
 from study import Study, main, sources_of
 from tqdm import tqdm
 
+from hybridsep.core.level import MIXTURE_RMS
 from hybridsep.data.effects import EFFECTS, apply_effect, as_loud_as, draws
 from hybridsep.data.minislakh.composer import COMPOSER_VERSION, compose_song
 from hybridsep.data.minislakh.render import render_song
 from hybridsep.data.slakh import read_tracks
 from hybridsep.data.soundfont import own_soundfont
-from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.evaluation.chunks import Chunks, pair_sources
 from hybridsep.evaluation.comparisons import interval_columns, song_values
 from hybridsep.models.prior import nats_per_code

@@ -243,6 +243,10 @@ def main() -> None:
     except HybridsepError as error:
         print(f"hybridsep: {error}", file=sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        extra = "book" if sys.argv[1:2] == ["book"] else "data"
+        print(f"hybridsep: this needs {error.name}: pip install 'hybridsep[{extra}]'", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         print(f"hybridsep: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
         sys.exit(1)

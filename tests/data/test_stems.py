@@ -11,9 +11,10 @@ import torch
 from tiny import seeded
 
 from hybridsep.core.errors import HybridsepError
+from hybridsep.core.level import MIXTURE_RMS
 from hybridsep.data.minislakh.render import make_minislakh
 from hybridsep.data.slakh import load_source, read_tracks
-from hybridsep.data.stems import FULL_SCALE, LARGEST, MIXTURE_RMS, StemSet, build_stems, mix, open_stems
+from hybridsep.data.stems import FULL_SCALE, LARGEST, StemSet, build_stems, mix, open_stems
 from hybridsep.evaluation.chunks import choose_chunks
 
 RATE = 8000

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hybridsep.core.errors import HybridsepError
+from hybridsep.core.level import MIXTURE_RMS
 from hybridsep.data.codes import draw_places
 from hybridsep.data.effects import draws, vary
 from hybridsep.data.slakh import load_source, read_tracks, track_sources
@@ -26,7 +27,6 @@ from hybridsep.data.slakh import load_source, read_tracks, track_sources
 FULL_SCALE = 16383.0
 LARGEST = 2.0
 SAMPLE = "<i2"
-MIXTURE_RMS = 0.1
 # Share of random pairs that come from one place of one song.
 SAME_SONG_SHARES = {"same-song": 0.5, "random": 0.0}
 

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from hybridsep.core.device import default_device, fast_dtype, seeded_generator
 from hybridsep.core.errors import HybridsepError
+from hybridsep.core.level import MIXTURE_RMS
 from hybridsep.core.profiles import Profile
-from hybridsep.data.stems import MIXTURE_RMS
 from hybridsep.inference.audio import Audio, filled, of_length, resampled
 from hybridsep.inference.counts import likelihood_from_tensors
 from hybridsep.inference.decoder import PriorStack

@@ -16,13 +16,14 @@ from hybridsep.core.device import Module, default_device, dtype_name, fast_dtype
 from hybridsep.core.distributed import ALONE, Ranks, ranks_here
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import SUMS, load_weights, write_atomically
+from hybridsep.core.level import MIXTURE_RMS
 from hybridsep.core.profiles import METHODS, LikelihoodKind, Profile, VQVAEKind, config_hash, method_spec
 from hybridsep.core.provenance import provenance
 from hybridsep.core.records import RECORDS
 from hybridsep.data.codes import CodeSet
 from hybridsep.data.effects import EFFECTS_VERSION
 from hybridsep.data.minislakh.render import make_minislakh
-from hybridsep.data.stems import LARGEST, MIXTURE_RMS, StemSet, build_stems, open_stems
+from hybridsep.data.stems import LARGEST, StemSet, build_stems, open_stems
 from hybridsep.inference.counts import (
     CountLikelihood,
     UnigramLikelihood,
