@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from notebooks import definitions
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.inference.markov import MarkovPriors
@@ -19,8 +20,8 @@ from hybridsep.inference.search import (
     top_k,
 )
 from hybridsep.kernels.resampling import stay_in_place, systematic_resampling
-from hybridsep.report.toy import TabularLikelihood
 
+TabularLikelihood = definitions("07_search").TabularLikelihood
 K = 3
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SOUNDS = """
 import numpy as np
-from hybridsep.report.players import audio_player, player_table, stem_player
+from hybridsep.report.players import player_table, stem_player
 rate, t = 22050, np.arange(3 * 22050) / 22050
 bass = 0.6 * np.sin(2 * np.pi * 110 * t) * (1 + np.sin(2 * np.pi * 2 * t)) / 2
 drums = 0.7 * np.random.default_rng(0).normal(0, 0.3, t.size) * np.exp(-8 * (t % 0.5))

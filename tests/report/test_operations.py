@@ -1,12 +1,12 @@
 """Operations counted without data are those of a real training step."""
 
 import torch
+from notebooks import definitions
 from ranks import stems
 from tiny import seeded, tiny_prior, tiny_profile, tiny_vqvae
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridsep.data.codes import CodeSet
-from hybridsep.report.operations import training_operations
 from hybridsep.training.codec import VQVAETask
 from hybridsep.training.prior import PriorTask
 
@@ -17,7 +17,7 @@ def test_operations_without_data_are_those_of_a_real_training_step():
         VQVAETask(tiny_vqvae().train(), stems(), 4.0, torch.float32),
         PriorTask(tiny_prior(), CodeSet(songs), 1, torch.float32),
     ]
-    counted = training_operations(tiny_profile())
+    counted = definitions("10_reproduce").training_operations(tiny_profile())
     for task, row in zip(tasks, counted.itertuples(), strict=True):
         with FlopCounterMode(display=False) as counter:
             task.step(3, seeded()).loss.backward()

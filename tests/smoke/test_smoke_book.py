@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 import smoke_reference
 from browser import WIDGET_HOSTS, check_links, check_page, check_weight, page_paths, seconds_to_read, serve
+from notebooks import definitions
 
 from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.evaluation.rows import COLUMNS
 from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.report.build import build_book, execute_notebook
-from hybridsep.report.explorer import explorer
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted(path.stem for path in (ROOT / "book").glob("*.ipynb"))
@@ -176,7 +176,7 @@ def test_menus_of_the_explorer_choose_kept_sounds_without_a_kernel(book):
 
 
 def test_explorer_separates_on_the_spot(book):
-    box = explorer(Evaluation(Pipeline(load_profile("smoke"), book.root / "runs")), 1)
+    box = definitions("explorer").explorer(Evaluation(Pipeline(load_profile("smoke"), book.root / "runs")), 1)
     controls = {child.description: child for child in box.children if hasattr(child, "description")}
     made = []
     for search in ("particle", "beam"):

@@ -25,8 +25,3 @@ def repository_root() -> Path:
 def runs_root() -> Path:
     """Return the folder of trained models and results: HYBRIDSEP_RUNS, else `runs/` in the repository."""
     return Path(os.environ.get("HYBRIDSEP_RUNS") or repository_root() / "runs")
-
-
-def trains_anew() -> bool:
-    """Return whether chapters train anew the models that come along: environment variable HYBRIDSEP_TRAIN."""
-    return bool(os.environ.get("HYBRIDSEP_TRAIN"))

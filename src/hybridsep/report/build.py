@@ -26,6 +26,7 @@ from tqdm import tqdm
 import hybridsep
 from hybridsep.core.errors import HybridsepError
 from hybridsep.report.api import fill_stubs
+from hybridsep.report.templates import render
 
 KERNEL_NAME = "hybridsep-book"
 _EXECUTION = {"kernel_name": KERNEL_NAME, "language": "python", "progress_bar": False}
@@ -33,14 +34,6 @@ _EXECUTION = {"kernel_name": KERNEL_NAME, "language": "python", "progress_bar": 
 PARAMETER_TAGS = {"parameters", "injected-parameters"}
 MAX_PAGE_BYTES = 6_000_000
 MAX_SITE_BYTES = 60_000_000
-_FRONT_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<title>hybridsep</title>
-<link rel="icon" href="_static/favicon.svg">
-<meta http-equiv="refresh" content="0; url={target}">
-<p><a href="{target}">To the book</a></p>
-"""
 
 
 class BookError(HybridsepError):
@@ -156,7 +149,7 @@ def build_html(root: Path) -> Path:
         _add_mathjax(typeset)
         # The bare tag that jupyter-book leaves here names no icon, so a browser would ask for one that is not there.
         target = f"{parse_toc_yaml(executed / '_toc.yml').root.docname}.html"
-        (typeset / "index.html").write_text(_FRONT_PAGE.format(target=target), encoding="utf-8")
+        (typeset / "index.html").write_text(render("front.html", target=target), encoding="utf-8")
         _check_weight(typeset)
         shutil.rmtree(site, ignore_errors=True)
         typeset.rename(site)

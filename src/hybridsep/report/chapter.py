@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -23,7 +22,7 @@ from hybridsep.inference.wiener import wiener
 from hybridsep.pipeline.evaluate import Evaluation, Run
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.pipeline.steps import Step
-from hybridsep.report import runs_root, trains_anew
+from hybridsep.report import runs_root
 from hybridsep.report.figures import PALETTE, WIDTH, number, use_style
 from hybridsep.report.players import stem_player
 
@@ -56,10 +55,8 @@ def open_book(profile: str) -> tuple[Pipeline, Evaluation]:
 
 @functools.lru_cache
 def _pipeline(profile: str) -> Pipeline:
-    return Pipeline(load_profile(profile), runs_root(), records=None if trains_anew() else RECORDS)
-
-
-# --- numbers for the prose -------------------------------------------------------------------------------------------------
+    anew = bool(os.environ.get("HYBRIDSEP_TRAIN"))  # set by `make book TRAIN=1`
+    return Pipeline(load_profile(profile), runs_root(), records=None if anew else RECORDS)
 
 
 def publish(**values: Any) -> None:
@@ -75,31 +72,29 @@ def publish(**values: Any) -> None:
 
 
 class _Quoted(str):
-    """Text that `glue` stores in plain quotes: bare, "+0.50" would be read as a number and lose its sign; repr would escape spaces."""
-
-    __slots__ = ()
+    """Text that `glue` stores in plain quotes: bare, "+0.50" would lose its sign as a number; repr would escape spaces."""
 
     def __repr__(self) -> str:
         return f"'{self}'"
 
 
 def signed(value: float, decimals: int = 2) -> str:
-    """A difference, with its sign; none before what rounds to zero."""
+    """Return a difference with its sign; none before what rounds to zero."""
     return ("+" if round(float(value), decimals) > 0 else "") + number(float(value), decimals)
 
 
 def p_value(p: float) -> str:
-    """A p-value for a table: "0.012", or "< 0.001" where it would round to zero."""
+    """Return a p-value for a table: "0.012", or "< 0.001" where it would round to zero."""
     return "< 0.001" if p < 0.001 else number(float(p), 3)
 
 
 def p_relation(p: float) -> str:
-    """A p-value for a sentence: "p = 0.012" or "p < 0.001"."""
+    """Return a p-value for a sentence: "p = 0.012" or "p < 0.001"."""
     return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
 
 
 def mean_std(values: Iterable[float], decimals: int = 2) -> str:
-    """Mean ± standard deviation over chunks, NaN left out; a dash where nothing is left."""
+    """Return mean ± standard deviation over chunks, NaN left out; a dash where nothing is left."""
     found = np.asarray([v for v in values if np.isfinite(v)], dtype=float)
     if not found.size:
         return "–"
@@ -108,22 +103,19 @@ def mean_std(values: Iterable[float], decimals: int = 2) -> str:
 
 
 def minutes(seconds: float) -> str:
-    """A duration for people: "42 s" or "3.4 min"."""
+    """Return a duration for people: "42 s" or "3.4 min"."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------------
-
-
 def chunk_values(table: pd.DataFrame, **where: str) -> np.ndarray:
-    """`song_values` as an array: one value per chunk, and there is one chunk of each song."""
+    """Return `song_values` as an array: one value per chunk, and there is one chunk of each song."""
     return song_values(table, **where).to_numpy()
 
 
 def score_table(
     rows: pd.DataFrame, index: Mapping[str, str], columns: Mapping[str, Mapping[str, str]], key: str, title: str
 ) -> pd.DataFrame:
-    """Table of "mean ± std" over chunks.
+    """Return a table of "mean ± std" over chunks.
 
     Args:
         rows: scores, in the columns of evaluation.csv.
@@ -140,7 +132,7 @@ def score_table(
 
 
 def sdr_columns(names: Sequence[str], **where: str) -> dict[str, dict[str, str]]:
-    """One column of SDR for each source, for `score_table`."""
+    """Return one column of SDR for each source, for `score_table`."""
     return {f"{name} (dB)": {"metric": "sdr", "source": name, **where} for name in names}
 
 
@@ -150,67 +142,59 @@ def provenance_line(
     spread: str = "mean ± standard deviation over chunks",
     reference: str = "the real sources",
 ) -> str:
-    """What a reader needs to judge a table of scores: n, spread, reference and hardware."""
+    """Return what a reader needs to judge a table of scores: n, spread, reference and hardware."""
     chunks = evaluation.chunks
     sample = f"n = {len(chunks)} chunks of {chunks.sources.shape[-1] / chunks.sample_rate:.2g} s, one per test song"
     return "; ".join([sample, spread, f"reference: {reference}", *facts, made_with(evaluation.pipeline)]) + "."
 
 
 def made_with(pipeline: Pipeline) -> str:
-    """Profile, commits and hardware of the finished steps of a run."""
-    records = [step.record for step in latest_steps(pipeline)]
+    """Return profile, commits and hardware of the finished steps of a run."""
+    return f"profile {pipeline.profile.name}, {_origin(latest_steps(pipeline))}"
+
+
+def _origin(steps: Iterable[Step]) -> str:
+    records = [step.record for step in steps]
     known = {key: ", ".join(dict.fromkeys(r[key] for r in records if key in r)) for key in ("hardware", "commit")}
-    return f"profile {pipeline.profile.name}, commit {known['commit'] or 'unknown'}, {known['hardware'] or 'hardware unknown'}"
+    return f"commit {known['commit'] or 'unknown'}, {known['hardware'] or 'hardware unknown'}"
 
 
 def typical_chunk(run: Run) -> int:
-    """Index of the chunk whose blind, refined SDR is the median: neither a lucky nor an unlucky example."""
+    """Return the index of the chunk whose blind, refined SDR is the median: neither a lucky nor an unlucky example."""
     scores = chunk_values(run.rows, **BLIND, refine="wiener")
     return int(np.argsort(scores)[len(scores) // 2])
 
 
-# --- steps -----------------------------------------------------------------------------------------------------------------
-
-
 def history(step: Step) -> pd.DataFrame:
-    """Training curves of a finished step."""
+    """Read the training curves of a finished step."""
     return pd.read_csv(step.folder / "history.csv")
 
 
 def latest_steps(pipeline: Pipeline) -> list[Step]:
-    """The newest finished step of each name, oldest first: what other settings left in the folder does not count."""
+    """Return the newest finished step of each name, oldest first: what other settings left in the folder does not count."""
     newest = {step.label: step for step in pipeline.cache.finished()}
     return sorted(newest.values(), key=lambda step: step.record["finished"])
 
 
 def step_times(pipeline: Pipeline) -> pd.DataFrame:
-    """Every step with the seconds it took itself, those of the steps it had made first left out, and whether it was recorded elsewhere."""
-    return pd.DataFrame(
-        {"step": s.label, "recorded": s.recorded}
-        | {k: s.record.get(k, "") for k in ("seconds", "finished", "hardware")}
-        for s in latest_steps(pipeline)
-    )
+    """Return every step: label, own seconds without those of the steps it made first, and whether it was recorded before."""
+    steps = latest_steps(pipeline)
+    return pd.DataFrame([{"step": s.label, "recorded": s.recorded, "seconds": s.record["seconds"]} for s in steps])
 
 
-def recorded_note(steps: Iterable[Step]) -> str:
-    """Return a sentence on those of the steps that were not made here, to stand behind a caption; empty where all were."""
-    records = [step.record for step in steps if step.recorded]
-    if not records:
-        return ""
-    hardware, commit = (
-        ", ".join(dict.fromkeys(str(r.get(k, "unknown")) for r in records)) for k in ("hardware", "commit")
-    )
-    models = f"{len(records)} {'model' if len(records) == 1 else 'models'}"
-    taken = minutes(sum(r["seconds"] for r in records))
-    return f" Recorded, not trained in this build: {models} on {hardware}, {taken}, commit {commit}; make book TRAIN=1 trains again."
+def trained_line(steps: Iterable[Step]) -> str:
+    """Return where models come from: how many, what their training took, commit, hardware, and how many were recorded before."""
+    steps = list(steps)
+    facts = [f"{len(steps)} models", minutes(sum(step.record["seconds"] for step in steps)), _origin(steps)]
+    recorded = sum(step.recorded for step in steps)
+    facts += [f"recorded, not trained in this build: {recorded} (make book TRAIN=1 trains again)"] * bool(recorded)
+    return "; ".join(facts) + "."
 
 
 def budget(pipeline: Pipeline, method: str) -> pd.DataFrame:
     """Return what a method's models took to make: step, wall time and parameters, in the order of the pipeline."""
     spec = method_spec(method)
     pipeline.separator(method)
-    steps = {step.label: step for step in latest_steps(pipeline)}
-    times = step_times(pipeline).set_index("step").seconds
     names = {
         "songs": "composing and rendering",
         f"vqvae-{spec.vqvae}": f"VQ-VAE, kind {spec.vqvae}",
@@ -218,17 +202,21 @@ def budget(pipeline: Pipeline, method: str) -> pd.DataFrame:
         **{f"prior-{spec.vqvae}-{source}": f"prior of {source}" for source in pipeline.profile.source_names},
         f"likelihood-{spec.vqvae}-{spec.likelihood}": f"likelihood, kind {spec.likelihood}",
     }
-    rows = []
-    for label, name in names.items():
-        if label in steps:
-            size = steps[label].record["figures"].get("parameters")
-            took = minutes(times[label]) + (", recorded" if steps[label].recorded else "")
-            rows.append({"step": name, "wall time": took, "parameters": number(int(size)) if size else "–"})
-    return pd.DataFrame(rows)
+    steps = {step.label: step for step in latest_steps(pipeline) if step.label in names}
+    sizes = {label: step.record["figures"].get("parameters") for label, step in steps.items()}
+    return pd.DataFrame(
+        {
+            "step": names[label],
+            "wall time": minutes(steps[label].record["seconds"]) + ", recorded" * steps[label].recorded,
+            "parameters": number(int(sizes[label])) if sizes[label] else "–",
+        }
+        for label in names
+        if label in steps
+    )
 
 
 def training_figure(pipeline: Pipeline, method: str) -> Figure:
-    """Draw the loss of a method's VQ-VAE beside that of its priors, over the seconds of their training; what is not trained yet gets trained."""
+    """Draw the loss of a method's VQ-VAE beside that of its priors, over the seconds of their training."""
     spec = method_spec(method)
     pipeline.separator(method)
     codec = history(pipeline.vqvae_step(spec.vqvae))
@@ -252,26 +240,23 @@ def training_figure(pipeline: Pipeline, method: str) -> Figure:
 
 
 def smoothed(curve: pd.Series) -> pd.Series:
-    """Running mean over a twentieth of a training curve; missing where nothing was measured."""
+    """Return the running mean over a twentieth of a training curve; missing where nothing was measured."""
     return curve.rolling(max(1, len(curve) // 20), min_periods=1).mean().where(curve.notna())
 
 
-# --- listening -------------------------------------------------------------------------------------------------------------
-
-
 def chunk_label(evaluation: Evaluation, chunk: int) -> str:
-    """Name and place of a chunk, such as "Track00019, from 12.3 s"."""
+    """Return name and place of a chunk, such as "Track00019, from 12.3 s"."""
     chunks = evaluation.chunks
     return f"{chunks.tracks[chunk]}, from {chunks.starts[chunk] / chunks.sample_rate:.1f} s"
 
 
 def estimates(evaluation: Evaluation, run: Run, refine: bool = True) -> Tensor:
-    """Blind estimates of a run, float32 [P, B, T], through Wiener masks or as the decoder left them."""
+    """Return the blind estimates of a run, float32 [P, B, T], through Wiener masks or as the decoder left them."""
     return wiener(run.estimates, evaluation.chunks.mixture) if refine else run.estimates
 
 
 def separation_player(evaluation: Evaluation, chunk: int, stems: Mapping[str, Tensor]) -> HTML:
-    """Stem player of one chunk: mixture, true sources and estimates in step.
+    """Return a stem player of one chunk: mixture, true sources and estimates in step.
 
     Args:
         chunk: its index.
@@ -287,9 +272,3 @@ def separation_player(evaluation: Evaluation, chunk: int, stems: Mapping[str, Te
         groups[heading] = names
         sounds |= {name: 0.5 * estimate[p, chunk] for p, name in enumerate(names)}
     return stem_player(sounds, chunks.sample_rate, chunk_label(evaluation, chunk), groups)
-
-
-def execution_status() -> pd.DataFrame:
-    """Chapters executed so far in this build, from the build's status.json; empty outside a build."""
-    file = Path.cwd().parent / "status.json"
-    return pd.DataFrame(json.loads(file.read_text())) if file.is_file() else pd.DataFrame()

@@ -24,7 +24,7 @@ def loudness_order(vqvae: VQVAE, repeats: int = 8) -> Tensor:
 
 
 def likelihood_figure(likelihood: CountLikelihood | SumLikelihood, vqvae: VQVAE, mixture: int) -> Figure:
-    """What a pair adds up to, or how often it was counted, beside l(m | i, j) of one mixture code m.
+    """Draw what a pair adds up to, or how often it was counted, beside l(m | i, j) of one mixture code m.
 
     Args:
         likelihood: of either kind.
@@ -32,36 +32,31 @@ def likelihood_figure(likelihood: CountLikelihood | SumLikelihood, vqvae: VQVAE,
         mixture: the mixture code.
     """
     order = loudness_order(vqvae)
-    figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.9))
     if isinstance(likelihood, CountLikelihood):
-        size = likelihood.codes
-        counts = torch.zeros(size * size).index_add_(0, likelihood.pairs.cpu(), likelihood.counts.cpu().float())
-        left = _reduced(counts.view(size, size)[order][:, order])
+        counts = torch.zeros(likelihood.codes**2).index_add_(0, likelihood.pairs.cpu(), likelihood.counts.cpu().float())
+        left = _reduced(counts.view(likelihood.codes, -1), order)
         left, title, scale = np.where(left > 0, left, np.nan), "times that a pair was counted", LogNorm()
-        axes[0].set_facecolor("white")
     else:
-        left = _reduced(order.argsort()[likelihood.sums.cpu().long()][order][:, order].float())
+        left = _reduced(order.argsort()[likelihood.sums.cpu().long()], order)
         title, scale = "loudness rank of $c(i,j)$", None
-    picture = axes[0].imshow(left, origin="lower", norm=scale, interpolation="nearest")
-    axes[0].set(title=title)
-    figure.colorbar(picture, ax=axes[0], shrink=0.8)
-    values = _reduced(likelihood.matrix(mixture).cpu().float()[order][:, order])
+    values = _reduced(likelihood.matrix(mixture).cpu(), order)
     top = float(values.max())
-    shown = {"norm": LogNorm(top * 1e-5, top), "interpolation": "nearest", "cmap": "magma"}
-    picture = axes[1].imshow(np.maximum(values, top * 1e-6), origin="lower", **shown)
-    axes[1].set(title=f"$l(m \\mid i, j)$ for m = {mixture}")
-    figure.colorbar(picture, ax=axes[1], shrink=0.8)
-    for axis in axes:
-        axis.set(xlabel="second source's code j, quiet to loud", xticks=[], yticks=[])
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.9))
+    drawn = (
+        (left, title, scale, None),
+        (np.maximum(values, top * 1e-6), f"$l(m \\mid i, j)$ for m = {mixture}", LogNorm(top * 1e-5, top), "magma"),
+    )
+    for axis, (picture, name, norm, cmap) in zip(axes, drawn, strict=True):
+        image = axis.imshow(picture, origin="lower", interpolation="nearest", norm=norm, cmap=cmap)
+        figure.colorbar(image, ax=axis, shrink=0.8)
+        axis.set(title=name, xlabel="second source's code j, quiet to loud", xticks=[], yticks=[])
         axis.grid(False)
     axes[0].set_ylabel("first source's code i, quiet to loud")
     return figure
 
 
-def _reduced(values: Tensor) -> np.ndarray:
-    """A square picture of at most LARGEST_PICTURE pixels a side, by averaging."""
-    size = values.shape[0]
-    if size <= LARGEST_PICTURE:
-        return values.numpy()
-    factor = -(-size // LARGEST_PICTURE)
-    return torch.nn.functional.avg_pool2d(values[None, None].float(), factor, ceil_mode=True)[0, 0].numpy()
+def _reduced(values: Tensor, order: Tensor) -> np.ndarray:
+    """Return a square picture in an order of the codes, averaged down to at most LARGEST_PICTURE pixels a side."""
+    values = values.float()[order][:, order]
+    factor = -(-len(values) // LARGEST_PICTURE)
+    return torch.nn.functional.avg_pool2d(values[None], factor, ceil_mode=True)[0].numpy()

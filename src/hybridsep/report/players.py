@@ -1,4 +1,4 @@
-"""Audio players for the book: plain ones, tables of them, and a synchronised player for the stems of one mixture.
+"""Audio players for the book: tables of them, and a synchronised player for the stems of one mixture.
 
 Sounds, style and script travel inside the page, so that it also plays from a file and without a network.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
-from importlib import resources
 from itertools import count
 from typing import Any
 
@@ -17,32 +15,14 @@ import numpy as np
 import soundfile
 from IPython.display import HTML
 
+from hybridsep.report.templates import render
+
 MP3_SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
 MP3 = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.7}
 PEAK = 0.95  # MP3 overshoots its input a little, and full scale is where a loudspeaker clips
 WAVEFORM_BINS = 240
 
-_STATIC = {
-    file.name: file.read_text(encoding="utf-8") for file in (resources.files("hybridsep.report") / "static").iterdir()
-}
 _next_id = count(1)
-
-
-def audio_player(waveform: Any, sample_rate: int, label: str, gain: float | None = None) -> HTML:
-    """Return one plain player.
-
-    Args:
-        waveform: samples, array or tensor [T] or [1, T], full scale 1.0.
-        sample_rate: Hz, one that MP3 knows.
-        label: accessible name, such as "bass, separated by LASS".
-        gain: factor applied before encoding; None lowers a sound that would clip and leaves others alone. Sounds
-            to be compared in level need one value for all: `common_gain`.
-
-    Raises:
-        ValueError: empty, not mono, not finite, or a sample rate outside MP3's list.
-    """
-    samples = _mono(waveform, label)
-    return HTML(_audio_tag(samples, sample_rate, label, common_gain([samples]) if gain is None else gain))
 
 
 def player_table(rows: Sequence[Mapping[str, Any]], sample_rate: int, caption: str) -> HTML:
@@ -55,26 +35,15 @@ def player_table(rows: Sequence[Mapping[str, Any]], sample_rate: int, caption: s
         caption: what to listen for; LaTeX between \\( and \\) is typeset.
 
     Raises:
-        ValueError: no rows, headings that differ between rows, or a waveform that `audio_player` would refuse.
+        ValueError: no rows, headings that differ between rows, or a waveform that `mono` refuses.
     """
     if not rows:
         raise ValueError("player_table needs at least one row")
-    first, *headings = rows[0]
-    table = [_table_row(number, row, [first, *headings]) for number, row in enumerate(rows)]
-    gain = common_gain([cell for _, *cells in table for cell in cells if isinstance(cell, np.ndarray)])
-    body = ""
-    for name, *cells in table:
-        body += f'<tr><th scope="row">{escape(name)}</th>'
-        for heading, cell in zip(headings, cells, strict=True):
-            text = escape(cell) if isinstance(cell, str) else _audio_tag(cell, sample_rate, f"{name}, {heading}", gain)
-            body += f'<td data-heading="{escape(heading)}">{text}</td>'
-        body += "</tr>"
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in (first, *headings))
-    return HTML(
-        f'<style>{_STATIC["player.css"]}</style><table class="hs-players">'
-        f'<caption class="mathjax_process">{escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+    headings = list(rows[0])
+    lines = [_line(number, row, headings) for number, row in enumerate(rows)]
+    gain = common_gain([cell for line in lines for cell in line if not isinstance(cell, str)])
+    shown = [[cell if isinstance(cell, str) else _sound(cell, sample_rate, gain) for cell in line] for line in lines]
+    return HTML(render("table.html", headings=headings, lines=shown, caption=caption))
 
 
 def stem_player(
@@ -92,14 +61,14 @@ def stem_player(
             as in "bass (Hybrid)", is shown without it.
 
     Raises:
-        ValueError: no stems, lengths that differ, stems missing from the groups, or a waveform that `audio_player`
-            would refuse.
+        ValueError: no stems, lengths that differ, stems missing from the groups, or a waveform that `mono`
+            refuses.
 
     A script may read `element.gains` of the element `.hs-stems`: {stem: gain as the browser applies it}.
     """
     if not stems:
         raise ValueError("stem_player needs at least one stem")
-    sounds = {name: _mono(waveform, name) for name, waveform in stems.items()}
+    sounds = {name: mono(waveform, name) for name, waveform in stems.items()}
     lengths = {name: len(sound) for name, sound in sounds.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"stems of one player must have one length in samples, got {lengths}")
@@ -111,22 +80,22 @@ def stem_player(
     # A group sounds together, so its sum must not clip either.
     sums = [np.sum([sounds[name] for name in names], axis=0) for names in members.values() if names]
     gain, tallest = common_gain([*sounds.values(), *sums]), max(np.abs(s).max() for s in sounds.values())
-    rows = []
-    for position, (group, names) in enumerate(members.items()):
-        if group:
-            rows.append(_STATIC["group.html"].format(group=escape(group)))
-        for name in names:
-            data = _encoded(sounds[name], sample_rate, gain)
-            rows.append(_stem_row(name, group, data, _outline(sounds[name], tallest), muted=position > 0))
-    frame = {"title": escape(title), "rows": "".join(rows), "number": next(_next_id)}
+    shown = {
+        group: [
+            {"name": name, "shown": name.removesuffix(f" ({group})"), "outline": _outline(sounds[name], tallest)}
+            | _sound(sounds[name], sample_rate, gain)
+            for name in names
+        ]
+        for group, names in members.items()
+    }
     seconds = next(iter(lengths.values())) / sample_rate
-    code = {"style": _STATIC["player.css"], "script": _STATIC["player.js"]}
-    return HTML(_STATIC["stems.html"].format(**frame, **code, seconds=seconds))
+    values = {"title": title, "groups": shown, "number": next(_next_id), "seconds": seconds, "bins": WAVEFORM_BINS}
+    return HTML(render("stems.html", **values))
 
 
 def common_gain(waveforms: Sequence[Any]) -> float:
     """Return the largest factor, at most 1, that keeps every one of these waveforms under full scale."""
-    peak = max((float(np.abs(_mono(waveform, "waveform")).max()) for waveform in waveforms), default=0.0)
+    peak = max((float(np.abs(mono(waveform, "waveform")).max()) for waveform in waveforms), default=0.0)
     return min(1.0, PEAK / peak) if peak else 1.0
 
 
@@ -135,15 +104,11 @@ def mp3_bytes(waveform: Any, sample_rate: int, gain: float = 1.0) -> bytes:
     if sample_rate not in MP3_SAMPLE_RATES:
         raise ValueError(f"MP3 has no sample rate of {sample_rate} Hz; resample to one of {MP3_SAMPLE_RATES}")
     file = io.BytesIO()
-    soundfile.write(file, np.clip(_mono(waveform, "waveform") * gain, -1.0, 1.0), sample_rate, **MP3)
+    soundfile.write(file, np.clip(mono(waveform, "waveform") * gain, -1.0, 1.0), sample_rate, **MP3)
     return file.getvalue()
 
 
-def _encoded(samples: np.ndarray, sample_rate: int, gain: float) -> str:
-    return base64.b64encode(mp3_bytes(samples, sample_rate, gain)).decode("ascii")
-
-
-def _mono(waveform: Any, label: str) -> np.ndarray:
+def mono(waveform: Any, label: str) -> np.ndarray:
     """Return a waveform as float32 [T]; refuse what cannot be heard."""
     if hasattr(waveform, "detach"):
         waveform = waveform.detach().cpu().float().numpy()
@@ -157,23 +122,19 @@ def _mono(waveform: Any, label: str) -> np.ndarray:
     return samples
 
 
-def _table_row(number: int, row: Mapping[str, Any], headings: Sequence[str]) -> list[Any]:
-    """Return the name of a row, then its texts and waveforms."""
+def _line(number: int, row: Mapping[str, Any], headings: Sequence[str]) -> list[str | np.ndarray]:
+    """Return the cells of a row: its name, then texts and waveforms."""
     if list(row) != headings:
         raise ValueError(f"row {number} of the player table has columns {list(row)}, the first has {headings}")
-    name, *cells = row.values()
+    name, *cells = ("–" if cell is None else cell for cell in row.values())
     if not isinstance(name, str):
         raise ValueError(f"the first column must be text, row {number} has {type(name).__name__}")
-    shown = ["–" if cell is None else cell for cell in cells]
-    return [name, *(cell if isinstance(cell, str) else _mono(cell, f"row {number}, {name}") for cell in shown)]
+    return [name, *(cell if isinstance(cell, str) else mono(cell, f"row {number}, {name}") for cell in cells)]
 
 
-def _audio_tag(samples: np.ndarray, sample_rate: int, label: str, gain: float) -> str:
-    return (
-        f'<audio controls preload="metadata" aria-label="{escape(label)}" '
-        f'data-seconds="{len(samples) / sample_rate:.4f}" style="width:100%;min-width:8rem;max-width:22rem" '
-        f'src="data:audio/mpeg;base64,{_encoded(samples, sample_rate, gain)}"></audio>'
-    )
+def _sound(samples: np.ndarray, sample_rate: int, gain: float) -> dict[str, Any]:
+    mp3 = base64.b64encode(mp3_bytes(samples, sample_rate, gain)).decode("ascii")
+    return {"seconds": len(samples) / sample_rate, "mp3": mp3}
 
 
 def _outline(samples: np.ndarray, tallest: float) -> str:
@@ -184,11 +145,3 @@ def _outline(samples: np.ndarray, tallest: float) -> str:
     top = [f"{i * width:.4g} {1 - max(b.max(), 0.01):.2f}" for i, b in enumerate(bins)]
     bottom = [f"{i * width:.4g} {1 - min(b.min(), -0.01):.2f}" for i, b in reversed(list(enumerate(bins)))]
     return f"M{'L'.join(top + bottom)}Z"
-
-
-def _stem_row(name: str, group: str, data: str, outline: str, muted: bool) -> str:
-    shown = name.removesuffix(f" ({group})")
-    full = f"{group}: {shown}" if group else name
-    texts = {key: escape(text) for key, text in {"name": name, "group": group, "shown": shown, "full": full}.items()}
-    drawn = {"data": data, "outline": outline, "bins": WAVEFORM_BINS, "muted": str(muted).lower()}
-    return _STATIC["stem.html"].format(**texts, **drawn)

@@ -1,4 +1,4 @@
-"""Recorded studies: what book/results keeps of one, paired differences for the prose, and the two pictures that chapters draw of them."""
+"""Recorded studies: what book/results keeps of one, paired differences for the prose, and two pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from hybridsep.core.errors import HybridsepError
-from hybridsep.core.profiles import load_profile
+from hybridsep.core.profiles import load_profile, profile_names
 from hybridsep.evaluation.comparisons import interval_columns, song_values
 from hybridsep.evaluation.rows import read_rows, rows_where
 from hybridsep.report import repository_root
@@ -33,7 +33,7 @@ class Study:
         return self.tables[table]
 
     def line(self, *facts: str) -> str:
-        """Return what a reader needs to judge a table: the facts, then profile, commit and hardware, and settings that have changed since."""
+        """Return where a table comes from: facts, then profile, commit and hardware, and settings changed since."""
         made = "recorded with profile {profile[name]}, commit {commit}, {hardware}".format(**self.provenance)
         changed = ", ".join(self.changed_settings())
         since = [f"settings that are others today: {changed}"] * bool(changed)
@@ -42,17 +42,11 @@ class Study:
     def changed_settings(self) -> list[str]:
         """Return the settings on which scores depend, such as "data.effects", that the profile has otherwise today."""
         then = self.provenance["profile"]
-        try:
-            now = load_profile(then["name"]).model_dump(mode="json")
-        except HybridsepError:
+        if then["name"] not in profile_names():
             return []
-        return [
-            f"{block}.{key}"
-            for block in MODEL_SETTINGS
-            if block in then and block in now
-            for key in {**then[block], **now[block]}
-            if then[block].get(key) != now[block].get(key)
-        ]
+        now = load_profile(then["name"]).model_dump(mode="json")
+        settings = ((block, key) for block in MODEL_SETTINGS for key in {**then[block], **now[block]})
+        return [f"{block}.{key}" for block, key in settings if then[block].get(key) != now[block].get(key)]
 
 
 def read_study(name: str) -> Study:
@@ -66,9 +60,6 @@ def read_study(name: str) -> Study:
         raise HybridsepError(f"no recorded study in {folder}: its script is in book/studies")
     tables = {path.stem: read_rows(path) for path in sorted(folder.glob("*.csv"))}
     return Study(name, tables, json.loads((folder / "provenance.json").read_text()))
-
-
-# --- numbers ---------------------------------------------------------------------------------------------------------------
 
 
 def one_row(table: pd.DataFrame, **where: Any) -> pd.Series:
@@ -104,9 +95,6 @@ def spans(table: pd.DataFrame, column: str, **where: Any) -> pd.DataFrame:
     """Return mean, low, high, std and n over songs of the scores that match, one row for each value of a column, in rising order."""
     rows = {value: interval_columns(song_values(part, **where).to_numpy()) for value, part in table.groupby(column)}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-# --- pictures --------------------------------------------------------------------------------------------------------------
 
 
 def band(axis: Axes, rows: pd.DataFrame, label: str, colour: str, style: str = "-", at: Any = None) -> None:
