@@ -70,6 +70,13 @@ class Report:
         """Count the complete tracks."""
         return sum(self.tracks.values())
 
+    def summary(self, out: Path) -> str:
+        """Say in one line what lies in `out`."""
+        counts = ", ".join(f"{count} {split}" for split, count in self.tracks.items())
+        refused = f", {self.rejected} stems or tracks refused: see {out / 'rejected.csv'}" if self.rejected else ""
+        read = f"{self.bytes_read / 1e9:.2f} GB read; archive {self.checked}"
+        return f"{self.total} songs in {out} ({counts}){refused}; {read}"
+
 
 class Unusable(Exception):
     """A stem or a track that is not kept, and why."""
