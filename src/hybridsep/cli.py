@@ -192,23 +192,20 @@ def main() -> None:
     settle_process()
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        app(standalone_mode=True)
+        app(standalone_mode=True)  # ends in SystemExit
     except OutOfTime as stop:
         from hybridsep.core.distributed import ranks_here
 
-        if ranks_here().first:
-            print(stop)
+        return print(stop) if ranks_here().first else None
     except ModuleNotFoundError as error:
-        extra = "book" if sys.argv[1:2] == ["book"] else "data"
-        sys.exit(_said(f"this needs {error.name}: pip install 'hybridsep[{extra}]'"))
-    except (HybridsepError, OSError) as error:
-        what, where = getattr(error, "strerror", None) or error, getattr(error, "filename", None)
-        sys.exit(_said(f"{what}: {where}" if where else f"{what}"))
-
-
-def _said(what: str) -> int:
+        extra = "book" if sys.argv[1] in ("book", "record") else "data"
+        what = f"this needs {error.name}: pip install 'hybridsep[{extra}]'"
+    except HybridsepError as error:
+        what = str(error)
+    except OSError as error:
+        what = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
     print(f"hybridsep: {what}", file=sys.stderr)
-    return 1
+    sys.exit(1)
 
 
 if __name__ == "__main__":
