@@ -5,16 +5,19 @@ from __future__ import annotations
 import pandas as pd
 import torch
 from study import Study, main
+from torch import Tensor
 from two_by_two import KEPT_METRICS
 
 from hybridsep.core.device import seeded_generator
 from hybridsep.core.profiles import method_spec
-from hybridsep.inference.markov import MarkovPriors, bigram_priors, uniform_priors, unigram_priors
+from hybridsep.data.codes import CodeSet
+from hybridsep.inference.markov import MarkovPriors
 from hybridsep.inference.separator import Separator
 from hybridsep.pipeline.evaluate import Evaluation
 
 CHUNKS = 12
 COMPARED = ("hybrid", "lass")
+PSEUDO_COUNTS = (1.0, 10.0, 100.0, 1000.0)
 
 
 def contributions(study: Study) -> None:
@@ -22,7 +25,8 @@ def contributions(study: Study) -> None:
     evaluation = study.evaluation(chunks=CHUNKS)
     rows, nats = [], []
     for method in COMPARED:
-        known = chains(evaluation, method)
+        kind, size = method_spec(method).vqvae, evaluation.pipeline.profile.vqvae.codes
+        known = chains(*(evaluation.pipeline.codes(kind, split) for split in ("train", "validation")), size)
 
         def with_chain(separator: Separator, priors: str, known: dict[str, MarkovPriors] = known) -> Separator:
             return separator.with_priors(known[priors])
@@ -38,15 +42,36 @@ def contributions(study: Study) -> None:
     study.write("nats", pd.DataFrame(nats))
 
 
-def chains(evaluation: Evaluation, method: str) -> dict[str, MarkovPriors]:
-    """Return Markov priors of a method's codes, from the poorest on."""
-    pipeline, size = evaluation.pipeline, evaluation.pipeline.profile.vqvae.codes
-    train, validation = (pipeline.codes(method_spec(method).vqvae, split) for split in ("train", "validation"))
-    return {
-        "uniform": uniform_priors(len(evaluation.chunks.names), size),
-        "unigram": unigram_priors(train, size),
-        "bigram": bigram_priors(train, validation, size),
-    }
+def chains(train: CodeSet, validation: CodeSet, size: int) -> dict[str, MarkovPriors]:
+    """Return Markov priors over K = `size` codes of every source, from the poorest on."""
+    unigram = frequencies(train, size)
+    uniform = torch.full_like(unigram, 1 / size)
+    independent = {"uniform": uniform, "unigram": unigram}
+    found = {name: MarkovPriors(first, first[:, None].expand(-1, size, -1)) for name, first in independent.items()}
+    return found | {"bigram": MarkovPriors(unigram, transitions(train, validation, unigram))}
+
+
+def frequencies(codes: CodeSet, size: int) -> Tensor:
+    """Return how frequent each code of each source is in the songs, with one pseudo-count a code: float32 [P, K]."""
+    counts = torch.stack([torch.bincount(source, minlength=size) for source in torch.cat(codes.songs, 1).long()])
+    return (counts + 1.0) / (counts + 1.0).sum(1, keepdim=True)
+
+
+def transitions(codes: CodeSet, validation: CodeSet, unigram: Tensor) -> Tensor:
+    """Return each code's distribution given the one before it: counted pairs, and pseudo-counts shared out by the unigram.
+
+    The number of pseudo-counts of each source is the one of PSEUDO_COUNTS under which `validation` is likeliest.
+
+    Returns:
+        float32 [P, K, K].
+    """
+    size, chains = unigram.shape[1], []
+    for source, (first, held_out) in enumerate(zip(unigram, torch.cat(validation.songs, 1).long(), strict=True)):
+        pairs = torch.cat([song[source, :-1].long() * size + song[source, 1:].long() for song in codes.songs])
+        counts = torch.bincount(pairs, minlength=size * size).view(size, size).float()
+        options = [(counts + alpha * first) / (counts.sum(1, keepdim=True) + alpha) for alpha in PSEUDO_COUNTS]
+        chains.append(max(options, key=lambda chain: float(chain[held_out[:-1], held_out[1:]].log().mean())))
+    return torch.stack(chains)
 
 
 def held_out_nats(evaluation: Evaluation, method: str, chain: MarkovPriors) -> list[dict[str, object]]:

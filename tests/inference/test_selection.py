@@ -7,7 +7,6 @@ from tiny import noise, seeded, tiny_separator
 from hybridsep.inference.search import SearchResult
 from hybridsep.inference.selection import (
     SELECTIONS,
-    best_evidence,
     cross_pair,
     highest_weight,
     posterior_mean,
@@ -83,8 +82,3 @@ def test_highest_weight_and_smallest_residual_pick_whole_particles():
 def test_every_rule_gives_one_stem_per_source_and_mixture(separator, rule):
     found = separator.candidates(noise(3), SearchOptions(particles=5))
     assert SELECTIONS[rule](found).shape == (2, 3, 2048)
-
-
-def test_best_evidence_is_chosen_mixture_by_mixture():
-    runs = [torch.tensor([-10.0, -2.0, -5.0]), torch.tensor([-9.0, -3.0, -5.5]), torch.tensor([-11.0, -2.5, -4.0])]
-    assert best_evidence(runs).tolist() == [1, 0, 2]

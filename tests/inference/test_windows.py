@@ -14,10 +14,16 @@ def sound(seconds, rate=RATE):
     return 0.2 * torch.randn(1, round(seconds * rate), generator=seeded())
 
 
+def fades(places):
+    """Samples in which one window gives way to the next, where a click would be."""
+    middles = [(first + last + places.size) // 2 for first, last in zip(places.starts, places.starts[1:], strict=False)]
+    return [slice(middle - places.fade // 2, middle + -(-places.fade // 2)) for middle in middles]
+
+
 def jumps(waveforms, places, rate):
     """How much rougher waveforms [..., T] are within 1 ms of where a cross-fade begins or ends than within 50 ms of it, in dB."""
     rough = np.abs(np.diff(waveforms, 2, prepend=0, append=0)).astype(np.float64) ** 2
-    ends = [end for fade in places.fades for end in (fade.start, fade.stop)]
+    ends = [end for fade in fades(places) for end in (fade.start, fade.stop)]
 
     def around(seconds):
         reach = max(1, round(seconds * rate))
@@ -72,7 +78,6 @@ def test_windows_cover_a_recording_and_are_never_half_empty(samples, hop):
 def test_neighbours_overlap_by_half_a_second_at_least():
     windows = Windows.over(60 * 22050, 22050, 64)
     assert (windows.size - np.diff(windows.starts) >= windows.fade).all() and windows.fade > 0.49 * 22050
-    assert len(windows.fades) == len(windows) - 1 and all(f.stop - f.start == windows.fade for f in windows.fades)
 
 
 @pytest.mark.parametrize("hop", [64, 2048])

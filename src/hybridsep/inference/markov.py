@@ -7,10 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybridsep.data.codes import CodeSet
-
-PSEUDO_COUNTS = (1.0, 10.0, 100.0, 1000.0)
-
 
 @dataclass(frozen=True)
 class MarkovPriors:
@@ -46,39 +42,3 @@ class MarkovState:
         self.log_probs = torch.stack(
             [chain[code] for chain, code in zip(self.priors.transition, codes, strict=True)]
         ).log()
-
-
-def uniform_priors(sources: int, codes: int) -> MarkovPriors:
-    """Return chains under which every code is as likely as any other at any place."""
-    first = torch.full((sources, codes), 1 / codes)
-    return MarkovPriors(first, first[:, None].expand(sources, codes, codes))
-
-
-def unigram_priors(codes: CodeSet, size: int) -> MarkovPriors:
-    """Return chains of independent codes, as frequent as in the songs, with one pseudo-count a code."""
-    first = torch.stack([_shares(torch.bincount(c, minlength=size)) for c in _all_codes(codes)])
-    return MarkovPriors(first, first[:, None].expand(len(first), size, size))
-
-
-def bigram_priors(codes: CodeSet, validation: CodeSet, size: int) -> MarkovPriors:
-    """Return chains of each code given the one before it: counted pairs, and pseudo-counts shared out by the unigram.
-
-    The number of pseudo-counts of each source is the one of PSEUDO_COUNTS under which `validation` is likeliest.
-    """
-    unigram = unigram_priors(codes, size)
-    chains = []
-    for source, (first, held_out) in enumerate(zip(unigram.first, _all_codes(validation), strict=True)):
-        pairs = torch.cat([song[source, :-1].long() * size + song[source, 1:].long() for song in codes.songs])
-        counts = torch.bincount(pairs, minlength=size * size).view(size, size).float()
-        options = [(counts + alpha * first) / (counts.sum(1, keepdim=True) + alpha) for alpha in PSEUDO_COUNTS]
-        chains.append(max(options, key=lambda chain: float(chain[held_out[:-1], held_out[1:]].log().mean())))
-    return MarkovPriors(unigram.first, torch.stack(chains))
-
-
-def _all_codes(codes: CodeSet) -> list[Tensor]:
-    """The songs of each source end to end: P times int64 [n]."""
-    return list(torch.cat(codes.songs, 1).long())
-
-
-def _shares(counts: Tensor) -> Tensor:
-    return (counts + 1.0) / (counts + 1.0).sum()

@@ -87,7 +87,7 @@ def read_audio(path: Path) -> Audio:
         raise HybridsepError(f"{path} may not be read: permission denied")
     if not path.is_file():
         raise HybridsepError(f"{path} is a device or a pipe, not a recording")
-    with _naming(path), soundfile.SoundFile(path) as file:
+    with _saying_why(f"{path} is no audio that can be read"), soundfile.SoundFile(path) as file:
         rate, channels = file.samplerate, file.channels
         if file.format == "RAW":
             # By some names libsndfile takes whatever has no header for samples.
@@ -96,20 +96,10 @@ def read_audio(path: Path) -> Audio:
 
 
 def _blocks(path: Path) -> Iterator[Tensor]:
-    with _naming(path), soundfile.SoundFile(path) as file:
+    with _saying_why(f"{path} is no audio that can be read"), soundfile.SoundFile(path) as file:
         frames = max(1, BLOCK_VALUES // file.channels)
         while len(samples := file.read(frames, dtype="float32", always_2d=True)):
             yield torch.from_numpy(np.ascontiguousarray(samples.T))
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn what libsndfile raises in reading into one line with the file's name."""
-    try:
-        yield
-    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError, ValueError) as error:
-        reason = str(error).rstrip(".").split(": ")[-1]
-        raise HybridsepError(f"{path} is no audio that can be read: {reason}") from None
 
 
 def stem_paths(names: tuple[str, ...], folder: Path, suffix: str, overwrite: bool) -> list[Path]:
@@ -209,10 +199,10 @@ def _remove_empty(folders: list[Path]) -> None:
 
 @contextlib.contextmanager
 def _saying_why(what: str) -> Iterator[None]:
-    """Turn what the system or libsndfile raises in writing into one line."""
+    """Turn what the system or libsndfile raises into one line."""
     try:
         yield
-    except (soundfile.LibsndfileError, OSError, ValueError, AssertionError) as error:
+    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError, ValueError, AssertionError) as error:
         # soundfile asserts that everything was written.
         said = getattr(error, "strerror", None) or str(error).rstrip(".").split(": ")[-1]
         raise HybridsepError(f"{what}: {said or 'not all was written; is the disk full?'}") from None

@@ -58,18 +58,6 @@ SELECTIONS = {
 }
 
 
-def best_evidence(log_evidence: list[Tensor]) -> Tensor:
-    """Choose for each mixture between several searches of its codes (seeds, settings, likelihoods): the one of highest marginal evidence.
-
-    Args:
-        log_evidence: nats, one float [B] per search.
-
-    Returns:
-        int64 [B].
-    """
-    return torch.stack(log_evidence).argmax(0)
-
-
 def take_particle(waveforms: Tensor, index: Tensor) -> Tensor:
     """Return particle index[b] of every source: [2, B, N, T], int64 [B] -> [2, B, T]."""
     return torch.stack([_take(source, index) for source in waveforms])

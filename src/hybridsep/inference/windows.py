@@ -49,14 +49,6 @@ class Windows:
     def __len__(self) -> int:
         return len(self.starts)
 
-    @property
-    def fades(self) -> list[slice]:
-        """Samples in which one window gives way to the next, where a click would be."""
-        middles = (
-            (first + last + self.size) // 2 for first, last in zip(self.starts[:-1], self.starts[1:], strict=True)
-        )
-        return [slice(middle - self.fade // 2, middle + -(-self.fade // 2)) for middle in middles]
-
     def cut(self, waveform: Tensor, index: int) -> Tensor:
         """Return window `index` of [..., samples], with zeros for the rest of its last code: [..., size]."""
         part = waveform[..., self.starts[index] : self.starts[index] + self.size]
