@@ -31,6 +31,7 @@ METHOD_COLOURS = dict(
     zip(METHOD_LABELS, (PALETTE[name] for name in ("purple", "blue", "green", "vermillion")), strict=True)
 )
 SEARCH_LABELS = {"ancestral": "ancestral", "topk": "top-k", "beam": "beam", "particle": "particle filter"}
+SEARCH_LABELS |= {"lass-topk": "top-k as LASS runs it", "lass-beam": "beam as LASS runs it"}
 KIND_COLOURS = {"plain": PALETTE["blue"], "linear": PALETTE["vermillion"]}
 # Of fewer chunks a mean says nothing about songs in general: no exact test of six differences gets below 5 %.
 SMALLEST_MEANINGFUL = 8
