@@ -9,6 +9,7 @@ from tiny import seeded, tiny_vqvae, vqvae_settings
 from hybridsep.data.stems import mix
 from hybridsep.kernels import nearest
 from hybridsep.kernels.nearest import nearest_code
+from hybridsep.models import vqvae
 from hybridsep.models.losses import SpectralLoss, linear_loss, normalised_error
 from hybridsep.models.vqvae import VQVAE, Bottleneck, Decoder, Encoder, straight_through
 from hybridsep.training.codec import VQVAETask
@@ -227,6 +228,18 @@ def test_no_sample_depends_on_codes_beyond_the_decoders_reach(changes):
     moved = (module.decode(codes) - module.decode(other))[0].abs().view(-1, module.hop).amax(1) > 0
     assert moved[middle] and not moved[: middle - reach].any() and not moved[middle + reach + 1 :].any()
     assert moved.nonzero().min() <= middle - reach + 2
+
+
+@pytest.mark.parametrize("length", [256, 257, 300, 800])
+@pytest.mark.parametrize("changes", [{}, {"strides": (4, 4), "widths": (4, 4), "encoder_depth": 2}])
+def test_a_long_waveform_is_encoded_in_pieces_as_in_one(monkeypatch, length, changes):
+    module = tiny_vqvae(**changes)
+    waveform = torch.randn(2, length * module.hop, generator=seeded())
+    whole, pieces, latent = module.encode(waveform), [], module.latent
+    monkeypatch.setattr(module, "latent", lambda part: pieces.append(part.shape[1]) or latent(part))
+    monkeypatch.setattr(vqvae, "LONGEST", 100 * module.hop)
+    assert torch.equal(module.encode(waveform), whole)
+    assert len(pieces) == -(-length // 100) and max(pieces) <= (100 + 2 * module.encoder.reach) * module.hop
 
 
 def test_encoding_and_decoding_change_no_weight():

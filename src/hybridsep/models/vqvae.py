@@ -17,6 +17,8 @@ from hybridsep.core.distributed import mean_over_ranks
 from hybridsep.core.profiles import VQVAESettings
 from hybridsep.kernels.nearest import nearest_code
 
+LONGEST = 2**21  # samples that are encoded at once: five minutes would take 2 GB
+
 
 @dataclass(frozen=True)
 class Quantised:
@@ -85,6 +87,17 @@ class Encoder(nn.Module):
         with torch.no_grad():
             self.scale.lerp_(scale, 1 - self.decay)
         return latent / scale
+
+    @property
+    def reach(self) -> int:
+        """How many codes before and after its own sound a code can depend on, at most."""
+        reach, hop = 0, 1
+        for layer in reversed(self.layers):
+            if isinstance(layer, nn.Conv1d):
+                reach, hop = reach * layer.stride[0] + layer.kernel_size[0], hop * layer.stride[0]
+            elif isinstance(layer, nn.Sequential):
+                reach += sum(block.dilated.dilation[0] for block in layer)
+        return -(-reach // hop)
 
 
 class Decoder(nn.Module):
@@ -232,8 +245,15 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
-        """Waveform [B, T] -> codes int64 [B, T / hop]."""
-        return self.bottleneck.assign(self.latent(waveform))
+        """Encode waveforms [B, T] into codes int64 [B, T / hop]; long ones in pieces, each with the codes around it that its own depend on."""
+        if waveform.shape[-1] <= LONGEST:
+            return self.bottleneck.assign(self.latent(waveform))
+        step, reach, parts = LONGEST // self.hop, self.encoder.reach, []
+        for first in range(0, waveform.shape[-1] // self.hop, step):
+            begin = max(0, first - reach)
+            latent = self.latent(waveform[:, begin * self.hop : (first + step + reach) * self.hop])
+            parts.append(self.bottleneck.assign(latent[:, first - begin : first - begin + step]))
+        return torch.cat(parts, 1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
