@@ -1,8 +1,8 @@
 """Real songs: the wanted stems of Slakh2100-redux or BabySlakh, taken out of the archive while it streams by.
 
-Nothing is assumed of the order of the archive's files. A track is opened when its first file comes by, its stems wait in OUT/.partial until
-its metadata.yaml says which are wanted, and it is written when the last wanted one is there. Only so many tracks are open at a time: 300
-tracks, those that wait and those that are written together, fit in 10 GB even if all files of the archive were shuffled (a test holds it).
+The archive's files may come in any order. A track is opened when its first file comes by, its stems wait in OUT/.partial until its
+metadata.yaml says which are wanted, and it is written when the last of these is there. Only so many tracks are open at a time: 300
+tracks, with all that waits, fit in 10 GB even if the archive were shuffled (a test holds it).
 
 Source of the data: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA); Zenodo records 4599666 and 4603844.
 """
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import write_atomically
 from hybridsep.data.archive import CHUNK, Archive, ConnectionLost, Damaged, Member, Source, naming_damage
-from hybridsep.data.slakh import SPLITS, parse_metadata, read_mono, rendered_stems
+from hybridsep.data.slakh import SPLITS, parse_metadata, read_mono, rendered_stems, split_by_index
 from hybridsep.data.writing import claim_folder, write_table
 
 ZENODO = "https://zenodo.org/records/"
@@ -57,8 +57,7 @@ _PLACE = re.compile(
 
 @dataclass(frozen=True)
 class Report:
-    """Complete tracks of each split, rows of rejected.csv, bytes read in this run, and what is known of the archive's
-    integrity, in words."""
+    """Complete tracks of each split, rows of rejected.csv, bytes read in this run, and what is known of the archive, in words."""
 
     tracks: dict[str, int]
     rejected: int
@@ -67,7 +66,7 @@ class Report:
 
     @property
     def total(self) -> int:
-        """Count the complete tracks."""
+        """Number of complete tracks."""
         return sum(self.tracks.values())
 
     def summary(self, out: Path) -> str:
@@ -99,16 +98,15 @@ def fetch_slakh(
     no such folders: its tracks with numbers ending in 1 to 7 train, 8 validates, 9 and 0 test.
 
     Args:
-        out: folder to write to, in Slakh2100's own layout.
         variant: "redux" or "baby".
-        tracks: how many, at least 1; fewer than 3 are all for training.
+        tracks: at least 1; fewer than 3 are all for training.
         classes: Slakh instrument classes.
         sample_rate: of the stems written, Hz.
         source: another address, or a file, instead of the published one.
         md5: to hold the whole archive against; the one on record where `source` is None.
 
     Returns:
-        Report; also in `out`/fetched.json, with what was refused in `out`/rejected.csv.
+        What is also in `out`/fetched.json; what was refused is in `out`/rejected.csv.
 
     Raises:
         HybridsepError: the archive cannot be had, is damaged or holds what no song collection does; the disk is full; `out`
@@ -233,7 +231,7 @@ class Sorter:
         place = _PLACE.search(member.name)
         if not place or place["split"] == "omitted":
             return
-        track = self.partial / (place["split"] or _split_by_number(place["track"])) / place["track"]
+        track = self.partial / (place["split"] or split_by_index(int(place["track"][5:]) - 1)) / place["track"]
         if not self._opened(track):
             return
         try:
@@ -260,9 +258,6 @@ class Sorter:
     def _target(self, track: Path) -> Path:
         return self.out / track.relative_to(self.partial)
 
-    def _missing(self, split: str) -> int:
-        return self.quota[split] - self.counts[split]
-
     def _wanted(self, metadata: dict) -> set[str]:
         classes = self.settings["classes"]
         return {name for name in rendered_stems(metadata) if metadata["stems"][name]["inst_class"] in classes}
@@ -277,7 +272,8 @@ class Sorter:
         split = track.parent.name
         if track in self._open or track in self._closed or self._target(track).is_dir():
             return track in self._open
-        missing, others = self._missing(split), sum(other.parent == track.parent for other in self._open)
+        missing = self.quota[split] - self.counts[split]
+        others = sum(other.parent == track.parent for other in self._open)
         if missing <= 0 or others >= SPARE * missing + SPARE_AT_LEAST:
             self._closed.add(track)  # its first file goes by: it can no longer be had whole
             return False
@@ -317,7 +313,7 @@ class Sorter:
         split, metadata, waiting = track.parent.name, self._open[track], _waiting(track)
         if metadata is None:
             raise Unusable("no metadata.yaml in the archive")
-        if self._missing(split) > 0:
+        if self.counts[split] < self.quota[split]:
             shutil.rmtree(work := self.partial / "finished", ignore_errors=True)
             (work / "stems").mkdir(parents=True)
             kept = {}
@@ -354,12 +350,6 @@ class Sorter:
 
 def _waiting(track: Path) -> dict[str, Path]:
     return {path.stem: path for path in track.iterdir() if path.suffix in (".flac", ".wav")}
-
-
-def _split_by_number(track: str) -> str:
-    """Return the split of a track that lies in no split's folder, by the last digit of its number."""
-    index = (int(track.removeprefix("Track")) - 1) % 10
-    return "train" if index < 7 else "validation" if index == 7 else "test"
 
 
 def _converted(path: Path | None, sample_rate: int) -> bytes:

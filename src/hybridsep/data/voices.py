@@ -49,9 +49,8 @@ def random_voice(stem: str, kind: str, soundfonts: tuple[Path, ...], rate: int, 
 
     Args:
         stem: "bass" or "drums".
-        kind: one of `TIMBRES`. "changed": envelopes, filter, tuning and start of a SoundFont's samples; "layered": two voices at once; "other": an
-            instrument that is no bass; "mixed": each part of the kit from elsewhere.
-        rate: Hz.
+        kind: one of `TIMBRES`. "changed": envelopes, filter, tuning and start of a SoundFont's samples; "layered": two
+            voices at once; "other": an instrument that is no bass; "mixed": each part of the kit from elsewhere.
     """
     if stem == "drums":
         parts = {group: _drum(group, kind, soundfonts, rate, draw) for group in GROUPS}
@@ -106,17 +105,11 @@ def _layered(first: Voice, second: Voice, share: float) -> Voice:
 
 def _drum(group: str, kind: str, soundfonts: tuple[Path, ...], rate: int, draw: Generator) -> Voice:
     """Draw the voice of a group of keys, up to 4 dB softer or louder than it was."""
-    one, two = (
-        font_voice(
-            font, DRUM_BANK, int(draw.choice(presets(font)["drums"])), rate, _change(draw, 200), draw.uniform(-4, 4)
-        )
-        for font in (soundfonts[i] for i in draw.integers(len(soundfonts), size=2))
-    )
-    exclusive = 1 if group in ("hat", "open") else 0
-    ways: dict[str, Voice] = {
-        "changed": one, "layered": _layered(one, two, draw.uniform(0.3, 1)),
-        "synthesised": _synthesised(_struck(group, draw), rate, draw, 0.0, exclusive),
-    }  # fmt: skip
+    fonts = [soundfonts[i] for i in draw.integers(len(soundfonts), size=2)]
+    kits = ((font, DRUM_BANK, int(draw.choice(presets(font)["drums"])), rate) for font in fonts)
+    one, two = (font_voice(*kit, _change(draw, 200), draw.uniform(-4, 4)) for kit in kits)
+    ways: dict[str, Voice] = {"changed": one, "layered": _layered(one, two, draw.uniform(0.3, 1))}
+    ways["synthesised"] = _synthesised(_struck(group, draw), rate, draw, 0.0, int(group in ("hat", "open")))
     voice, gain = ways[str(draw.choice(list(ways))) if kind == "mixed" else kind], 10 ** (draw.uniform(-4, 4) / 20)
 
     def balanced(*strike) -> Tone | None:
@@ -124,9 +117,6 @@ def _drum(group: str, kind: str, soundfonts: tuple[Path, ...], rate: int, draw: 
         return tone and replace(tone, samples=tone.samples * np.float32(gain))
 
     return balanced
-
-
-# ---- synthesised ---------------------------------------------------------------------------------------------------
 
 
 def _synthesised(sound: Sound, rate: int, draw: Generator, attack: float, exclusive: int) -> Voice:
@@ -147,10 +137,7 @@ def _synthesised(sound: Sound, rate: int, draw: Generator, attack: float, exclus
 
 def _oscillators(draw: Generator) -> Sound:
     """Two detuned oscillators of one random spectrum, through a resonant low-pass that closes."""
-    order, odd = (
-        np.arange(1, 200),
-        draw.uniform(0, 1),
-    )  # with odd = 1 a square, with 0 a saw, before the spectrum is roughened
+    order, odd = np.arange(1, 200), draw.uniform(0, 1)  # 1: a square, 0: a saw, before the spectrum is roughened
     rough = draw.uniform(draw.uniform(0.05, 1.0), 1.0, len(order))
     spectrum = np.where(order % 2, 1.0, 1 - odd) * rough / order ** draw.uniform(0.8, 2.0)
     ratio, share = draw.uniform(0.998, 1.002) * draw.choice((0.5, 1.0, 1.0, 2.0)), draw.uniform(0, 0.8)
@@ -173,11 +160,8 @@ def _oscillators(draw: Generator) -> Sound:
 
 def _plucked(draw: Generator) -> Sound:
     """A string of Karplus and Strong, plucked at a drawn place by a finger or a plectrum."""
-    place, dull, half_life = (
-        draw.uniform(0.05, 0.45),
-        np.exp(draw.uniform(np.log(2), np.log(12))),
-        draw.uniform(0.2, 2.0),
-    )
+    place, dull = draw.uniform(0.05, 0.45), np.exp(draw.uniform(np.log(2), np.log(12)))
+    half_life = draw.uniform(0.2, 2.0)
 
     def sound(key: int, t: np.ndarray, noise: np.ndarray) -> np.ndarray:
         hertz, rate = _hertz(key), 1 / t[1]
@@ -196,10 +180,8 @@ def _struck(group: str, draw: Generator) -> Sound:
     """A tone or a cluster of tones whose pitch falls, and noise: any drum or cymbal; see `DRUMS`."""
     hertz, above, tone, hiss, share, lowest = (draw.uniform(*bounds) for bounds in DRUMS[group])
     metal = group in ("hat", "open", "cymbal")
-    ratios, falling = (
-        draw.uniform(1, 3, 6) if metal else np.array([1.0, draw.uniform(1.4, 1.9)]),
-        draw.uniform(0.008, 0.06),
-    )
+    ratios = draw.uniform(1, 3, 6) if metal else np.array([1.0, draw.uniform(1.4, 1.9)])
+    falling = draw.uniform(0.008, 0.06)
     weights, drive = np.array([1.0] * 6 if metal else [1.0, group == "snare"]), 8.0 if metal else draw.uniform(0.5, 4)
 
     def sound(key: int, t: np.ndarray, noise: np.ndarray) -> np.ndarray:

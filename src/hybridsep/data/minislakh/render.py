@@ -17,7 +17,7 @@ from symusic.core import ScoreTick
 from hybridsep.core.errors import HybridsepError
 from hybridsep.data import soundfont as sampler
 from hybridsep.data.effects import high_pass, saturate, tilt
-from hybridsep.data.slakh import SPLITS
+from hybridsep.data.slakh import split_by_index
 from hybridsep.data.soundfont import DRUM_BANK, LONGEST_NOTE, Strike, Tone, hold
 from hybridsep.data.writing import PEAK, claim_folder, in_processes, write_track
 
@@ -32,7 +32,7 @@ BEND_SEMITONES = 12  # the bend range declared in the MIDI files
 PARTS = ("bass", "drums")
 #: Slakh's classes of the parts, and the names of their programs.
 CLASSES: dict[str, tuple[str, dict[int, str]]] = {
-    "bass": ("Bass", gm.BASSES), "drums": ("Drums", {}), "piano": ("Piano", gm.PIANOS)
+    "bass": ("Bass", gm.BASSES), "drums": ("Drums", {}), "piano": ("Piano", gm.PIANOS),
 }  # fmt: skip
 # Groups of percussion keys that are tuned and balanced together; the rest is "percussion".
 _GROUPS = {
@@ -90,8 +90,7 @@ def make_minislakh(
 
 def track_folder(out: Path, index: int) -> Path:
     """Return the folder of song `index` >= 0; its split depends on the index alone."""
-    split = SPLITS[0] if index % 10 < 7 else SPLITS[1] if index % 10 == 7 else SPLITS[2]
-    return Path(out) / split / f"Track{index + 1:05d}"
+    return Path(out) / split_by_index(index) / f"Track{index + 1:05d}"
 
 
 def render_song(
@@ -132,17 +131,13 @@ def song_to_score(song: Song, parts: Iterable[str]) -> ScoreTick:
             track.notes.append(symusic.Note(start, length, note.pitch, note.velocity))
             for place in range(6 if note.slide else 0):
                 bend = round(8191 * note.slide * (1 - place / 5) / BEND_SEMITONES)
-                track.pitch_bends.append(
-                    symusic.PitchBend(start + round(place / 5 * note.slide_seconds * per_second), bend)
-                )
+                at = start + round(place / 5 * note.slide_seconds * per_second)
+                track.pitch_bends.append(symusic.PitchBend(at, bend))
         if name != "drums":  # registered parameter 0: the range of the bends
             for number, value in ((101, 0), (100, 0), (6, BEND_SEMITONES)):
                 track.controls.append(symusic.ControlChange(0, number, value))
         score.tracks.append(track)
     return score
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
 
 
 def _write_track(out: Path, seed: int, seconds: float, sample_rate: int, parts: tuple[str, ...], index: int) -> None:
@@ -179,9 +174,6 @@ def _describe_stem(name: str, part: Part, samples: np.ndarray) -> dict:
         "is_drum": name == "drums", "program_num": part.program, "midi_program_name": names.get(part.program, "Drums"),
         "integrated_loudness": round(10 * float(np.log10(power + 1e-18)), 3),
     }  # fmt: skip
-
-
-# ---- sound ---------------------------------------------------------------------------------------------------------
 
 
 def _play_part(name: str, part: Part, seconds: float, rate: int, soundfont: Path | None) -> np.ndarray:
