@@ -10,7 +10,7 @@ from hybridsep.models.vqvae import Bottleneck, straight_through
 
 
 def linear_loss(bottleneck: Bottleneck, first: Tensor, second: Tensor, mixture: Tensor) -> Tensor:
-    """L_lin: mean ‖ B(½ q1 + ½ q2) − q_m ‖² over positions (squared norm averaged over the latent's width).
+    """Return L_lin, the mean ‖ B(½ q1 + ½ q2) − q_m ‖² over positions (squared norm averaged over the latent's width).
 
     Args:
         first, second, mixture: quantised latents of two different sources and of their mixture, [B, S, D].
@@ -34,7 +34,7 @@ class SpectralLoss(nn.Module):
             self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
 
     def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
-        """Waveforms [B, T] -> scalar, mean over examples and resolutions."""
+        """Compare waveforms [B, T]: scalar, mean over examples and resolutions."""
         total = estimate.new_zeros(())
         for size in self.sizes:
             target_spectrum, estimate_spectrum = self._magnitude(target, size), self._magnitude(estimate, size)
@@ -50,6 +50,6 @@ class SpectralLoss(nn.Module):
 
 
 def normalised_error(estimate: Tensor, target: Tensor) -> Tensor:
-    """Mean over examples of ‖x − x̂‖² / (‖x‖² + floor): the inverse of the SDR as a power ratio. [B, T] -> scalar."""
+    """Return the mean over examples [B, T] of ‖x − x̂‖² / (‖x‖² + floor), the inverse of the SDR as a power ratio: scalar."""
     floor = 1e-4 * target.shape[-1]
     return ((estimate - target).square().sum(-1) / (target.square().sum(-1) + floor)).mean()

@@ -1,7 +1,4 @@
-"""The prior of one source: a decoder-only transformer over its codes, and several of them stacked for decoding.
-
-Training uses `Prior`; search uses `PriorStack`, which holds the weights of all sources in one tensor per layer, so that a
-decode step is one batched product per layer for every source, mixture and particle.
+"""The prior of one source: a decoder-only transformer over its codes. Search decodes with several stacked, `inference.decoder.PriorStack`.
 
 Sources: Dhariwal et al. 2020 (arXiv 2005.00341) for autoregressive priors over codes, Su et al. 2021 (arXiv 2104.09864) for
 rotary positions, Shazeer 2019 (arXiv 1911.02150) for shared keys and values, So et al. 2021 (arXiv 2109.08668) for squared ReLU.
@@ -38,7 +35,7 @@ class Attention(nn.Module):
 
 
 def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """Each position attends to the last `window` positions, itself included.
+    """Let each position attend to the last `window` positions, itself included.
 
     Blocks of `window` queries see their own block and the one before. Heads that share keys and values are so many more queries of one
     matrix product, which on CPUs is several times faster than the fused attention of short blocks.
@@ -101,7 +98,7 @@ class Prior(nn.Module):
         self._initialise()
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Codes int64 [B, T] -> logits [B, T, K]; logits[:, t] predict codes[:, t] from those before it."""
+        """Predict codes int64 [B, T]: logits [B, T, K], of which logits[:, t] predict codes[:, t] from those before it."""
         start = torch.full_like(codes[:, :1], self.codes)
         x = self.embedding(torch.cat([start, codes[:, :-1]], 1))
         length = codes.shape[1]
@@ -119,7 +116,7 @@ class Prior(nn.Module):
             self.embedding.weight[: self.codes] = directions / directions.square().mean().sqrt()
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """The matrices between embedding and head."""
+        """Return the matrices between embedding and head."""
         return [p for p in self.blocks.parameters() if p.ndim == 2]
 
     def _initialise(self) -> None:
@@ -139,7 +136,7 @@ class Prior(nn.Module):
 
 @torch.no_grad()
 def nats_per_code(prior: Prior, codes: Tensor, batch: int = 8) -> float:
-    """Mean negative log-likelihood of `codes` int64 [B, T] under `prior`, nats per code."""
+    """Return the mean negative log-likelihood of `codes` int64 [B, T] under `prior`, nats per code."""
     losses = [
         F.cross_entropy(prior(part).flatten(0, 1), part.flatten(), reduction="sum") for part in codes.split(batch)
     ]
@@ -147,12 +144,12 @@ def nats_per_code(prior: Prior, codes: Tensor, batch: int = 8) -> float:
 
 
 def norm(x: Tensor) -> Tensor:
-    """RMS norm without a learnt gain over the last axis."""
+    """Apply an RMS norm without a learnt gain over the last axis."""
     return F.rms_norm(x, x.shape[-1:])
 
 
 def rotary_angles(positions: Tensor, settings: PriorSettings) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary positions, each [T, head width / 2]."""
+    """Return cosines and sines of the rotary positions, each [T, head width / 2]."""
     half = settings.width // settings.heads // 2
     frequencies = ROTARY_BASE ** (-torch.arange(half, device=positions.device, dtype=torch.float32) / half)
     angles = positions.float()[:, None] * frequencies

@@ -96,7 +96,7 @@ class Encoder(nn.Module):
             if isinstance(layer, nn.Conv1d):
                 reach, hop = reach * layer.stride[0] + layer.kernel_size[0], hop * layer.stride[0]
             elif isinstance(layer, nn.Sequential):
-                reach += sum(block.dilated.dilation[0] for block in layer)
+                reach += sum(block.dilated.dilation[0] for block in layer if isinstance(block, ResidualBlock))
         return -(-reach // hop)
 
 
@@ -150,11 +150,11 @@ class Bottleneck(nn.Module):
         self.register_buffer("sums", torch.zeros(codes, width))
 
     def quantise(self, latent: Tensor) -> Tensor:
-        """B of the papers, on vectors: [..., D] -> nearest codebook vectors [..., D]."""
+        """Replace vectors by their nearest codebook vectors, [..., D] -> [..., D]: B of the papers."""
         return self.codebook[self.assign(latent)]
 
     def assign(self, latent: Tensor) -> Tensor:
-        """Index of the nearest codebook vector: [..., D] -> int64 [...]."""
+        """Return the index of the nearest codebook vector: [..., D] -> int64 [...]."""
         flat = latent.reshape(-1, latent.shape[-1]).float()
         return nearest_code(flat, self.codebook).view(latent.shape[:-1])
 
@@ -179,7 +179,7 @@ class Bottleneck(nn.Module):
 
     @torch.no_grad()
     def update(self, latent: Tensor, codes: Tensor, generator: torch.Generator) -> float:
-        """One step of the moving averages over `latent` [N, D] assigned to `codes` [N]; dead codes are re-seeded.
+        """Move the averages by one step over `latent` [N, D] assigned to `codes` [N], and re-seed dead codes.
 
         Returns:
             Perplexity of the code usage in this batch, in codes.
@@ -209,7 +209,7 @@ class Bottleneck(nn.Module):
 
 
 def straight_through(latent: Tensor, vectors: Tensor) -> Tensor:
-    """`vectors` going forward, the identity towards `latent` going back."""
+    """Return `vectors` going forward, with the identity towards `latent` as gradient going back."""
     return latent + (vectors - latent).detach()
 
 
@@ -230,7 +230,7 @@ class VQVAE(nn.Module):
         return self.bottleneck.codebook
 
     def latent(self, waveform: Tensor) -> Tensor:
-        """Waveform [B, T] -> latent before quantisation [B, T / hop, D].
+        """Encode a waveform [B, T] into its latent before quantisation, [B, T / hop, D].
 
         Raises:
             ValueError: T is no multiple of the hop.
@@ -240,7 +240,7 @@ class VQVAE(nn.Module):
         return self.encoder(waveform[:, None]).transpose(1, 2)
 
     def generate(self, values: Tensor) -> Tensor:
-        """Latent vectors [B, S, D] -> waveform [B, S * hop]."""
+        """Decode latent vectors [B, S, D] into a waveform [B, S * hop]."""
         return self.decoder(values.transpose(1, 2))[:, 0]
 
     @torch.no_grad()
@@ -257,5 +257,5 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes int64 [B, S] -> waveform [B, S * hop]."""
+        """Decode codes int64 [B, S] into a waveform [B, S * hop]."""
         return self.generate(self.codebook[codes])
