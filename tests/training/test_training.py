@@ -27,6 +27,7 @@ from hybridsep.training import loop as training
 from hybridsep.training.checkpoint import clear_checkpoints
 from hybridsep.training.codec import VQVAETask
 from hybridsep.training.loop import StepResult, TrainingDiverged, train
+from hybridsep.training.optimisers import schedule
 from hybridsep.training.prior import PriorTask
 
 SETTINGS = TrainingSettings(steps=12, batch=4, learning_rate=1e-2, warmup=3, weight_decay=0.1, checkpoint_seconds=1e-9)
@@ -231,7 +232,7 @@ def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
 
 def test_learning_rate_warms_up_and_decays_to_its_last_share():
     settings = TrainingSettings(steps=100, batch=1, learning_rate=1.0, warmup=10, final_lr=0.1)
-    rates = [training._schedule(step, settings) for step in range(101)]
+    rates = [schedule(step, settings) for step in range(101)]
     assert rates[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
     assert rates[10] == pytest.approx(1.0) and rates[100] == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))

@@ -11,14 +11,14 @@ float32 inside a half-precision model; so the loss scaler is torch's own.
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -27,22 +27,11 @@ from hybridsep.core.deadline import NEVER, Deadline, OutOfTime
 from hybridsep.core.device import seeded_generator
 from hybridsep.core.distributed import Part, ranks_here
 from hybridsep.core.errors import HybridsepError
-from hybridsep.core.files import load_weights, write_atomically
 from hybridsep.core.profiles import TrainingSettings
-from hybridsep.training.checkpoint import Checkpoint, clear_checkpoints, newest_checkpoint, save_checkpoint
+from hybridsep.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from hybridsep.training.optimisers import make_optimisers, schedule
 
-__all__ = [
-    "StepResult",
-    "Task",
-    "TrainingDiverged",
-    "clear_checkpoints",
-    "load_weights",
-    "make_optimisers",
-    "train",
-    "write_atomically",
-]
-
-RECORDS = 200
+RECORDS = 200  # rows of a history, about
 WATCHED_STEPS = 50
 SUSPECT, DIVERGED = 2.0, 3.0
 SMALLEST_SCALE = 2.0**-14
@@ -71,19 +60,15 @@ class Task(Protocol):
         audio_seconds: length of the audio in one step's batch, in seconds; 0 where it is not known.
     """
 
+    module: nn.Module
     dtype: torch.dtype
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    @property
-    def audio_seconds(self) -> float: ...
+    audio_seconds: float
 
     def step(self, number: int, generator: torch.Generator, part: Part) -> StepResult:
-        """Loss of step `number` on a part of the batch drawn with `generator`."""
+        """Compute the loss of step `number` on a part of the batch drawn with `generator`."""
 
     def after_step(self, number: int, generator: torch.Generator) -> dict[str, float]:
-        """Whatever follows the optimiser's step, such as the codebook's moving averages, and its figures."""
+        """Do whatever follows the optimiser's step, such as the codebook's moving averages, and return its figures."""
 
 
 class TrainingDiverged(HybridsepError):
@@ -97,7 +82,7 @@ def train(
 
     Args:
         folder: holds the last two checkpoints while training runs, and history.csv.
-        label: what the progress bar says.
+        label: of the progress bar.
         deadline: when to stop with a checkpoint, after one step at least.
 
     Returns:
@@ -121,9 +106,8 @@ def train(
                 run.save(number + 1)
             if stop:
                 done = f"stopped after step {number + 1} of {settings.steps} ({(number + 1) / settings.steps:.0%})"
-                raise OutOfTime(
-                    f"{label}: time is up, {done}; checkpoint in {folder}. Run the same command again to go on"
-                )
+                how = f"checkpoint in {folder}. Run the same command again to go on"
+                raise OutOfTime(f"{label}: time is up, {done}; {how}")
     task.module.eval()
     run.write_history()
     return run.history
@@ -151,11 +135,11 @@ class TrainingRun:
 
     @property
     def save_due(self) -> bool:
-        """Whether it is time for a checkpoint; one of a loss that climbs would take the place of a good one."""
+        """Return whether it is time for a checkpoint; one of a loss that climbs would take the place of a good one."""
         return time.monotonic() - self.saved > self.settings.checkpoint_seconds and self.watch.rise <= SUSPECT
 
     def resume(self) -> int:
-        """Load the newest intact checkpoint; the step to go on with."""
+        """Load the newest intact checkpoint and return the step to go on with."""
         # The first process looks: it alone may remove a damaged file.
         found = newest_checkpoint(self.folder) if self.ranks.first else None
         self.ranks.wait()
@@ -166,8 +150,9 @@ class TrainingRun:
         return first
 
     def step(self, number: int, out_of_time: bool) -> bool:
-        """One optimiser step; whether time is up for any of the processes."""
-        self._set_rates(number)
+        """Do one optimiser step and return whether time is up for any of the processes."""
+        for group, peak in zip(self._groups(), self.peaks, strict=True):
+            group["lr"] = peak * schedule(number, self.settings)
         loss, stop, figures, phase = self._backward(number, out_of_time)
         self._check_loss(number, loss, phase)
         self._optimise(number)
@@ -190,22 +175,27 @@ class TrainingRun:
         self.saved = time.monotonic()
 
     def write_history(self) -> None:
-        """One row per recorded step to history.csv."""
+        """Write one row per recorded step to history.csv."""
         if self.ranks.first:
-            write_history(self.folder / "history.csv", self.history)
+            pd.DataFrame(self.history).to_csv(self.folder / "history.csv", index=False)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        # Asked anew each time: loading a state replaces them.
+        return [group for optimiser in self.optimisers for group in optimiser.param_groups]
 
     def _restore(self, found: Checkpoint) -> int:
-        tensors, state = found.tensors, found.state
-        self.task.module.load_state_dict(
-            {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
-        )
-        for number, optimiser in enumerate(self.optimisers):
-            moments: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                if key.startswith(f"optimiser.{number}."):
-                    _, _, index, name = key.split(".")
-                    moments.setdefault(int(index), {})[name] = value
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+        state, modules = found.state, {}
+        moments: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimisers]
+        for key, value in found.tensors.items():
+            kind, _, name = key.partition(".")
+            if kind == "module":
+                modules[name] = value
+            else:
+                number, index, name = name.split(".")
+                moments[int(number)].setdefault(int(index), {})[name] = value
+        self.task.module.load_state_dict(modules)
+        for optimiser, kept in zip(self.optimisers, moments, strict=True):
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": kept})
         if state["scaler"]:
             # Empty where the part before was trained in another precision, whose gradients need no scale.
             self.scaler.load_state_dict(state["scaler"])
@@ -213,15 +203,8 @@ class TrainingRun:
         self.history, self.seconds_before = state["history"], state["seconds"]
         return state["step"]
 
-    def _set_rates(self, number: int) -> None:
-        for group, peak in zip(self._groups(), self.peaks, strict=True):
-            group["lr"] = peak * _schedule(number, self.settings)
-
-    def _groups(self) -> list[dict]:
-        return [group for optimiser in self.optimisers for group in optimiser.param_groups]
-
     def _backward(self, number: int, out_of_time: bool) -> tuple[float, bool, dict[str, float], int]:
-        """Gradient of the whole batch, part by part: mean loss, whether any process is out of time, mean figures, phase."""
+        """Add up the gradient of the whole batch, part by part: mean loss, whether any process is out of time, mean figures, phase."""
         self.task.module.zero_grad(set_to_none=True)
         results = []
         for turn, part in enumerate(self.parts):
@@ -239,9 +222,8 @@ class TrainingRun:
             raise self._diverged(number, f"loss is {loss}")
         self.watch.add(loss, phase)
         if self.watch.rise > DIVERGED:
-            raise self._diverged(
-                number, f"loss diverges: {self.watch.mean:.4g} over the last steps, {self.watch.best:.4g} at its best,"
-            )
+            course = f"{self.watch.mean:.4g} over the last steps, {self.watch.best:.4g} at its best,"
+            raise self._diverged(number, f"loss diverges: {course}")
 
     def _optimise(self, number: int) -> None:
         for optimiser in self.optimisers:
@@ -255,17 +237,14 @@ class TrainingRun:
         self.scaler.update()
 
     def _diverged(self, number: int, what: str) -> TrainingDiverged:
-        batch = f"batch of seeded_generator({self.seed}, {number})"
-        return TrainingDiverged(
-            f"{self.label}: {what} at step {number}, {batch}; last checkpoint kept in {self.folder}"
-        )
+        where = f"at step {number}, batch of seeded_generator({self.seed}, {number})"
+        return TrainingDiverged(f"{self.label}: {what} {where}; last checkpoint kept in {self.folder}")
 
     def _record(self, number: int, figures: dict[str, float]) -> None:
         (last, then), now = self.recorded, time.monotonic()
         if self.task.audio_seconds:
-            figures["audio_per_second"] = round(
-                (number + 1 - last) * self.task.audio_seconds / max(now - then, 1e-9), 1
-            )
+            speed = (number + 1 - last) * self.task.audio_seconds / max(now - then, 1e-9)
+            figures["audio_per_second"] = round(speed, 1)
         self.recorded = (number + 1, now)
         self.history.append({"step": number, "seconds": round(self._seconds(), 3), **figures})
         self.progress = ", ".join(f"{name}={value:.3g}" for name, value in figures.items())
@@ -300,7 +279,7 @@ class LossWatch:
 
     @property
     def rise(self) -> float:
-        """How many times its best the loss is; 1 while that means nothing."""
+        """Return how many times its best the loss is; 1 while that means nothing."""
         return self.mean / max(self.best, 1e-12) if self.mean > self.start / 2 else 1.0
 
 
@@ -312,13 +291,12 @@ class _Loss(nn.Module):
         self.task, self.module = task, task.module
 
     def forward(self, number: int, generator: torch.Generator, part: Part) -> tuple[Tensor, dict[str, float], int]:
-        """See Task.step."""
         result = self.task.step(number, generator, part)
         return result.loss, result.figures, result.phase
 
 
-def _prepared(task: Task) -> tuple[nn.Module, Callable[[], contextlib.AbstractContextManager]]:
-    """The module to call, wrapped for several processes where there are, and the context in which gradients are not yet exchanged."""
+def _prepared(task: Task) -> tuple[nn.Module, Callable[[], contextlib.AbstractContextManager[Any]]]:
+    """Wrap a task's step for several processes where there are, and return the context in which gradients are not yet exchanged."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     # Buffers are the task's own to keep equal: what they hold is computed from all processes' data.
@@ -328,48 +306,3 @@ def _prepared(task: Task) -> tuple[nn.Module, Callable[[], contextlib.AbstractCo
     )
     model = accelerator.prepare_model(_Loss(task), device_placement=False)
     return model, lambda: accelerator.no_sync(model)
-
-
-def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    """One row per recorded step; columns are the union of the rows' figures."""
-    columns = list(dict.fromkeys(key for row in history for key in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-
-
-def _schedule(step: int, settings: TrainingSettings) -> float:
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    left = 1 - (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.final_lr + (1 - settings.final_lr) * left
-
-
-def make_optimisers(module: nn.Module, settings: TrainingSettings) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices that `module.hidden_matrices()` names and AdamW for the rest.
-
-    Weight decay falls on matrices only. Muon (Jordan et al. 2024, as shipped with torch) learns the priors in fewer steps: one comparison
-    of 100 steps on bass gave 3.19 nats per code on validation songs, AdamW 4.07 at a rate of 1e-3 and 3.71 at 3e-3.
-    """
-    named: Callable[[], list[nn.Parameter]] = getattr(module, "hidden_matrices", list)
-    hidden = named() if settings.matrix_learning_rate else []
-    taken = {id(p) for p in hidden}
-    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=settings.learning_rate, betas=(0.9, 0.95), foreach=True
-    )
-    if not hidden:
-        return [adamw]
-    muon = torch.optim.Muon(
-        hidden,
-        lr=settings.matrix_learning_rate,
-        weight_decay=settings.weight_decay,
-        momentum=0.95,
-        adjust_lr_fn="original",
-    )
-    return [adamw, muon]
