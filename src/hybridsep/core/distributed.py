@@ -32,7 +32,7 @@ class Part:
     count: int = 1
 
     def of(self, batch: Tensor, axis: int = 0) -> Tensor:
-        """This part of a batch along `axis`, whose length `count` divides."""
+        """Cut this part out of a batch along `axis`, whose length `count` divides."""
         size = batch.shape[axis] // self.count
         return batch if self.count == 1 else batch.narrow(axis, self.index * size, size)
 
@@ -49,24 +49,23 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Return whether this process is the one that writes files and speaks."""
         return self.index == 0
 
     def parts(self, batch: int, rounds: int) -> list[Part]:
-        """The parts of a batch of `batch` items that this process computes, one after the other in `rounds` rounds.
+        """List the parts of a batch of `batch` items that this process computes, one after the other in `rounds` rounds.
 
         Raises:
             HybridsepError: the batch cannot be cut into so many parts.
         """
         count = self.count * rounds
         if batch % count:
-            raise HybridsepError(
-                f"a batch of {batch} cannot be cut into {count} equal parts, {rounds} for each of {self.count} processes"
-            )
+            parts = f"{count} equal parts, {rounds} for each of {self.count} processes"
+            raise HybridsepError(f"a batch of {batch} cannot be cut into {parts}")
         return [Part(self.index * rounds + turn, count) for turn in range(rounds)]
 
     def join(self, tensor: Tensor, axis: int = 0) -> Tensor:
-        """Every process's tensor, one after the other along `axis`; all of one shape."""
+        """Join every process's tensor, one after the other along `axis`; all of one shape."""
         if self.count == 1:
             return tensor
         local = tensor.contiguous().to(_wire())
@@ -75,24 +74,24 @@ class Ranks:
         return torch.cat(parts, axis).to(tensor.device)
 
     def join_uneven(self, tensor: Tensor) -> Tensor:
-        """As `join` along the first axis, for tensors of different lengths."""
+        """Join tensors of different lengths along the first axis."""
         lengths = self.join(torch.tensor([len(tensor)])).tolist()
         padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         return torch.cat([part[:length] for part, length in zip(self.join(padded[None]), lengths, strict=True)])
 
     def mean(self, values: Sequence[float]) -> list[float]:
-        """Mean of each number over the processes."""
+        """Average each number over the processes."""
         if self.count == 1:
             return list(values)
         return self.join(torch.tensor([list(values)], dtype=torch.float64)).mean(0).tolist()
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` holds in one process at least; all wait for each other here."""
+        """Return whether `flag` holds in one process at least; all wait for each other here."""
         return self.mean([float(flag)])[0] > 0
 
     def share(self, *tensors: Tensor) -> None:
-        """Every process gets the first one's values, in place."""
+        """Give every process the first one's values, in place."""
         if self.count > 1:
             for tensor in tensors:
                 wire = tensor.contiguous().to(_wire())
@@ -124,7 +123,7 @@ ALONE = Ranks()
 
 @functools.lru_cache
 def ranks_here() -> Ranks:
-    """What the environment says that `torchrun` or `accelerate launch` made; sets the CUDA device of this process."""
+    """Read what `torchrun` or `accelerate launch` made of this process, and set its CUDA device."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE
     from accelerate import PartialState
@@ -135,28 +134,14 @@ def ranks_here() -> Ranks:
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean of a tensor over the processes, through which gradients flow back to all of them; the tensor itself where there is one."""
-    return _Mean.apply(value) if dist.is_available() and dist.is_initialized() else value
+    """Return the mean of a tensor over the processes, through which gradients flow back to all of them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    from torch.distributed.nn.functional import all_reduce
 
-
-class _Mean(torch.autograd.Function):
-    """The mean of a value is a part of every process's loss: so its gradient is the mean of what all of them ask of it."""
-
-    @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:
-        return _all_mean(value)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return _all_mean(gradient)
-
-
-def _all_mean(value: Tensor) -> Tensor:
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return all_reduce(value) / dist.get_world_size()
 
 
 def _wire() -> torch.device:
-    """Where tensors must be to travel: NCCL knows CUDA only."""
+    """Return where tensors must be to travel: NCCL knows CUDA only."""
     return torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
