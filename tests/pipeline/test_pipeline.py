@@ -94,7 +94,7 @@ def test_everything_is_made(runs):
     expected |= {f"codes-{k}-{s}" for k in kinds for s in ("train", "validation")}
     expected |= {f"likelihood-{k}-{x}" for k in kinds for x in ("sum", "counts")}
     assert expected <= labels(folders(pipe))
-    for name in ("evaluation.csv", "selections.csv", "chunks.json", "provenance.json"):
+    for name in ("evaluation.csv", "selections.csv", "provenance.json"):
         assert (pipe.root / name).is_file()
     assert not list(runs.rglob("checkpoint*")) and not list(runs.rglob("*.tmp*"))
     for step in pipe.cache.finished():

@@ -1,6 +1,5 @@
 """The run of record: little room, nothing lost that must be exact, and models that a run takes as if it had made them itself."""
 
-import errno
 import json
 import re
 import shutil
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import zipfile
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -177,28 +175,6 @@ def test_record_that_cannot_be_written_leaves_the_former(trained, copied, monkey
     with pytest.raises(HybridsepError, match="No space left"):
         record_run(trained, copied, partial(model_card, results=copied / "no results"))
     assert contents(copied) == before
-
-
-def test_record_that_cannot_get_its_name_leaves_the_former(trained, copied, monkeypatch):
-    before, real = contents(copied), Path.rename
-
-    def refuse(path, target):
-        if path.name.endswith(".new"):
-            raise OSError(errno.EIO, "Input/output error")
-        return real(path, target)
-
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(HybridsepError, match="Input/output error"):
-        record_run(trained, copied, partial(model_card, results=copied / "no results"))
-    assert contents(copied) == before
-
-
-def test_record_killed_between_its_two_names_is_found_again(copied):
-    before = contents(copied / "micro")
-    (copied / "micro").rename(copied / "micro.former")
-    with pytest.raises(FileNotFoundError):
-        write_record({"nothing": copied / "nothing"}, copied / "micro", {})
-    assert contents(copied / "micro") == before and [path.name for path in copied.iterdir()] == ["micro"]
 
 
 def test_run_without_all_models_or_scores_is_no_record(trained, fresh, tmp_path):

@@ -127,7 +127,7 @@ def test_counts_and_likelihoods_of_two_processes_are_those_of_one_to_the_bit(one
 
 
 def test_table_of_two_processes_is_that_of_one(one, two):
-    for name in ("evaluation.csv", "selections.csv", "particles.csv"):
+    for name in ("evaluation.csv", "selections.csv"):
         tables = [read_rows(folder / "micro" / name) for folder in (one, two)]
         here, there = (table[table.metric != "seconds"].reset_index(drop=True) for table in tables)
         pd.testing.assert_frame_equal(here, there, check_exact=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from hybridsep.core.files import load_weights, write_atomically
@@ -18,14 +16,14 @@ from hybridsep.core.profiles import METHODS, VQVAEKind, method_spec
 from hybridsep.evaluation.chunks import Chunks, choose_chunks
 from hybridsep.evaluation.protocols import BLIND_RULE, score_candidates, score_estimates, score_references
 from hybridsep.evaluation.rows import chunk_rows, read_rows, rows_where, write_rows
-from hybridsep.inference.search import SearchResult, usual_particles
+from hybridsep.inference.search import SearchResult
 from hybridsep.inference.selection import SELECTIONS
 from hybridsep.inference.separator import SearchOptions, Separator
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.pipeline.steps import Step
 
 # Raised when scores are added or change: what was scored before is separated and scored again.
-SCORES_VERSION = 4
+SCORES_VERSION = 3
 COURSE_CODES = 16
 KINDS: tuple[VQVAEKind, ...] = ("plain", "linear")
 
@@ -89,7 +87,7 @@ class Evaluation:
 
     def run(self, method: str, search: str = "particle", particles: int | None = None) -> Run:
         """Separate and score every chunk with one method and search, under every protocol."""
-        particles = particles or usual_particles(search, self.pipeline.profile.search.particles)
+        particles = particles or self.pipeline.profile.search.particles
         step = self._step(f"separated-{method}-{search}-{particles}", method, self.settings.seed)
 
         def make() -> dict:
@@ -105,8 +103,7 @@ class Evaluation:
                 "log_evidence": found.search.log_evidence / found.search.codes.shape[-1],
                 "ess": found.search.ess,
             }
-            plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-            write_atomically(step.folder / "run.safetensors", save(plain))
+            step.save("run", tensors)
             return {
                 "particles": particles,
                 "seconds_per_chunk": found.seconds / len(self.chunks),
@@ -115,8 +112,8 @@ class Evaluation:
 
         self.pipeline.cache.make(step, make)
         rows, selections = (read_rows(step.folder / name) for name in ("rows.csv", "selections.csv"))
-        found = load_weights(step.folder / "run.safetensors")
-        return Run(rows, selections, found["estimates"], found["log_evidence"], found["ess"], particles)
+        kept = load_weights(step.folder / "run.safetensors")
+        return Run(rows, selections, kept["estimates"], kept["log_evidence"], kept["ess"], particles)
 
     def blind_run(
         self,
@@ -134,7 +131,7 @@ class Evaluation:
             change: called as change(separator, **settings), returns the separator to run instead of the method's own.
             settings: plain values; with the name of `change` they are the key of the cache.
         """
-        particles = particles or usual_particles(search, self.pipeline.profile.search.particles)
+        particles = particles or self.pipeline.profile.search.particles
         seed = self.settings.seed if seed is None else seed
         changed = (change.__name__, settings) if change else None
         step = self._step(f"estimated-{method}-{search}-{particles}", method, seed, changed)
@@ -194,20 +191,17 @@ class Evaluation:
     # --- all of them -------------------------------------------------------------------------------------------------------
 
     def table(self) -> pd.DataFrame:
-        """Make everything, and write it to runs/<profile>/evaluation.csv, selections.csv and particles.csv."""
+        """Make everything, and write it to runs/<profile>/evaluation.csv and selections.csv."""
         if self.pipeline.ranks.count > 1:
             return self._shared_table()
         runs = [self.run(method, search) for method, search in self.searched()]
         for method in METHODS:
             self.pipeline.export(method)
-        root = self.pipeline.root
         table = pd.concat([self.references(), *(r.rows for r in runs)], ignore_index=True)
         rules = pd.concat([r.selections for r in runs], ignore_index=True)
-        tables = {"evaluation.csv": table, "selections.csv": rules, "particles.csv": self.particle_counts()}
-        for name, frame in tables.items():
-            write_atomically(root / name, frame.to_csv(index=False, float_format="%.6g", na_rep="nan").encode())
-        chosen = {"tracks": self.chunks.tracks, "starts": self.chunks.starts, "sample_rate": self.chunks.sample_rate}
-        write_atomically(root / "chunks.json", json.dumps(chosen).encode())
+        for name, frame in {"evaluation.csv": table, "selections.csv": rules}.items():
+            content = frame.to_csv(index=False, float_format="%.6g", na_rep="nan")
+            write_atomically(self.pipeline.root / name, content.encode())
         self.pipeline.write_provenance()
         return table
 
@@ -228,19 +222,13 @@ class Evaluation:
             self.pipeline.export(method)
         ranks.wait()
         own = Evaluation(self.pipeline.alone(), self.split, self.chunks)
-        runs: list[Callable[[], object]]
         # The second list is known when the first one's runs are there.
         for listed in (lambda: [(method, "particle") for method in METHODS], self.searched):
-            runs = [functools.partial(own.run, method, search) for method, search in listed()]
-            ranks.together([own.references, *runs][ranks.index :: ranks.count])
+            calls: list[Callable[[], object]] = [own.references]
+            calls += [functools.partial(own.run, method, search) for method, search in listed()]
+            ranks.together(calls[ranks.index :: ranks.count])
         ranks.together([own.table] if ranks.first else [])
         return read_rows(self.pipeline.root / "evaluation.csv")
-
-    def particle_counts(self) -> pd.DataFrame:
-        """Score the particle filter at the usual N of all cells and at `many_particles` of the best, with a column `particles`."""
-        runs = [self.run(method, "particle") for method in METHODS]
-        runs.append(self.run(self.best_method(), "particle", self.settings.many_particles))
-        return pd.concat([r.rows.assign(particles=r.particles) for r in runs], ignore_index=True)
 
     def best_method(self, search: str = "particle") -> str:
         """Return the cell of highest blind, refined SDR, mean over chunks and sources."""

@@ -24,7 +24,7 @@ WEIGHTS = ("model.safetensors", "likelihood.safetensors")
 
 
 def write_record(steps: Mapping[str, Path], out: Path, files: Mapping[str, bytes]) -> None:
-    """Write a record whole or not at all; one that is there already is replaced.
+    """Write a record; one that is there already is replaced once the new one is complete.
 
     Args:
         steps: key -> folder of finished steps.
@@ -32,33 +32,25 @@ def write_record(steps: Mapping[str, Path], out: Path, files: Mapping[str, bytes
         files: name -> content of what else belongs to it.
 
     Raises:
-        HybridsepError: a file or the record is too large, or cannot be written. What was there stays as it was.
+        HybridsepError: a file or the record is too large, or cannot be written; what was there stays as it was.
     """
-    fresh, former = (out.with_name(f"{out.name}.{state}") for state in ("new", "former"))
-    if former.is_dir() and not out.is_dir():
-        # An earlier call was killed between the two names.
-        former.rename(out)
     contents = dict(files)
     for key, folder in steps.items():
         contents |= {f"{key}/{name}": content for name, content in _step_files(folder).items()}
     _check_sizes({name: len(content) for name, content in contents.items()})
+    fresh = out.with_name(f"{out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
     try:
-        for folder in (fresh, former):
-            shutil.rmtree(folder, ignore_errors=True)
         for name, content in contents.items():
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(fresh / name, content)
         write_sums(fresh, contents)
-        if out.is_dir():
-            out.rename(former)
+        shutil.rmtree(out, ignore_errors=True)
         fresh.rename(out)
     except OSError as error:
-        if former.is_dir() and not out.is_dir():
-            former.rename(out)
         raise HybridsepError(f"cannot write {out}: {error.strerror}") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def restore_step(record: Path, key: str, folder: Path) -> None:

@@ -104,8 +104,7 @@ class StepCache:
             return
         # All processes are past the question above before one can answer it differently.
         late = self.ranks.any(self.deadline.passed)
-        if step.recorded:
-            assert self.record is not None
+        if step.recorded and self.record:
             if self.ranks.first:
                 restore_step(self.record, step.key, step.folder)
         # However short the time, one step is made.
@@ -132,11 +131,10 @@ class StepCache:
     def finished(self) -> list[Step]:
         """List every finished step of this run's folder, oldest first."""
         folders = {path.parent: json.loads(path.read_text()) for path in self.root.glob("*/done.json")}
-        made = [
+        return [
             Step(folder, known["step"], folder.name.removesuffix("-recorded"), known.get("recorded", False))
             for folder, known in sorted(folders.items(), key=lambda item: item[1]["finished"])
         ]
-        return made
 
     def _has(self, key: str) -> bool:
         return self.record is not None and (self.record / key).is_dir()

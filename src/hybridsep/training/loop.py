@@ -53,16 +53,19 @@ class StepResult:
 
 
 class Task(Protocol):
-    """What the loop trains.
+    """What the loop trains."""
 
-    Attributes:
-        dtype: of the matrix products; float16 gradients are scaled.
-        audio_seconds: length of the audio in one step's batch, in seconds; 0 where it is not known.
-    """
+    @property
+    def module(self) -> nn.Module:
+        """Return what is trained."""
 
-    module: nn.Module
-    dtype: torch.dtype
-    audio_seconds: float
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the matrix products; float16 gradients are scaled."""
+
+    @property
+    def audio_seconds(self) -> float:
+        """Return the length of the audio in one step's batch, in seconds; 0 where it is not known."""
 
     def step(self, number: int, generator: torch.Generator, part: Part) -> StepResult:
         """Compute the loss of step `number` on a part of the batch drawn with `generator`."""
