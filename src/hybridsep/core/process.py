@@ -25,8 +25,8 @@ def settle_process() -> None:
 
     To be called before torch is imported: it reads the first when it starts its threads. What the environment says already stays.
     """
-    for name, setting in THREADS.items():
-        os.environ.setdefault(name, setting)
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)
     if sys.platform != "linux":
         return
     try:

@@ -144,9 +144,8 @@ def _full_rows(chunks: Chunks, method: str, search: str, scored: Sequence[Scored
     """Score every metric, in windows of one second; all stems go through BSS Eval together, in as many processes as pay."""
     window, count = chunks.sample_rate, len(chunks)
     mixture = chunks.mixture[..., : scored[0].stems.shape[-1]].numpy()
-    estimated = np.concatenate([each.stems.numpy() for each in scored], 1)
-    true = np.concatenate([each.target.numpy() for each in scored], 1)
-    evaluated = bss_eval(estimated, true, window, f"{method} {search}".strip() + ", BSS Eval")
+    estimates, targets = (np.concatenate([getattr(x, name).numpy() for x in scored], 1) for name in ("stems", "target"))
+    evaluated = bss_eval(estimates, targets, window, f"{method} {search}".strip() + ", BSS Eval")
     frames = []
     for index, each in enumerate(scored):
         estimates, targets = each.stems.numpy(), each.target.numpy()

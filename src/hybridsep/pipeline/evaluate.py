@@ -16,14 +16,14 @@ from hybridsep.core.profiles import METHODS, VQVAEKind, method_spec
 from hybridsep.evaluation.chunks import Chunks, choose_chunks
 from hybridsep.evaluation.protocols import BLIND_RULE, score_candidates, score_estimates, score_references
 from hybridsep.evaluation.rows import chunk_rows, read_rows, rows_where, write_rows
-from hybridsep.inference.search import SearchResult
+from hybridsep.inference.search import SearchResult, usual_particles
 from hybridsep.inference.selection import SELECTIONS
 from hybridsep.inference.separator import SearchOptions, Separator
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.pipeline.steps import Step
 
 # Raised when scores are added or change: what was scored before is separated and scored again.
-SCORES_VERSION = 3
+SCORES_VERSION = 4
 COURSE_CODES = 16
 KINDS: tuple[VQVAEKind, ...] = ("plain", "linear")
 
@@ -87,7 +87,7 @@ class Evaluation:
 
     def run(self, method: str, search: str = "particle", particles: int | None = None) -> Run:
         """Separate and score every chunk with one method and search, under every protocol."""
-        particles = particles or self.pipeline.profile.search.particles
+        particles = particles or usual_particles(search, self.pipeline.profile.search.particles)
         step = self._step(f"separated-{method}-{search}-{particles}", method, self.settings.seed)
 
         def make() -> dict:
@@ -112,8 +112,8 @@ class Evaluation:
 
         self.pipeline.cache.make(step, make)
         rows, selections = (read_rows(step.folder / name) for name in ("rows.csv", "selections.csv"))
-        kept = load_weights(step.folder / "run.safetensors")
-        return Run(rows, selections, kept["estimates"], kept["log_evidence"], kept["ess"], particles)
+        found = load_weights(step.folder / "run.safetensors")
+        return Run(rows, selections, found["estimates"], found["log_evidence"], found["ess"], particles)
 
     def blind_run(
         self,
@@ -131,7 +131,7 @@ class Evaluation:
             change: called as change(separator, **settings), returns the separator to run instead of the method's own.
             settings: plain values; with the name of `change` they are the key of the cache.
         """
-        particles = particles or self.pipeline.profile.search.particles
+        particles = particles or usual_particles(search, self.pipeline.profile.search.particles)
         seed = self.settings.seed if seed is None else seed
         changed = (change.__name__, settings) if change else None
         step = self._step(f"estimated-{method}-{search}-{particles}", method, seed, changed)
@@ -222,11 +222,11 @@ class Evaluation:
             self.pipeline.export(method)
         ranks.wait()
         own = Evaluation(self.pipeline.alone(), self.split, self.chunks)
+        runs: list[Callable[[], object]]
         # The second list is known when the first one's runs are there.
         for listed in (lambda: [(method, "particle") for method in METHODS], self.searched):
-            calls: list[Callable[[], object]] = [own.references]
-            calls += [functools.partial(own.run, method, search) for method, search in listed()]
-            ranks.together(calls[ranks.index :: ranks.count])
+            runs = [functools.partial(own.run, method, search) for method, search in listed()]
+            ranks.together([own.references, *runs][ranks.index :: ranks.count])
         ranks.together([own.table] if ranks.first else [])
         return read_rows(self.pipeline.root / "evaluation.csv")
 

@@ -16,22 +16,23 @@ from hybridsep.core.device import Module, default_device, dtype_name, fast_dtype
 from hybridsep.core.distributed import ALONE, Ranks, ranks_here
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import SUMS, load_weights, write_atomically
-from hybridsep.core.profiles import (
-    METHODS,
-    LikelihoodKind,
-    Profile,
-    TrainingSettings,
-    VQVAEKind,
-    config_hash,
-    method_spec,
-)
+from hybridsep.core.level import MIXTURE_RMS
+from hybridsep.core.profiles import METHODS, LikelihoodKind, Profile, VQVAEKind, config_hash, method_spec
 from hybridsep.core.provenance import provenance
 from hybridsep.core.records import RECORDS
 from hybridsep.data.codes import CodeSet
 from hybridsep.data.effects import EFFECTS_VERSION
 from hybridsep.data.minislakh.render import make_minislakh
-from hybridsep.data.stems import LARGEST, MIXTURE_RMS, StemSet, build_stems, open_stems
-from hybridsep.inference.counts import CountLikelihood, count_batches, likelihood_from_tensors, merge_counts, tuned
+from hybridsep.data.stems import LARGEST, StemSet, build_stems, open_stems
+from hybridsep.inference.counts import (
+    CountLikelihood,
+    UnigramLikelihood,
+    count_batches,
+    likelihood_from_tensors,
+    merge_counts,
+    symmetrised,
+    tuned,
+)
 from hybridsep.inference.likelihood import Likelihood
 from hybridsep.inference.separator import Separator
 from hybridsep.inference.sums import SumLikelihood
@@ -40,7 +41,7 @@ from hybridsep.models.vqvae import VQVAE
 from hybridsep.pipeline.steps import Step, StepCache
 from hybridsep.training.codec import VQVAETask, codec_dtype
 from hybridsep.training.encoding import encode_songs, random_triples
-from hybridsep.training.loop import Task, train
+from hybridsep.training.loop import train
 from hybridsep.training.prior import PriorTask
 
 SPLITS = ("train", "validation", "test")
@@ -130,7 +131,7 @@ class Pipeline:
         def make() -> dict:
             dtype = codec_dtype(self.dtype)
             task = VQVAETask(module.to(self.device), self.stems("train"), self._linear_weight(kind), dtype)
-            figures = self._train(step, task, settings.training, f"VQ-VAE {kind}")
+            figures = self._train(step, task, f"VQ-VAE {kind}")
             seconds = settings.training.steps * task.audio_seconds
             return {
                 "parameters": _parameters(module),
@@ -167,7 +168,7 @@ class Pipeline:
             module.start_from_codebook(self.vqvae(kind).codebook.cpu(), seeded_generator(seed, 2))
             code_seconds = self.profile.vqvae.hop / self.profile.data.sample_rate
             task = PriorTask(module.to(self.device), codes, names.index(source), self.dtype, code_seconds)
-            figures = self._train(step, task, settings.training, f"prior {source} ({kind})")
+            figures = self._train(step, task, f"prior {source} ({kind})")
             validation, generator = self.codes(kind, "validation"), seeded_generator(seed, 4)
             held_out = validation.random_crops(names.index(source), 32, settings.crop_codes, generator)
             nats = nats_per_code(module, held_out.to(self.device))
@@ -275,13 +276,15 @@ class Pipeline:
     def likelihood_step(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Step:
         """Return where a likelihood is kept."""
         inputs = [self.stems_step(), self.vqvae_step(kind)]
-        settings = self.profile.likelihood.model_dump(mode="json", exclude={"power"})
+        counted = {"base", "symmetric", "counted_seconds"} if likelihood == "sum" else set()
+        settings = self.profile.likelihood.model_dump(mode="json", exclude={"power"} | counted)
         return self.cache.step(f"likelihood-{kind}-{likelihood}", settings, inputs=inputs)
 
     # --- inside ------------------------------------------------------------------------------------------------------------
 
-    def _train(self, step: Step, task: Task, training: TrainingSettings, label: str) -> dict[str, float]:
+    def _train(self, step: Step, task: VQVAETask | PriorTask, label: str) -> dict[str, float]:
         """Train a model, keep its weights, and return the last row of its history."""
+        training = task.module.settings.training
         history = train(task, training, step.folder, label, self.profile.seed, self.cache.deadline)
         self._save(step, "model", task.module.state_dict())
         return history[-1]
@@ -304,11 +307,16 @@ class Pipeline:
             return SumLikelihood.fit(vqvae.codebook, held_out)
         stems, label, generator = self.stems("train"), f"counting ({kind})", seeded_generator(self.profile.seed, 5)
         batches = random_triples(vqvae, stems, settings.counted_seconds, generator, label, self.ranks)
-        keys, counts = count_batches(batches, self.profile.vqvae.codes)
+        codes = self.profile.vqvae.codes
+        keys, counts = count_batches(batches, codes)
         if self.ranks.count > 1:
             keys, counts = merge_counts(self.ranks.join_uneven(keys), self.ranks.join_uneven(counts))
         keys, counts = keys.to(self.device), counts.to(self.device)
-        return CountLikelihood.fit(keys, counts, vqvae.codebook, held_out)
+        if settings.symmetric:
+            keys, counts = symmetrised(keys, counts, codes)
+        unigram = settings.base == "unigram"
+        base = UnigramLikelihood(keys, counts, codes) if unigram else SumLikelihood.fit(vqvae.codebook, held_out)
+        return CountLikelihood.fit(keys, counts, base, held_out)
 
 
 def _fingerprint(folder: Path) -> list[str]:

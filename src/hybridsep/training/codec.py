@@ -91,22 +91,22 @@ class VQVAETask:
 
     def after_step(self, number: int, generator: torch.Generator) -> dict[str, float]:
         """Start the codebook from the encoder's output, then keep its moving averages; the usage of its codes in this step."""
-        latents, codes = self._latents, self._codes
+        parts, code_parts = self._latents, self._codes
         self._latents, self._codes = [], []
         if number < self.first_quantised - 1:
             return {}
         bottleneck = self.module.bottleneck
         # Every process sees the whole batch in one order, so that all draw the same codes anew. The first one's word is taken all the
         # same: a GPU adds up in any order.
-        latent = _whole(latents).flatten(0, 2)
+        latent = _whole(parts).flatten(0, 2)
         figures = {}
         if number == self.first_quantised - 1:
             bottleneck.start_from(latent, generator)
         else:
-            chosen = _whole(codes).flatten()
-            used = torch.bincount(chosen, minlength=len(bottleneck.codebook)) > 0
+            codes = _whole(code_parts).flatten()
+            used = torch.bincount(codes, minlength=len(bottleneck.codebook)) > 0
             figures = {
-                "perplexity": bottleneck.update(latent, chosen, generator),
+                "perplexity": bottleneck.update(latent, codes, generator),
                 "used_codes": float(used.float().mean()),
             }
         ranks_here().share(bottleneck.codebook, bottleneck.usage, bottleneck.sums)
