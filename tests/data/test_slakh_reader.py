@@ -6,19 +6,12 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from slakh_archives import entry
 
 from hybridsep.data.slakh import load_source, read_tracks, track_sources
 
 RATE = 22050
 CLASSES = {"bass": "Bass", "drums": "Drums"}
-
-
-def entry(inst_class: str, program: int, rendered: bool = True, plugin: str | None = "scarbee.nkm") -> dict:
-    """One stem as in a real metadata.yaml."""
-    return {
-        "audio_rendered": rendered, "inst_class": inst_class, "integrated_loudness": -20.1, "is_drum": inst_class == "Drums",
-        "midi_program_name": "whatever", "midi_saved": True, "plugin_name": plugin, "program_num": program,
-    }  # fmt: skip
 
 
 def write_track(

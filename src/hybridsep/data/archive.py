@@ -1,14 +1,13 @@
 """The files of an archive on a web server or on the disk, one after the other; a tar.gz is never kept.
 
-Slakh2100-redux is one gzip stream of 104 GB, in which nothing can be reached but by inflating all that comes before it.
-`indexed_gzip` notes points to inflate from; the last of them is the mark from which a later run goes on, with 3 MB at most
-to read again. A zip's directory is at its end: BabySlakh's (0.9 GB) is saved by `pooch` first.
+Slakh2100-redux is one gzip stream of 104 GB. `indexed_gzip` notes points to inflate from; the last is the mark from which a
+later run goes on, with 3 MB at most to read again. A zip's directory is at its end: BabySlakh's (0.9 GB) is saved by `pooch`.
 
 `fsspec`'s HTTP file cannot stand in for `Source`: it asks for each block by itself (20 000 requests of 5 MB, where Zenodo
 grants a guest 2 000 an hour), gives up at the first broken connection and does not notice a file that changes.
 
-Not held: the MD5 of a tar.gz read in several runs, for hashlib cannot store its state. Then gzip's own CRC-32 is all there
-is, carried from run to run; `indexed_gzip` leaves it unchecked, so it is summed here.
+Not held: the MD5 of a tar.gz read in several runs, as hashlib cannot store its state. Then gzip's own CRC-32 is carried from
+run to run; `indexed_gzip` leaves it unchecked, so it is summed here.
 """
 
 from __future__ import annotations
@@ -107,11 +106,6 @@ class Source(AbstractBufferedFile):
         """MD5 of the whole file, hexadecimal; empty if this run has not read all of it."""
         return self._md5.hexdigest() if self._hashed == self.size else ""
 
-    def close(self) -> None:
-        """Hang up."""
-        self._hang_up()
-        super().close()
-
     def _fetch_range(self, start: int, end: int) -> bytes:
         if start != self._at:
             self._hang_up()
@@ -152,11 +146,7 @@ class Source(AbstractBufferedFile):
     def _ask(self, first: int, last: str = "") -> requests.Response:
         """Ask for bytes from `first` on; refuse an answer that brings others."""
         size, tag = self.version
-        headers = {
-            "Range": f"bytes={first}-{last}",
-            "Accept-Encoding": "identity",
-            **({"If-Range": tag} if tag else {}),
-        }
+        headers = {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"} | ({"If-Range": tag} if tag else {})
         try:
             answer = self._session.get(self.address, headers=headers, stream=True, timeout=TIMEOUT)
         except requests.RequestException as error:
@@ -170,6 +160,11 @@ class Source(AbstractBufferedFile):
         if size:
             raise HybridsepError(f"{self.address} changed while it was read: run again to begin anew")
         raise HybridsepError(f"{self.address}: its server knows no byte ranges; download the file and give its path")
+
+    def close(self) -> None:
+        """Hang up for good."""
+        self._hang_up()
+        super().close()
 
     def _hang_up(self) -> None:
         if self._body is not None:
@@ -212,8 +207,8 @@ class Inflated:
         self._file.export_index(fileobj=(file := io.BytesIO()))
         index = _from_place(file.getvalue(), min(self.place, self._summed))
         self._file.import_index(fileobj=io.BytesIO(index))  # all points of 104 GB would take 3 GB of memory
-        index_text = base64.b64encode(index).decode()
-        return {"place": self.place, "summed": self._summed, "crc": self._crc, "index": index_text}
+        text = base64.b64encode(index).decode()
+        return {"place": self.place, "summed": self._summed, "crc": self._crc, "index": text}
 
     def check(self) -> str:
         """Hold all that was inflated against gzip's trailer; return in words what that tells."""

@@ -1,8 +1,8 @@
 """Songs from anybody's General MIDI files, played by any SoundFonts and written in Slakh2100's layout.
 
-Bass is what programs 32 to 39 play, counted from 0; drums are MIDI channel 10. A song is heard in several variants, each an excerpt in which
-both play. Variant 0 is the song as written: its own program, kit, key and tempo. For the others these are drawn. All variants of a song lie in
-one split, which depends on the song's name alone; effects and changed timbres are for training only.
+Bass is what programs 32 to 39 play, counted from 0; drums are MIDI channel 10. A song is heard in several variants, each an
+excerpt in which both play: variant 0 with its own program, kit, key and tempo, the others with drawn ones. All variants of a song
+lie in one split, which depends on its name alone; effects and changed timbres are for training only.
 
 Source: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA), section 2.
 """
@@ -74,7 +74,7 @@ class Recipe:
     variety: float = 0.0
 
     def settings(self) -> dict:
-        """The recipe as plain values; SoundFonts by their content."""
+        """Return the recipe as plain values; SoundFonts by their content."""
         sums = {font.name: hashlib.sha256(font.read_bytes()).hexdigest() for font in self.soundfonts}
         return {**asdict(self), "soundfonts": sums, "version": RECIPE_VERSION}
 
@@ -132,19 +132,18 @@ def make_songs(
 ) -> Made:
     """Render every MIDI file below a folder; what an earlier run has finished is kept.
 
-    A track is the same, byte for byte, whatever else is in the folder and however many processes work. Files that are broken, empty or absurd,
-    that another equals, or in which bass and drums do not play together, are listed in OUT/skipped.csv.
+    A track is the same, byte for byte, whatever else is in the folder and however many processes work. Files that are broken,
+    empty or absurd, that another equals, or in which bass and drums do not play together, are listed in OUT/skipped.csv.
 
     Args:
-        out: folder to write to.
         midi: folder of .mid, .midi and .kar files.
         workers: processes; as many as the machine has cores if None.
         skipped: (file, reason) of songs that are no MIDI files, to be listed with the others.
         split: make the songs of this split only; all if None.
 
     Raises:
-        HybridsepError: no MIDI files or none of use, a file that is no SoundFont or lacks basses or kits, senseless settings, or `out` holds
-            songs made with other settings.
+        HybridsepError: no MIDI files or none of use, a file that is no SoundFont or lacks basses or kits, senseless settings,
+            or `out` holds songs made with other settings.
     """
     _check(recipe)
     if split not in (None, *SPLITS):
@@ -153,15 +152,16 @@ def make_songs(
     claim_folder(out, "midi.json", recipe.settings())
     songs, unusable = _survey(names, recipe.seconds, workers)
     skipped = [*skipped, *unusable]
-    todo = {name: [v for v in range(recipe.variants) if not _done(track_folder(out, name, v))] for name in songs}
-    jobs = [partial(_make_tracks, out, name, names[name], numbers, recipe) for name, numbers in todo.items() if numbers]
+    numbers = range(recipe.variants)
+    metadata = {(name, v): track_folder(out, name, v) / "metadata.yaml" for name in songs for v in numbers}
+    todo = {name: [v for v in numbers if not metadata[name, v].is_file()] for name in songs}
+    jobs = [partial(_make_tracks, out, name, names[name], missing, recipe) for name, missing in todo.items() if missing]
     for refused in in_processes(jobs, "songs", workers, 4):
         skipped += refused
     write_table(out / "skipped.csv", [("file", "reason"), *sorted(skipped)])
     if not songs:
         raise HybridsepError(f"no MIDI file in {midi} can be used: see {out / 'skipped.csv'}")
-    folders = [track_folder(out, name, v) for name in songs for v in range(recipe.variants)]
-    return Made(len(songs), dict(Counter(f.parent.name for f in folders if _done(f))), skipped)
+    return Made(len(songs), dict(Counter(file.parts[-3] for file in metadata.values() if file.is_file())), skipped)
 
 
 def split_of(name: str) -> str:
@@ -273,7 +273,7 @@ def places(song: Song, seconds: float) -> np.ndarray:
 
 
 def _midi_files(folder: Path) -> dict[str, Path]:
-    """Return the MIDI files below a folder by their names: paths from it, without .mid."""
+    """Return the MIDI files below a folder by their paths from it, without .mid."""
     if not folder.is_dir():
         raise HybridsepError(f"no folder of MIDI files at {folder}")
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".mid", ".midi", ".kar") and p.is_file())
@@ -346,11 +346,7 @@ def _drawn(draw: np.random.Generator, names: list[str], share: float) -> str:
 def render_variant(
     song: Song, variant: Variant, soundfonts: tuple[Path, ...], sample_rate: int
 ) -> dict[str, np.ndarray]:
-    """Play a variant.
-
-    Args:
-        soundfonts: files, found by their names.
-        sample_rate: Hz.
+    """Play a variant with `soundfonts`, which are found by their names.
 
     Returns:
         {"bass": ..., "drums": ...}, mono float32 [samples], each at its level and within +-0.95.
@@ -422,7 +418,7 @@ def _make_tracks(out: Path, name: str, file: Path, numbers: list[int], recipe: R
 
 
 def _describe(song: Song, variant: Variant, _: float) -> dict:
-    """Return metadata with Slakh2100's keys and the variant, from which it can be played again."""
+    """Return a track's stems with Slakh2100's keys and the variant, from which it can be played again."""
     stems = {
         f"S{i:02d}": {
             "audio_rendered": True, "midi_saved": False, "inst_class": inst_class, "is_drum": stem == "drums",
@@ -431,14 +427,7 @@ def _describe(song: Song, variant: Variant, _: float) -> dict:
         }
         for i, (stem, inst_class) in enumerate(STEMS.items())
     }  # fmt: skip
-    return {
-        "stems": stems,
-        "variant": {**asdict(variant), "notes": song.fingerprint, "recipe": RECIPE_VERSION},
-    }
-
-
-def _done(folder: Path) -> bool:
-    return (folder / "metadata.yaml").is_file()  # a folder is moved into place whole
+    return {"stems": stems, "variant": {**asdict(variant), "notes": song.fingerprint, "recipe": RECIPE_VERSION}}
 
 
 def _check(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.random import Generator
 
 from . import styles as gm
-from .styles import BASS_RHYTHMS, BASSES, CHORDS, COMPING, KEYS, KITS, PIANOS, PROGRESSIONS, SCALES, STYLES, Style
+from .styles import BASS_RHYTHMS, CHORDS, COMPING, KEYS, PROGRESSIONS, SCALES, STYLES, Style
 
 #: Raised whenever the same (seed, index) would give another song or another sound.
 COMPOSER_VERSION = 4
@@ -27,14 +27,9 @@ PIANO_LOWEST, PIANO_HIGHEST = 50, 74  # D3 to D5, between bass and cymbals
 
 @dataclass(frozen=True)
 class Note:
-    """One played note.
+    """One played note: seconds, MIDI key, velocity 1 to 127.
 
-    Attributes:
-        start, duration: seconds.
-        pitch: MIDI key.
-        velocity: 1 to 127.
-        slide: semitones, relative to `pitch`, at which the note begins before it glides to `pitch`; 0 for none.
-        slide_seconds: how long that glide takes.
+    It begins `slide` semitones off and glides to its pitch in `slide_seconds`.
     """
 
     start: float
@@ -94,10 +89,7 @@ class Song:
 
 @dataclass(frozen=True)
 class Feel:
-    """The players' habits: lags and jitter in seconds, spread of velocities, swing (see `Style.swing`).
-
-    `register` is the lowest MIDI key for the root of a chord.
-    """
+    """The players' habits: lags and jitter in seconds, swing as in `Style`, `register` the lowest MIDI key for a chord's root."""
 
     step_seconds: float
     steps: int
@@ -145,9 +137,9 @@ class Bar:
 
 @dataclass(frozen=True)
 class Comping:
-    """How a section's chords are played: on which steps, as probabilities [steps], all keys at once or one after the other.
+    """How a section's chords are played: `grid` as probabilities [steps], `broken` one key after the other.
 
-    `register` is the lowest MIDI key of a chord, `keys` how many it has at most, `gate` the share of the time to the next that it is held.
+    `register` is a chord's lowest MIDI key, `keys` how many it has at most, `gate` the share of the time to the next that it is held.
     """
 
     grid: np.ndarray
@@ -171,10 +163,9 @@ class Hit:
 
 @dataclass(frozen=True)
 class Moment:
-    """What a bassist knows when choosing a note.
+    """What a bassist knows when choosing a note; times in steps, `root` and the `target` it moves to in semitones above the tonic.
 
-    `since_change` counts steps since the chord began; `root` and the `target` it moves to are in semitones above
-    the tonic; `leads` says that this is the last note before the change; `degree` is where a riff or whim would go.
+    `leads`: this is the last note before the change. `degree`: where a riff or whim would go.
     """
 
     step: int
@@ -187,20 +178,13 @@ class Moment:
 
 
 def compose_song(seed: int, index: int, seconds: float) -> Song:
-    """Compose song `index` of the collection `seed`.
-
-    Args:
-        seed: collection, >= 0.
-        index: song within it, >= 0; the song depends on no other one.
-        seconds: length; every note begins before it.
+    """Compose song `index` >= 0 of the collection `seed` >= 0, at least 1 second long; it depends on no other song.
 
     Raises:
-        ValueError: a negative seed or index, or less than one second asked for.
+        ValueError: senseless arguments.
     """
-    if seed < 0 or index < 0:
-        raise ValueError(f"seed and song index must not be negative, got {seed} and {index}")
-    if not seconds >= 1:
-        raise ValueError(f"a song takes at least 1 second, got {seconds}")
+    if seed < 0 or index < 0 or not seconds >= 1:
+        raise ValueError(f"a song takes seed and index >= 0 and seconds >= 1, got {seed}, {index} and {seconds}")
     rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(index,)))
     name = str(rng.choice(list(STYLES)))
     style = _cross_over(STYLES[name], rng)
@@ -209,8 +193,8 @@ def compose_song(seed: int, index: int, seconds: float) -> Song:
     feel = _draw_feel(style, tempo, rng)
     tonic, mode = int(rng.integers(12)), str(rng.choice(style.modes))
     # Now and then a bass and a kit that the style would not choose.
-    bass_program = int(rng.choice(style.basses if rng.random() < 0.75 else list(BASSES)))
-    drum_kit = int(rng.choice(style.kits if rng.random() < 0.8 else list(KITS)))
+    bass_program = int(rng.choice(style.basses if rng.random() < 0.75 else list(gm.BASSES)))
+    drum_kit = int(rng.choice(style.kits if rng.random() < 0.8 else list(gm.KITS)))
     bars = _plan_bars(style, feel, mode, ceil(seconds / (feel.steps * feel.step_seconds)), rng)
     drums, bass = [], []
     for number, bar in enumerate(bars):
@@ -224,7 +208,7 @@ def compose_song(seed: int, index: int, seconds: float) -> Song:
     }
     # The piano came later: dice of its own leave the other parts as they were.
     rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(index, 2)))
-    program = int(rng.choice(list(PIANOS)))
+    program = int(rng.choice(list(gm.PIANOS)))
     parts["piano"] = Part(_within(_play_piano(bars, feel, tonic, rng), seconds), program, _draw_sound("piano", rng))
     return Song(index, seed, float(seconds), name, tempo, style.meter, f"{KEYS[tonic]} {mode}", parts)
 
