@@ -6,7 +6,7 @@
 PROFILE ?= cpu
 PYTHON  ?= python3
 STAMP   := .venv/.installed
-FAST    := tests/core tests/kernels tests/models tests/inference tests/evaluation
+FAST    := $(addprefix tests/,core kernels models inference evaluation test_layers.py book/test_claims.py)
 
 .PHONY: book test check clean
 
@@ -20,7 +20,7 @@ check: $(STAMP)
 	.venv/bin/ruff check -q src tests book
 	.venv/bin/ruff format -q --check src tests book
 	.venv/bin/mypy src
-	.venv/bin/python -m pytest -q -n 2 -m "not slow and not browser" $(FAST)
+	.venv/bin/python -m pytest $(FAST) -q -n 2 -m "not slow and not browser"
 
 clean:
 	rm -rf _build

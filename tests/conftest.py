@@ -4,22 +4,31 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-
-os.environ.setdefault("MPLBACKEND", "Agg")
-if not torch.cuda.is_available():
-    # Before anything imports Triton: its kernels then run in its interpreter, on the CPU.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def pytest_configure(config):
+    """Without a GPU, run Triton's kernels in its interpreter, which has to be chosen before anything imports Triton."""
+    hands_out = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if not hands_out and not has_gpu():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items):
     """Skip what is marked `gpu` where there is none."""
-    if not torch.cuda.is_available():
+    if not has_gpu():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def has_gpu() -> bool:
+    """Tell whether torch can use CUDA; a process that only hands out tests to others never asks, and imports no torch."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")

@@ -144,6 +144,7 @@ def test_bss_eval_of_a_silent_estimate_is_a_score_or_a_plain_refusal():
         assert "silent estimate" in str(error)
 
 
+@pytest.mark.slow
 def test_bss_eval_of_many_mixtures_is_that_of_each_whatever_the_number_of_processes(monkeypatch):
     references = np.stack([[music_like(10 * s + b, 2 * RATE) for b in range(3)] for s in (1, 2)])
     estimates = references + 0.1 * noise(5, *references.shape)

@@ -169,6 +169,7 @@ def test_bad_requests_are_refused_with_their_value(separator):
             separator.estimate(noise(), SearchOptions(particles=particles))
 
 
+@pytest.mark.slow
 def test_every_form_of_a_recording_is_separated_alike(counting):
     heard = noise(1, 8000)
     expected = counting.separate(heard, 8000, particles=3).stems
@@ -212,6 +213,7 @@ def test_level_of_a_recording_does_not_matter(counting, scale, refine):
         )
 
 
+@pytest.mark.slow
 def test_long_mixtures_are_separated_together_as_alone(counting):
     heard = noise(3, 60_000)
     together = counting.estimate_windows(heard, SearchOptions(particles=2))
@@ -221,6 +223,7 @@ def test_long_mixtures_are_separated_together_as_alone(counting):
     assert together[1][0] == pytest.approx(float(alone[1]), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_rows, windows", [(8, [2, 2, 2, 2, 1]), (4 * 9, [9])])
 def test_as_many_windows_are_searched_at_once_as_there_is_room_for(monkeypatch, max_rows, windows):
     """Three recordings of three windows by four particles: few at once however long they are, all where there is room."""

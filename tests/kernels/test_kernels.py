@@ -58,7 +58,7 @@ BODIES = (
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 
-@pytest.fixture(params=["torch", pytest.param("triton", marks=needs_triton)], autouse=True)
+@pytest.fixture(params=["torch", pytest.param("triton", marks=[needs_triton, pytest.mark.slow])], autouse=True)
 def body(request):
     """Runs every test with both bodies, and with outputs that hold rubbish until they are written."""
     with chosen_body(request.param):
