@@ -10,8 +10,6 @@ Not held: the MD5 of a tar.gz read in several runs, as hashlib cannot store its 
 run to run; `indexed_gzip` leaves it unchecked, so it is summed here.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io
@@ -68,10 +66,7 @@ class Member(NamedTuple):
 class Source(AbstractBufferedFile):
     """A file on a web server or on the disk, seekable, whose broken connections are had back.
 
-    Attributes:
-        version: what changes if the file does: size, and tag or time.
-        magic: its first four bytes.
-        received: bytes that came in this run.
+    `version` (size, and tag or time) changes if the file does; `magic` is its first four bytes; `received` came in this run.
 
     Raises:
         ConnectionLost: the server cannot be reached (again).
@@ -173,11 +168,9 @@ class Source(AbstractBufferedFile):
 
 
 class Inflated:
-    """What a tar.gz inflates to, and the CRC-32 of it; from the beginning or from a mark.
+    """What a tar.gz inflates to, and its CRC-32; from the beginning or from a mark.
 
-    Attributes:
-        place: where the next member begins, to be set by whoever reads.
-        position: bytes inflated before what comes next.
+    Whoever reads sets `place`, where the next member begins; `position` is that of the next byte.
     """
 
     def __init__(self, source: Source, mark: dict | None):
@@ -222,15 +215,12 @@ class Inflated:
 
 
 class Archive:
-    """The files of a tar.gz or a zip, in its order.
+    """The files of a tar.gz or a zip, in its order; `checked` says what is known of its integrity.
 
     Args:
         md5: to hold the whole archive against, hexadecimal.
         folder: where a zip on a server is saved.
         mark: what `mark` gave in an earlier run, to begin there.
-
-    Attributes:
-        checked: what is known of the archive's integrity, in words.
 
     Raises, when iterated:
         Damaged: the archive has another MD5, or holds a link, a device or a path that leads out of it.

@@ -1,7 +1,5 @@
 """Sound effects: another tuning, tone, room or amplifier than a solo recording was made with."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 
@@ -50,13 +48,7 @@ def tilt(waveform: np.ndarray, sample_rate: int, decibels: float) -> np.ndarray:
 
 
 def reverberate(waveform: np.ndarray, sample_rate: int, seconds: float, wet: float, noise: Generator) -> np.ndarray:
-    """Put [T] in a room of exponentially decaying noise.
-
-    Args:
-        seconds: until the room's sound has fallen by 60 dB.
-        wet: the room's share, 0 to 1; at 1 nothing is heard directly.
-        noise: draws the room.
-    """
+    """Put [T] in a room of decaying noise, which falls by 60 dB in so many seconds; `wet` is its share, 0 to 1."""
     times = np.arange(round(1.5 * seconds * sample_rate)) / sample_rate
     room = noise.standard_normal(len(times)) * np.exp(-DECAY_60_DB * times / seconds)
     echoes = oaconvolve(waveform, room / np.linalg.norm(room))[: len(waveform)]
@@ -98,11 +90,7 @@ def draws(*what: object) -> Generator:
 
 
 def apply_effect(name: str, waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
-    """Lay one of the effects, at a random strength, on a solo recording; it stays as loud as before.
-
-    Args:
-        waveform: float32 [T], as is what comes back.
-        draw: decides the strength.
+    """Lay one of the effects, at a strength that is drawn, on float32 [T]; it stays as loud as before.
 
     Raises:
         HybridsepError: unknown effect.

@@ -7,8 +7,6 @@ tracks, with all that waits, fit in 10 GB even if the archive were shuffled (a t
 Source of the data: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA); Zenodo records 4599666 and 4603844.
 """
 
-from __future__ import annotations
-
 import csv
 import errno
 import io
@@ -133,7 +131,7 @@ def fetch_slakh(
     return report
 
 
-def _read(sorter: Sorter, address: str, md5: str | None, progress: bool) -> Report:
+def _read(sorter: "Sorter", address: str, md5: str | None, progress: bool) -> Report:
     """Read the archive until there is enough, or no more."""
     bar = tqdm(desc="Slakh", unit="B", unit_scale=True, disable=not progress)
     with bar, Source(address, bar) as source:

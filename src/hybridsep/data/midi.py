@@ -7,8 +7,6 @@ lie in one split, which depends on its name alone; effects and changed timbres a
 Source: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA), section 2.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import Counter
@@ -176,9 +174,6 @@ def track_folder(out: Path, name: str, number: int) -> Path:
     return out / split_of(name) / f"Track_{slug}_{hashlib.sha256(name.encode()).hexdigest()[:6]}_{number:02d}"
 
 
-# ---- reading -------------------------------------------------------------------------------------------------------
-
-
 def read_song(name: str, content: bytes) -> Song:
     """Read the bass and drums of a MIDI file.
 
@@ -307,9 +302,6 @@ def _look(name: str, file: Path, seconds: float) -> tuple[str, str]:
         return "", str(error)
 
 
-# ---- variants ------------------------------------------------------------------------------------------------------
-
-
 def draw_variant(song: Song, number: int, recipe: Recipe) -> Variant:
     """Decide how a song is heard; the draws depend on seed, song and number only."""
     draw = draws(recipe.seed, song.name, number)
@@ -397,9 +389,6 @@ def _levelled(samples: np.ndarray, level: float, stem: str) -> np.ndarray:
     fade = min(len(samples), 256)
     samples[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
     return samples * np.float32(min(10 ** (level / 20) / loudness, PEAK / float(np.abs(samples).max())))
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
 
 
 def _make_tracks(out: Path, name: str, file: Path, numbers: list[int], recipe: Recipe) -> list[tuple[str, str]]:

@@ -11,8 +11,6 @@ The MIDI files are written to OUT/midi, from where `hybridsep data midi` plays t
 Source of the WAD format: "The Unofficial Doom Specs" 1.666, chapter 2.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import struct
@@ -69,13 +67,11 @@ def make_people(out: Path, recipe: Recipe, source: Path | None = None) -> Made:
     """
     wads = _read_source(source) if source else {Path(m).name: read_member(fetch(VIZDOOM), m) for m in WADS}
     recipe = replace(recipe, soundfonts=recipe.soundfonts or training_soundfonts())
-    songs: dict[str, bytes] = {}
-    skipped = []
-    for file, content in wads.items():
-        for name, midi, reason in read_wad(content):
-            place = f"{Path(file).stem}/{name}"
-            skipped += [(place, reason)] if reason else []
-            songs |= {} if reason else {place: midi}
+    lumps = [
+        (f"{Path(file).stem}/{name}", midi, why) for file, wad in wads.items() for name, midi, why in read_wad(wad)
+    ]
+    songs = {place: midi for place, midi, reason in lumps if not reason}
+    skipped = [(place, reason) for place, _, reason in lumps if reason]
     if not songs:
         raise HybridsepError(f"no songs in {', '.join(wads)}: {skipped[0][1] if skipped else 'no MIDI lumps'}")
     for place, midi in songs.items():
@@ -123,11 +119,7 @@ def cache_folder() -> Path:
 
 
 def fetch(wheel: Wheel) -> Path:
-    """Return a pinned wheel from the cache; pip fetches it when it is first asked for.
-
-    Raises:
-        HybridsepError: pip cannot fetch it, or brought another file.
-    """
+    """Return a pinned wheel from the cache; pip fetches it when it is first asked for, or HybridsepError says why not."""
     for there in cache_folder().glob(f"{wheel.package}-{wheel.version}-*.whl"):
         if _sha256(there) == wheel.sha256:
             return there
@@ -146,11 +138,7 @@ def fetch(wheel: Wheel) -> Path:
 
 
 def check(file: Path, wheel: Wheel) -> Path:
-    """Return `file` if it is the pinned wheel.
-
-    Raises:
-        HybridsepError: it is another file.
-    """
+    """Return `file` if it is the pinned wheel; HybridsepError if it is another."""
     if (found := _sha256(file)) != wheel.sha256:
         what = f"{file.name} is not {wheel.package} {wheel.version} as pinned"
         raise HybridsepError(f"{what}: its SHA-256 is {found[:16]}..., not {wheel.sha256[:16]}...")

@@ -94,10 +94,7 @@ def load_source(track: Track, inst_class: str, sample_rate: int) -> np.ndarray:
 
 
 def parse_metadata(content: bytes, file: Path | str) -> dict:
-    """Read a metadata.yaml; `stems` then maps names to entries, each with an inst_class.
-
-    Args:
-        file: what to call it in messages.
+    """Read a metadata.yaml, called `file` in messages; its `stems` map names to entries, each with an inst_class.
 
     Raises:
         HybridsepError: not plain YAML, no stems, or a stem without a class or with a name that is no file name.

@@ -102,11 +102,7 @@ def _read_tables(chunks: dict[str, memoryview]) -> SoundFont:
 
 
 def presets(soundfont: Path) -> dict[str, list[int]]:
-    """Return the programs of a SoundFont's basses, of its drum kits, and "all" of bank 0.
-
-    Raises:
-        HybridsepError: no SoundFont, or one without basses or drum kits.
-    """
+    """Return the programs of a SoundFont's basses and drum kits, and "all" of bank 0; HybridsepError if it lacks either."""
     known = load_soundfont(soundfont).presets
     found = {
         "bass": [p for p in BASSES if known.get((0, p))],
@@ -120,11 +116,7 @@ def presets(soundfont: Path) -> dict[str, list[int]]:
 
 
 def own_soundfont() -> Path:
-    """TimGM6mb.sf2 of pretty_midi, which MiniSlakh is played with.
-
-    Raises:
-        FileNotFoundError: pretty_midi is not installed.
-    """
+    """Return TimGM6mb.sf2 of pretty_midi, which MiniSlakh is played with; FileNotFoundError without pretty_midi."""
     # find_spec, as importing pretty_midi takes a second in every worker
     package = find_spec("pretty_midi")
     if package is None or package.origin is None:
@@ -162,11 +154,7 @@ def _covers(zone: dict, key: int, velocity: int) -> bool:
 
 @lru_cache(maxsize=384)
 def hold(strike: Strike) -> Tone:
-    """Play one key and hold it.
-
-    Raises:
-        HybridsepError: the SoundFont has no such preset or key.
-    """
+    """Play one key and hold it; HybridsepError if the SoundFont has no such preset or key."""
     font = load_soundfont(strike.soundfont)
     change = dict(strike.change)
     layers = [
@@ -182,7 +170,7 @@ def hold(strike: Strike) -> Tone:
     samples = np.zeros(max(map(len, waves)), dtype=np.float32)
     for wave in waves:
         samples[: len(wave)] += wave
-    if len(samples) >= round(strike.seconds * strike.rate):  # it would sound longer: fade what is left
+    if len(samples) >= round(strike.seconds * strike.rate):  # it would sound longer
         end = len(samples) // 10
         samples[-end:] *= np.linspace(1, 0, end, dtype=np.float32)
     return Tone(samples, _seconds(layers[0][1][38]), layers[0][1][57])
@@ -249,10 +237,8 @@ def _envelope(zone: dict, times: np.ndarray) -> np.ndarray:
 
 
 def _filter(x: np.ndarray, zone: dict, times: np.ndarray, velocity: int, rate: int) -> np.ndarray:
-    """Low-pass a note as its modulation envelope says, between the filter fully open and settled.
-
-    Softer notes are duller by up to an octave, half of what the standard's default modulator asks for.
-    """
+    """Low-pass a note as its modulation envelope says, between the filter fully open and settled."""
+    # Softer notes are duller by up to an octave, half of what the standard's default modulator asks for.
     dull = 1200 * (1 - velocity / 127)
     sustain = min(1.0, max(0.0, 1 - zone[29] / 1000))
     opened = _low_pass(x, zone[8] + zone[11] - dull, rate)
@@ -312,11 +298,9 @@ def font_voice(
     """Return the voice of a preset at `rate` Hz; `change` and `tuning` as in Strike."""
 
     def voice(key: int, velocity: int, seconds: float, bends: tuple[tuple[float, float], ...]) -> Tone | None:
-        slide = (0.0, 0.0)
+        strike = Strike(bank, program, key, velocity, rate, seconds, tuning, 0.0, 0.0, soundfont, bends, change)
         try:
-            return hold.__wrapped__(
-                Strike(bank, program, key, velocity, rate, seconds, tuning, *slide, soundfont, bends, change)
-            )
+            return hold.__wrapped__(strike)
         except HybridsepError:
             return None
 

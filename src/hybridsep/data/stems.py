@@ -1,7 +1,5 @@
 """Solo stems of one split, resampled once and memory-mapped, and the random crops and pairs drawn from them."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -5,8 +5,6 @@ A voice is drawn once for a part of a song and then plays every key alike, in wh
 Source of the plucked string: Karplus & Strong 1983, "Digital synthesis of plucked-string and drum timbres" (CMJ 7:2).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
