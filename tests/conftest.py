@@ -17,7 +17,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what is marked `gpu` where there is none."""
+    """Skip what is marked `gpu` where there is none, and begin with the book, which takes longest and is built by one process."""
+    items.sort(key=lambda item: "smoke" not in item.path.parts)
     if not has_gpu():
         for item in items:
             if item.get_closest_marker("gpu"):
