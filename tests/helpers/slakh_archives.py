@@ -4,8 +4,9 @@ import hashlib
 import io
 import random
 import tarfile
+import threading
 import zipfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -79,6 +80,20 @@ def tar(songs: list[dict[str, bytes]], extra: list[tarfile.TarInfo] = (), shuffl
     return file.getvalue()
 
 
+def tar_of(name: str, kind: bytes, target: str) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return tar([song(1)], [member])
+
+
+def zip_of(name: str, link: bool) -> bytes:
+    info, file = zipfile.ZipInfo(name), io.BytesIO()
+    info.external_attr = 0o120777 << 16 if link else 0
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(info, "/etc/passwd")
+    return file.getvalue()
+
+
 def baby(numbers=range(1, 11)) -> bytes:
     """BabySlakh: flat, wav, 16 kHz, `audio_rendered` false of every stem although most are there."""
     stems = {name: entry(kind, 33, False) for name, kind in (("S00", "Bass"), ("S01", "Drums"), ("S02", "Bass"))}
@@ -120,6 +135,14 @@ class Server(ThreadingHTTPServer):
         self.answers: list[int] = []
         self.asked: list[str] = []
         self.sent = 0
+
+    @contextmanager
+    def running(self):
+        thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield
+        self.shutdown()
+        thread.join()
 
     @property
     def url(self) -> str:

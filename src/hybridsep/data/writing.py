@@ -45,11 +45,7 @@ def claim_folder(out: Path, file: str, settings: dict) -> None:
 
 
 def write_track(
-    target: Path,
-    stems: Sequence[np.ndarray],
-    sample_rate: int,
-    scores: Mapping,
-    describe: Callable[[float], dict],
+    target: Path, stems: Sequence[np.ndarray], sample_rate: int, scores: Mapping, describe: Callable[[float], dict]
 ) -> None:
     """Write one track and its mix in a temporary folder, and move it into place whole.
 

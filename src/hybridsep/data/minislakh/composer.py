@@ -7,6 +7,7 @@ counted in steps (see `styles`), the finished notes are in seconds.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -87,8 +88,7 @@ class Song:
     parts: dict[str, Part]
 
 
-@dataclass(frozen=True)
-class Feel:
+class Feel(NamedTuple):
     """The players' habits: lags and jitter in seconds, swing as in `Style`, `register` the lowest MIDI key for a chord's root."""
 
     step_seconds: float
@@ -103,8 +103,7 @@ class Feel:
     register: int
 
 
-@dataclass(frozen=True)
-class Groove:
+class Groove(NamedTuple):
     """One section's choices, grids as probabilities [steps]; `timekeeper` is the percussion key keeping time."""
 
     kick: np.ndarray
@@ -122,8 +121,7 @@ class Groove:
     riff: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """One bar of the plan: which groove, the chords (step, root above the tonic, chord), who rests, how loud."""
 
     groove: Groove
@@ -135,8 +133,7 @@ class Bar:
     rests: str = ""
 
 
-@dataclass(frozen=True)
-class Comping:
+class Comping(NamedTuple):
     """How a section's chords are played: `grid` as probabilities [steps], `broken` one key after the other.
 
     `register` is a chord's lowest MIDI key, `keys` how many it has at most, `gate` the share of the time to the next that it is held.
@@ -149,8 +146,7 @@ class Comping:
     gate: float
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """A drum stroke, bass or piano note on the grid of one bar; `start` and `length` in steps, `level` 0 to 1."""
 
     start: float
@@ -161,8 +157,7 @@ class Hit:
     slide: float = 0.0
 
 
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """What a bassist knows when choosing a note; times in steps, `root` and the `target` it moves to in semitones above the tonic.
 
     `leads`: this is the last note before the change. `degree`: where a riff or whim would go.
@@ -303,7 +298,7 @@ def _add_rests(bars: list[Bar], feel: Feel, rng: Generator) -> list[Bar]:
         who = str(rng.choice(["bass", "drums"]))
         length = min(int(rng.integers(1, longest + 1)), left[who], len(bars) - number)
         if length and rng.random() < 0.5:
-            bars[number : number + length] = [replace(bar, rests=who) for bar in bars[number : number + length]]
+            bars[number : number + length] = [bar._replace(rests=who) for bar in bars[number : number + length]]
             left[who] -= length
         number += length + int(rng.integers(2, 7))
     return bars
@@ -539,7 +534,7 @@ def _articulate(groove: Groove, step: int, room: int, pitch: int, feel: Feel, rn
 
 def _play_piano(bars: list[Bar], feel: Feel, tonic: int, rng: Generator) -> list[Note]:
     """Play the chords of all bars, each section in its own way; now and then the pianist rests for a bar."""
-    feel = replace(feel, lag={**feel.lag, "piano": float(rng.normal(0.002, 0.006))})
+    feel = feel._replace(lag={**feel.lag, "piano": float(rng.normal(0.002, 0.006))})
     ways: dict[int, Comping] = {}
     notes = []
     for number, bar in enumerate(bars):

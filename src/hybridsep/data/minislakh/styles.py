@@ -15,17 +15,6 @@ HIGH_AGOGO, LOW_AGOGO, CABASA, SHAKER, CLAVES = 67, 68, 69, 70, 75
 HIGH_BLOCK, LOW_BLOCK, MUTE_TRIANGLE, TRIANGLE, MUTE_SURDO, SURDO = 76, 77, 80, 81, 86, 87
 TOMS = (50, 48, 47, 45, 43, 41)
 
-#: The drum kits (bank 128 programs) of TimGM6mb.sf2 by their preset names; its Jazz kit plays the Standard samples.
-KITS = {0: "Standard", 8: "Room", 16: "Power", 24: "Electronic", 25: "TR 808", 32: "Jazz", 40: "Brush", 48: "Orchestra"}
-#: General MIDI programs, counted from 0.
-BASSES = {
-    32: "Acoustic Bass", 33: "Electric Bass (finger)", 34: "Electric Bass (pick)", 35: "Fretless Bass",
-    36: "Slap Bass 1", 37: "Slap Bass 2", 38: "Synth Bass 1", 39: "Synth Bass 2",
-}  # fmt: skip
-PIANOS = {
-    0: "Acoustic Grand Piano", 1: "Bright Acoustic Piano", 2: "Electric Grand Piano", 3: "Honky-tonk Piano",
-    4: "Electric Piano 1", 5: "Electric Piano 2",
-}  # fmt: skip
 KEYS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 
 
@@ -79,5 +68,6 @@ _READ = yaml.safe_load(Path(__file__).with_name("styles.yml").read_text(encoding
 _PERCUSSION = {name: key for name, key in globals().items() if isinstance(key, int)}
 _TABLES = _named(_READ, {**_PERCUSSION, **_READ["grids"]})
 STYLES = {name: Style(**entry.pop("setting"), **entry) for name, entry in _TABLES["styles"].items()}
+KITS, BASSES, PIANOS = _TABLES["kits"], _TABLES["basses"], _TABLES["pianos"]
 BASS_RHYTHMS, COMPING = _TABLES["rhythms"], _TABLES["comping"]
 PROGRESSIONS, SCALES, CHORDS = _TABLES["progressions"], _TABLES["scales"], _TABLES["chords"]
