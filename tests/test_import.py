@@ -57,7 +57,7 @@ assert sys.platform != "linux" or "mallopt" in asked
 
 
 def run(code: str) -> None:
-    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
     plain = {name: value for name, value in os.environ.items() if name not in names}
     done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
