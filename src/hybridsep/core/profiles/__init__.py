@@ -76,7 +76,7 @@ class VQVAESettings(Settings):
     commit_weight: float = Field(2.0, ge=0)
     l2_weight: float = Field(5.0, ge=0)
     stft_weight: float = Field(0.5, ge=0)
-    linear_weight: float = Field(4.0, ge=0, description="weight of L_lin for kind `linear`")
+    linear_weight: float = Field(16.0, ge=0, description="weight of L_lin for kind `linear`")
     crop_samples: int = Field(16384, ge=1024)
     training: TrainingSettings
 
