@@ -20,7 +20,7 @@ app.add_typer(data_app, name="data")
 
 option, RUNS = typer.Option, Path("runs")
 Tracks = Annotated[int, option(min=1)]
-Profile = Annotated[str, option("--profile", help="smoke, cpu, or a .yml file")]
+Profile = Annotated[str, option("--profile", help="smoke, cpu, t4, paper, or a .yml file")]
 Runs = Annotated[Path, option("--runs", help="folder of all runs")]
 Data = Annotated[Path | None, option("--data", help="songs in Slakh's layout; synthesised without it")]
 Anew = Annotated[bool, option("--train", help="train every model here, those too that come with the project")]
