@@ -57,6 +57,7 @@ def written(path: Path, content: bytes) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
+    """Return the name beside `path` under which its content is written first."""
     return path.with_name(path.name + ".tmp")
 
 
