@@ -69,7 +69,7 @@ def _songs(options: Options, folder: Path) -> tuple[Profile, StemSet]:
     songs, seconds = (QUICK_SONGS, QUICK_SECONDS) if options.quick else (SONGS, SECONDS)
     data = profile.data
     root = make_minislakh(folder / "songs", songs, seconds, data.seed, data.sample_rate, progress=False)
-    build_stems(root, "train", profile.sources, data.sample_rate, folder)
+    build_stems([root], "train", profile.sources, data.sample_rate, folder)
     return profile, open_stems(folder, "train")
 
 

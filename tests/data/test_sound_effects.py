@@ -139,7 +139,7 @@ def songs(tmp_path_factory):
 
 def built(songs, folder, *options):
     for split in ("train", "validation", "test"):
-        build_stems(songs, split, SOURCES, SMALL_RATE, folder, *options)
+        build_stems([songs], split, SOURCES, SMALL_RATE, folder, *options)
     return {split: open_stems(folder, split) for split in ("train", "validation", "test")}
 
 

@@ -29,7 +29,7 @@ def songs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stems(songs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stems")
-    build_stems(songs, "train", SOURCES, RATE, folder)
+    build_stems([songs], "train", SOURCES, RATE, folder)
     return open_stems(folder, "train")
 
 
@@ -65,7 +65,7 @@ def test_levelling_cuts_off_next_to_nothing(stems):
 
 def test_built_twice_byte_for_byte(songs, tmp_path):
     for name in ("a", "b"):
-        build_stems(songs, "validation", SOURCES, RATE, tmp_path / name)
+        build_stems([songs], "validation", SOURCES, RATE, tmp_path / name)
     for file in ("validation.npy", "validation.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["validation.json", "validation.npy"]
@@ -73,7 +73,7 @@ def test_built_twice_byte_for_byte(songs, tmp_path):
 
 
 def test_the_array_is_written_as_numpy_writes_it(stems, songs, tmp_path):
-    build_stems(songs, "train", SOURCES, RATE, tmp_path)
+    build_stems([songs], "train", SOURCES, RATE, tmp_path)
     np.save(tmp_path / "again.npy", np.asarray(stems.audio))
     assert (tmp_path / "again.npy").read_bytes() == (tmp_path / "train.npy").read_bytes()
 
@@ -83,7 +83,7 @@ def test_memory_of_building_does_not_grow_with_the_number_of_songs(songs, tmp_pa
 
     def peak(split: str) -> int:
         tracemalloc.start()
-        build_stems(songs, split, SOURCES, RATE, tmp_path)
+        build_stems([songs], split, SOURCES, RATE, tmp_path)
         held = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return held
@@ -94,7 +94,7 @@ def test_memory_of_building_does_not_grow_with_the_number_of_songs(songs, tmp_pa
 
 
 def test_stems_are_resampled_to_the_asked_rate(songs, tmp_path):
-    build_stems(songs, "validation", SOURCES, 16000, tmp_path)
+    build_stems([songs], "validation", SOURCES, 16000, tmp_path)
     found = open_stems(tmp_path, "validation")
     assert open_stems(tmp_path, "validation", "random").pairing == "random" and found.pairing == "same-song"
     assert found.sample_rate == 16000 and found.seconds == pytest.approx(6.0, abs=0.05)
@@ -102,7 +102,7 @@ def test_stems_are_resampled_to_the_asked_rate(songs, tmp_path):
 
 def test_split_without_the_sources_is_refused(songs, tmp_path):
     with pytest.raises(HybridsepError, match="no track of split 'test'.*Bass, Theremin"):
-        build_stems(songs, "test", {"bass": "Bass", "theremin": "Theremin"}, RATE, tmp_path)
+        build_stems([songs], "test", {"bass": "Bass", "theremin": "Theremin"}, RATE, tmp_path)
 
 
 def test_split_whose_stems_are_all_empty_is_refused(songs, tmp_path):
@@ -112,7 +112,7 @@ def test_split_whose_stems_are_all_empty_is_refused(songs, tmp_path):
     for name in ("S00", "S01"):
         soundfile.write(track / "stems" / f"{name}.wav", np.zeros(0), RATE)
     with pytest.raises(HybridsepError, match="train"):
-        build_stems(tmp_path / "songs", "train", SOURCES, RATE, tmp_path / "out")
+        build_stems([tmp_path / "songs"], "train", SOURCES, RATE, tmp_path / "out")
 
 
 def test_random_crops_lie_inside_one_song():

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 from tiny import seeded, tiny_vqvae, vqvae_settings
+from torch import nn
 
-from hybridsep.data.stems import mix
 from hybridsep.kernels import nearest
 from hybridsep.kernels.nearest import nearest_code
 from hybridsep.models import vqvae
@@ -30,6 +30,10 @@ def line_bottleneck(codes=4):
     return bottleneck
 
 
+def l_lin(bottleneck, first, second, mixture):
+    return linear_loss(bottleneck(0.5 * first + 0.5 * second).values, mixture)
+
+
 # --- L_lin -----------------------------------------------------------------------------------------------------------------
 
 
@@ -39,7 +43,7 @@ def test_linear_loss_is_zero_for_an_exactly_additive_codebook():
     first, second = (bottleneck.quantise(x) for x in even)
     mixture = bottleneck.quantise(0.5 * first + 0.5 * second)
     assert torch.equal(mixture, 0.5 * first + 0.5 * second)
-    assert float(linear_loss(bottleneck, first, second, mixture)) == 0.0
+    assert float(l_lin(bottleneck, first, second, mixture)) == 0.0
 
 
 def test_linear_loss_is_the_mean_squared_distance_where_the_sum_misses_the_mixture():
@@ -47,13 +51,13 @@ def test_linear_loss_is_the_mean_squared_distance_where_the_sum_misses_the_mixtu
     first, second = torch.tensor([[[0.0, 0.0]]]), torch.tensor([[[4.0, 2.0]]])
     mixture = torch.tensor([[[2.0, 4.0]]])
     # B(½ q1 + ½ q2) = (2, 1); the squared norm is 9, shared by two dimensions.
-    assert float(linear_loss(bottleneck, first, second, mixture)) == pytest.approx(4.5)
+    assert float(l_lin(bottleneck, first, second, mixture)) == pytest.approx(4.5)
 
 
 def test_linear_loss_quantises_the_sum():
     bottleneck = grid_bottleneck()
     first, second = torch.tensor([[[0.0, 0.0]]]), torch.tensor([[[1.0, 0.0]]])
-    losses = [float(linear_loss(bottleneck, first, second, torch.tensor([[[x, 0.0]]]))) for x in (0.0, 1.0)]
+    losses = [float(l_lin(bottleneck, first, second, torch.tensor([[[x, 0.0]]]))) for x in (0.0, 1.0)]
     assert sorted(losses) == [0.0, 0.5]
 
 
@@ -61,7 +65,7 @@ def test_gradient_of_the_linear_loss_reaches_the_latents_of_all_three():
     bottleneck = grid_bottleneck()
     latent = (4 * torch.rand(3, 2, 7, 2, generator=seeded())).requires_grad_()
     first, second, mixture = bottleneck(latent.flatten(0, 1)).values.chunk(3)
-    linear_loss(bottleneck, first, second, mixture).backward()
+    l_lin(bottleneck, first, second, mixture).backward()
     for part in latent.grad:
         assert part.abs().max() > 0
     assert torch.allclose(latent.grad[0], latent.grad[1]) and torch.allclose(latent.grad[0], -0.5 * latent.grad[2])
@@ -74,20 +78,63 @@ class FixedStems:
         return torch.randn(2, count, length, generator=seeded(3)) * torch.tensor([0.3, 0.1])[:, None, None]
 
 
-@pytest.mark.parametrize("weight", [0.0, 2.0])
-def test_only_the_linear_kind_pays_for_l_lin_and_on_the_true_mixture(weight):
-    module = tiny_vqvae()
-    task = VQVAETask(module, FixedStems(), weight, torch.float32)
-    with torch.no_grad():
-        module.train()
-        sources = FixedStems().random_pairs(2, 2048, None)
-        values = module.bottleneck(module.latent(torch.cat([*sources, mix(sources)]))).values
-        expected = linear_loss(module.bottleneck, *values.chunk(3))
-    result = task.step(3, seeded())
-    without = VQVAETask(module, FixedStems(), 0.0, torch.float32).step(3, seeded())
-    assert result.figures["linear"] == pytest.approx(float(expected), rel=1e-5)
-    assert float(expected) > 0
-    assert float((result.loss - without.loss).detach()) == pytest.approx(weight * float(expected), abs=1e-5)
+class LineVQVAE(nn.Module):
+    """One pair of one code each: the latents are given, the codebook is {0, 1, 4}, the decoder is silent."""
+
+    def __init__(self, *latents):
+        super().__init__()
+        self.settings = vqvae_settings(commit_weight=2.0, l2_weight=0.0, stft_weight=0.0)
+        self.bottleneck = line_bottleneck(3)
+        self.bottleneck.codebook[2] = self.bottleneck.sums[2] = 4.0
+        self.codebook, self.latents, self.decoded = self.bottleneck.codebook, torch.tensor(latents), None
+
+    def latent(self, waveform):
+        return self.latents[:, None, None]
+
+    def generate(self, values):
+        self.decoded = values.flatten().tolist()
+        return torch.zeros(len(values), 2048)
+
+
+@pytest.fixture
+def step():
+    """Loss and figures of one step on latents 0.2 and 3.8 of two sources and 4.4 of their mixture, and the module."""
+
+    def of(weight):
+        module = LineVQVAE(0.2, 3.8, 4.4)
+        task = VQVAETask(module, FixedStems(), weight, torch.float32)
+        loss, figures = task.loss(torch.zeros(3, 2048), quantised=True)
+        return task, float(loss), {name: float(value) for name, value in figures.items()}
+
+    return of
+
+
+def test_linear_kind_pays_for_l_lin_and_for_the_commitment_of_sources_and_sums(step):
+    # Codes 0 and 4; their mean 2 goes to code 1, one away; the mixture's code is 4, three away from there.
+    _, loss, figures = step(weight=0.5)
+    assert figures["linear"] == pytest.approx(9.0)
+    assert figures["commit"] == pytest.approx(0.2**2 + 1.0)
+    assert loss == pytest.approx(0.5 * 9.0 + 2.0 * 1.04)
+
+
+def test_plain_kind_pays_for_the_commitment_of_sources_and_mixture_only(step):
+    _, loss, figures = step(weight=0.0)
+    assert figures["commit"] == pytest.approx((0.2**2 + 0.2**2 + 0.4**2) / 3)
+    assert loss == pytest.approx(2.0 * figures["commit"])
+
+
+def test_linear_kind_decodes_sources_only_and_plain_kind_the_mixture_too(step):
+    assert step(weight=0.5)[0].module.decoded == pytest.approx([0, 4])
+    assert step(weight=0.0)[0].module.decoded == pytest.approx([0, 4, 4])
+
+
+def test_moving_averages_follow_the_sums_of_the_linear_kind(step):
+    for weight, sum_share in ((0.5, 0.1), (0.0, 0.0)):
+        task, *_ = step(weight)
+        task.after_step(task.first_quantised, seeded())
+        bottleneck = task.module.bottleneck
+        assert bottleneck.usage.tolist() == pytest.approx([1.0, 0.9 + sum_share, 1.1])
+        assert bottleneck.sums[:, 0].tolist() == pytest.approx([0.02, 0.9 + sum_share * 2.0, 3.6 + 0.1 * (3.8 + 4.4)])
 
 
 # --- bottleneck ------------------------------------------------------------------------------------------------------------

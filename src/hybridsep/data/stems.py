@@ -103,22 +103,31 @@ def mix(sources: Tensor) -> Tensor:
 
 
 def build_stems(
-    root: Path, split: str, sources: dict[str, str], sample_rate: int, out: Path, effects: float = 0.0, seed: int = 0
+    roots: Sequence[Path],
+    split: str,
+    sources: dict[str, str],
+    sample_rate: int,
+    out: Path,
+    effects: float = 0.0,
+    seed: int = 0,
 ) -> None:
     """Read every track of `split` that has all `sources` and write them to `out` as one memory-mappable array.
 
     A track's sources are scaled together so that their mixture has the RMS level MIXTURE_RMS, as any mixture to separate will be.
 
     Args:
+        roots: data sets in Slakh's layout, one after the other.
         effects: share of the stems of split "train" that a random sound effect is laid on, each by itself; see `vary`.
         seed: of the effects; a track's depend on its name besides, and on no other track.
 
     Raises:
         HybridsepError: no track of the split has all sources.
     """
-    tracks = [t for t in read_tracks(root, split) if all(track_sources(t, sources).values())]
+    found = [track for root in roots for track in read_tracks(root, split)]
+    tracks = [track for track in found if all(track_sources(track, sources).values())]
+    where = " and ".join(map(str, roots))
     if not tracks:
-        raise HybridsepError(f"no track of split '{split}' in {root} has all of {', '.join(sources.values())}")
+        raise HybridsepError(f"no track of split '{split}' in {where} has all of {', '.join(sources.values())}")
     share = effects if split == "train" else 0.0
     names, lengths = [], []
     out.mkdir(parents=True, exist_ok=True)
@@ -140,7 +149,7 @@ def build_stems(
                 names.append(track.name)
                 lengths.append(length)
         if not names:
-            raise HybridsepError(f"every track of split '{split}' in {root} is empty")
+            raise HybridsepError(f"every track of split '{split}' in {where} is empty")
         _join(parts, sum(lengths), out / f"{split}.npy")
     index = {"names": names, "lengths": lengths, "sample_rate": sample_rate, "sources": sources}
     (out / f"{split}.json").write_text(json.dumps(index))

@@ -6,19 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridsep.models.vqvae import Bottleneck, straight_through
 
-
-def linear_loss(bottleneck: Bottleneck, first: Tensor, second: Tensor, mixture: Tensor) -> Tensor:
-    """Return L_lin, the mean ‖ B(½ q1 + ½ q2) − q_m ‖² over positions (squared norm averaged over the latent's width).
+def linear_loss(sums: Tensor, mixture: Tensor) -> Tensor:
+    """Return L_lin, the mean ‖ B(½ q1 + ½ q2) − q_m ‖² over positions, the squared norm averaged over the latent's width.
 
     Args:
-        first, second, mixture: quantised latents of two different sources and of their mixture, [B, S, D].
+        sums: B(½ q1 + ½ q2), quantised means of the quantised latents of two sources, [B, S, D].
+        mixture: quantised latents of their mixture, [B, S, D].
 
     Source: Mancusi et al. 2021 (arXiv 2110.05313), sec. 3.2.
     """
-    middle = 0.5 * first + 0.5 * second
-    return F.mse_loss(straight_through(middle, bottleneck.quantise(middle.detach())), mixture)
+    return F.mse_loss(sums, mixture)
 
 
 class SpectralLoss(nn.Module):

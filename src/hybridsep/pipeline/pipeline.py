@@ -6,6 +6,7 @@ Every step can be asked for by itself, makes what it needs and is kept (see `hyb
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ from hybridsep.core.provenance import provenance
 from hybridsep.core.records import RECORDS
 from hybridsep.data.codes import CodeSet
 from hybridsep.data.effects import EFFECTS_VERSION
+from hybridsep.data.midi import RECIPE_VERSION, Recipe, make_songs
 from hybridsep.data.minislakh.render import make_minislakh
+from hybridsep.data.people import make_people, unseen_soundfont
 from hybridsep.data.stems import LARGEST, StemSet, build_stems, open_stems
 from hybridsep.inference.counts import (
     CountLikelihood,
@@ -45,6 +48,10 @@ from hybridsep.training.loop import train
 from hybridsep.training.prior import PriorTask
 
 SPLITS = ("train", "validation", "test")
+RUNGS = ("minislakh", "people", "unseen-font")
+"""Test songs, each further from the training songs than those before it."""
+EXCERPTS = 4
+"""Of each song that people wrote, where it is not trained on."""
 
 
 class Pipeline:
@@ -108,18 +115,55 @@ class Pipeline:
         self.cache.make(step, make)
         return step.folder / "MiniSlakh"
 
-    def stems(self, split: str) -> StemSet:
-        """Return the memory-mapped stems of "train", "validation" or "test"."""
-        step, settings = self.stems_step(), self.profile.data
+    def people(self, split: str) -> Path:
+        """Return the folder of one split of the songs that people wrote, in Slakh's layout."""
+        settings = self.profile.data
+        excerpts = settings.people if split == "train" else EXCERPTS
+        recipe = Recipe((), settings.seconds, excerpts, settings.seed, settings.sample_rate, settings.variety)
+        step = self.cache.step(f"people-{split}", asdict(recipe), RECIPE_VERSION)
 
         def make() -> dict:
-            root, sources = self.songs(), self.profile.sources
-            for name in SPLITS if self.ranks.first else ():
-                build_stems(root, name, sources, settings.sample_rate, step.folder, settings.effects, settings.seed)
-            return {name: len(open_stems(step.folder, name)) for name in SPLITS} if self.ranks.first else {}
+            return make_people(step.folder, recipe, split=split).tracks if self.ranks.first else {}
 
         self.cache.make(step, make)
-        return open_stems(step.folder, split, settings.pairing)
+        return step.folder
+
+    def unseen_font(self) -> Path:
+        """Return the folder of the test songs that people wrote, played by a SoundFont that is never trained on."""
+        settings, font = self.profile.data, unseen_soundfont()
+        recipe = Recipe((font,), settings.seconds, EXCERPTS, settings.seed, settings.sample_rate)
+        step = self.cache.step("unseen-font", recipe.settings())
+
+        def make() -> dict:
+            midi = self.people("test") / "midi"
+            return make_songs(step.folder, midi, recipe, split="test").tracks if self.ranks.first else {}
+
+        self.cache.make(step, make)
+        return step.folder
+
+    def stems(self, split: str) -> StemSet:
+        """Return the memory-mapped stems of "train", "validation", "test", or of a rung: `RUNGS`, the first of which is "test"."""
+        split = "test" if split == RUNGS[0] else split
+        step, settings, sources = self.stems_step(split), self.profile.data, self.profile.sources
+        inside = "test" if split in RUNGS else split
+
+        def make() -> dict:
+            roots = self._roots(split)
+            if not self.ranks.first:
+                return {}
+            build_stems(roots, inside, sources, settings.sample_rate, step.folder, settings.effects, settings.seed)
+            return {"songs": len(open_stems(step.folder, inside))}
+
+        self.cache.make(step, make)
+        return open_stems(step.folder, inside, settings.pairing)
+
+    def _roots(self, split: str) -> list[Path]:
+        if split == "people":
+            return [self.people("test")]
+        if split == "unseen-font":
+            return [self.unseen_font()]
+        mixed = self.profile.data.people and not self.data and split != "test"
+        return [self.songs(), self.people(split)] if mixed else [self.songs()]
 
     # --- models ------------------------------------------------------------------------------------------------------------
 
@@ -145,7 +189,7 @@ class Pipeline:
 
     def codes(self, kind: VQVAEKind, split: str) -> CodeSet:
         """Return the codes of every song of a split."""
-        step = self.cache.step(f"codes-{kind}-{split}", inputs=[self.stems_step(), self.vqvae_step(kind)])
+        step = self.cache.step(f"codes-{kind}-{split}", inputs=[self.stems_step(split), self.vqvae_step(kind)])
 
         def make() -> dict:
             codes = encode_songs(self.vqvae(kind), self.stems(split), silent=not self.ranks.first)
@@ -253,14 +297,15 @@ class Pipeline:
 
     # --- where they are kept -----------------------------------------------------------------------------------------------
 
-    def stems_step(self) -> Step:
-        """Return where the stems of all splits are kept."""
+    def stems_step(self, split: str = "train") -> Step:
+        """Return where the stems of a split, or of a rung, are kept."""
         settings = self.profile.data
+        written = (settings.people, settings.variety, RECIPE_VERSION) if settings.people or split in RUNGS else ()
         made = {"tracks": settings.tracks, "seconds": settings.seconds, "seed": settings.seed}
-        source = _fingerprint(self.data) if self.data else made
+        source = (_fingerprint(self.data),) if self.data else (made, *written)
         varied = (settings.effects, settings.seed, EFFECTS_VERSION)
         scale = (settings.sample_rate, MIXTURE_RMS, LARGEST)
-        return self.cache.step("stems", source, self.profile.sources, *scale, *varied)
+        return self.cache.step(f"stems-{split}", *source, self.profile.sources, *scale, *varied)
 
     def vqvae_step(self, kind: VQVAEKind) -> Step:
         """Return where the VQ-VAE of a kind is kept, with its history.csv."""
@@ -301,22 +346,34 @@ class Pipeline:
         return self.profile.vqvae.linear_weight if kind == "linear" else 0.0
 
     def _fit_likelihood(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Likelihood:
-        vqvae, settings = self.vqvae(kind), self.profile.likelihood
+        vqvae, settings, codes = self.vqvae(kind), self.profile.likelihood, self.profile.vqvae.codes
         held_out = self.triples(kind, "validation").to(self.device)
         if likelihood == "sum":
             return SumLikelihood.fit(vqvae.codebook, held_out)
-        stems, label, generator = self.stems("train"), f"counting ({kind})", seeded_generator(self.profile.seed, 5)
-        batches = random_triples(vqvae, stems, settings.counted_seconds, generator, label, self.ranks)
-        codes = self.profile.vqvae.codes
-        keys, counts = count_batches(batches, codes)
-        if self.ranks.count > 1:
-            keys, counts = merge_counts(self.ranks.join_uneven(keys), self.ranks.join_uneven(counts))
-        keys, counts = keys.to(self.device), counts.to(self.device)
+        keys, counts = self._counted(kind)
         if settings.symmetric:
             keys, counts = symmetrised(keys, counts, codes)
         unigram = settings.base == "unigram"
         base = UnigramLikelihood(keys, counts, codes) if unigram else SumLikelihood.fit(vqvae.codebook, held_out)
         return CountLikelihood.fit(keys, counts, base, held_out)
+
+    def _counted(self, kind: VQVAEKind) -> tuple[Tensor, Tensor]:
+        """Return keys and counts of random training pairs, counted once for every way to smooth them."""
+        seconds, inputs = self.profile.likelihood.counted_seconds, [self.stems_step(), self.vqvae_step(kind)]
+        step = self.cache.step(f"counted-{kind}", seconds, inputs=inputs)
+
+        def make() -> dict:
+            vqvae, stems, generator = self.vqvae(kind), self.stems("train"), seeded_generator(self.profile.seed, 5)
+            batches = random_triples(vqvae, stems, seconds, generator, f"counting ({kind})", self.ranks)
+            keys, counts = count_batches(batches, self.profile.vqvae.codes)
+            if self.ranks.count > 1:
+                keys, counts = merge_counts(self.ranks.join_uneven(keys), self.ranks.join_uneven(counts))
+            self._save(step, "counted", {"keys": keys, "counts": counts})
+            return {"distinct_triples": len(keys), "counted_triples": int(counts.sum())}
+
+        self.cache.make(step, make)
+        found = load_weights(step.folder / "counted.safetensors")
+        return found["keys"].to(self.device), found["counts"].to(self.device)
 
 
 def _fingerprint(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import check_sums, load_weights, read_sums, write_atomically, write_sums
 from hybridsep.core.records import packed, unpacked
 
-LARGEST_FILE, LARGEST_RECORD = 16_000_000, 40_000_000  # bytes
+LARGEST_FILE, LARGEST_RECORD = 16_000_000, 60_000_000  # bytes
 DONE, HISTORY = "done.json", "history.csv"
 WEIGHTS = ("model.safetensors", "likelihood.safetensors")
 

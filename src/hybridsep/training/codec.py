@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hybridsep.core.device import lowered
@@ -23,7 +24,11 @@ def codec_dtype(fast: torch.dtype) -> torch.dtype:
 
 
 class VQVAETask:
-    """Reconstruct sources and their mixtures; kind `linear` also asks the quantised sum to be the quantised mixture.
+    """The VQ-VAE's step: kind `plain` reconstructs sources and their mixtures, kind `linear` learns as LQ-VAE does.
+
+    `linear` decodes the sources only. Quantised sums ½ q1 + ½ q2 pass through the bottleneck like the latents of sources and mixtures, so that
+    the codebook's moving averages follow them; they have a commitment term of their own, the mixtures have none, and L_lin draws the
+    quantised sum to the quantised mixture.
 
     Args:
         linear_weight: weight of L_lin, 0 for kind `plain`.
@@ -67,20 +72,28 @@ class VQVAETask:
         with lowered(waveform.device, self.dtype):
             latent = self.module.latent(waveform)
         latent = latent.float()
-        terms: dict[str, Tensor] = {}
-        loss = latent.new_zeros(())
-        values = latent
+        heard = [latent.detach()]
+        values, loss, terms = latent, latent.new_zeros(()), {}
         if quantised:
             bottleneck = self.module.bottleneck(latent)
             values = bottleneck.values
-            loss = loss + settings.commit_weight * bottleneck.commit_loss
-            self._codes.append(bottleneck.codes.unflatten(0, (WAVEFORMS, -1)))
             first, second, mixture = values.chunk(WAVEFORMS)
-            linear = linear_loss(self.module.bottleneck, first, second, mixture)
-            terms = {"commit": bottleneck.commit_loss, "linear": linear}
+            middle = 0.5 * first + 0.5 * second
+            sums = self.module.bottleneck(middle)
+            linear, commit = linear_loss(sums.values, mixture), bottleneck.commit_loss
+            codes = [bottleneck.codes]
             if self.linear_weight:
+                sources = 2 * len(first)
+                commit = F.mse_loss(latent[:sources], values[:sources].detach()) + sums.commit_loss
                 loss = loss + self.linear_weight * linear
-        self._latents.append(latent.detach().unflatten(0, (WAVEFORMS, -1)))
+                heard.append(middle.detach())
+                codes.append(sums.codes)
+            loss = loss + settings.commit_weight * commit
+            terms = {"commit": commit, "linear": linear}
+            self._codes.append(_by_pair(codes))
+        self._latents.append(_by_pair(heard))
+        if self.linear_weight:
+            values, waveform = (x[: len(x) // WAVEFORMS * 2] for x in (values, waveform))
         with lowered(waveform.device, self.dtype):
             estimate = self.module.generate(values)
         estimate = estimate.float()
@@ -111,6 +124,12 @@ class VQVAETask:
             }
         ranks_here().share(bottleneck.codebook, bottleneck.usage, bottleneck.sums)
         return figures
+
+
+def _by_pair(parts: list[Tensor]) -> Tensor:
+    """[3n, ...] and perhaps [n, ...] as [3 or 4, n, ...]."""
+    pairs = len(parts[0]) // WAVEFORMS
+    return torch.cat([part.unflatten(0, (-1, pairs)) for part in parts])
 
 
 def _whole(parts: list[Tensor]) -> Tensor:

@@ -41,6 +41,10 @@ class DataSettings(Settings):
     sample_rate: int = Field(22050, ge=8000)
     pairing: Literal["same-song", "random"] = "same-song"
     effects: float = Field(0.0, ge=0, le=1, description="share of training stems with a random sound effect")
+    people: int = Field(
+        0, ge=0, description="excerpts of each song that people wrote, trained on beside MiniSlakh's; 0: none of them"
+    )
+    variety: float = Field(0.5, ge=0, le=1, description="share of those excerpts' stems with a random timbre")
 
 
 class TrainingSettings(Settings):
@@ -76,7 +80,7 @@ class VQVAESettings(Settings):
     commit_weight: float = Field(2.0, ge=0)
     l2_weight: float = Field(5.0, ge=0)
     stft_weight: float = Field(0.5, ge=0)
-    linear_weight: float = Field(4.0, ge=0, description="weight of L_lin for kind `linear`")
+    linear_weight: float = Field(16.0, ge=0, description="weight of L_lin for kind `linear`")
     crop_samples: int = Field(16384, ge=1024)
     training: TrainingSettings
 
