@@ -18,6 +18,7 @@ import protocols
 import pytest
 import refinement
 import repeatability
+import rungs
 import settings
 import study
 import third_instrument
@@ -31,7 +32,7 @@ from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.data.effects import EFFECTS
 from hybridsep.data.soundfont import own_soundfont
 from hybridsep.evaluation import comparisons
-from hybridsep.evaluation.rows import read_rows
+from hybridsep.evaluation.rows import COLUMNS, read_rows
 from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.separator import Separator
 from hybridsep.inference.sums import SumLikelihood
@@ -60,6 +61,7 @@ SMALL = {
         "NMF_ITERATIONS": 20,
         "make_tasnet": lambda: ConvTasNet(2, 32, 8, msk_num_feats=8, msk_num_hidden_feats=8, msk_num_layers=2),
     },
+    rungs: {"CHUNKS": 2, "RUNGS": ("minislakh",), "training_seconds": lambda *_: 2.0},
     comparisons: {"PERMUTATIONS": 5000},
 }
 SCRIPTS = [
@@ -72,11 +74,18 @@ SCRIPTS = [
     ),
     *(repeatability.repeatability, counting.counting, refinement.refinement, baselines.baselines),
     *(third_instrument.third_instrument, out_of_domain.out_of_domain, linearity.linearity, settings.settings),
+    rungs.rungs,
 ]
 INTERVAL = ["mean", "low", "high", "std", "n"]
 # Tables that chapters read have the columns of the recorded ones; these have not been recorded in their present form.
 CHOSEN = ["temperature", "sigma_scale", "floor", "smoothing", "power"]
+LEVELS = ["rung", "method", "refine", "source", "metric", *INTERVAL, "median", "chunks"]
 NEW = {
+    "rungs": {
+        "scores": [*COLUMNS, "rung"],
+        "levels": LEVELS,
+        "gains": ["rung", "method", "over", "source", *INTERVAL, "median"],
+    },
     "linearity": {
         "figures": [*"kind weight hit_rate hit_rate_without_top by_chance distance sum_nats_per_code".split()],
         "ceilings": ["kind", "weight", "source", "score", *INTERVAL],

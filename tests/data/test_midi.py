@@ -9,27 +9,13 @@ import pytest
 import soundfile
 import symusic
 from command import run
+from midi_files import song_bytes
 
 from hybridsep.data.midi import Recipe, Variant, make_songs, read_song, render_variant, split_of
 from hybridsep.data.slakh import load_source, read_tracks
 from hybridsep.data.soundfont import own_soundfont
 
 RATE = 8000
-
-
-def song_bytes(key=33, bars=8, bass=33, tempo=120, drums=True):
-    """A MIDI file: a bass in quarters that climbs, and kick, snare and hats."""
-    score = symusic.Score(480)
-    score.tempos.append(symusic.Tempo(0, tempo))
-    parts = [symusic.Track("bass", bass, False)] + [symusic.Track("drums", 0, True)] * drums
-    for beat in range(4 * bars):
-        parts[0].notes.append(symusic.Note(480 * beat, 400, key + beat % 12, 100))
-        for part in parts[1:]:
-            part.notes.append(symusic.Note(480 * beat, 100, (36, 38)[beat % 2], 110))
-            part.notes.append(symusic.Note(480 * beat + 240, 60, 42, 80))
-    for part in parts:
-        score.tracks.append(part)
-    return score.dumps_midi()
 
 
 def raw_midi(events, division=480):

@@ -1,29 +1,15 @@
 """Freedoom's songs out of WADs, wheels and zips: what is broken is named in one line, and the rest is kept."""
 
 import csv
-import struct
 import zipfile
 
 import pytest
 from command import run
-from test_midi import song_bytes
+from midi_files import song_bytes, wad
 
 from hybridsep.data import people
 from hybridsep.data.people import VIZDOOM, WADS, read_member, read_wad
 from hybridsep.data.soundfont import own_soundfont
-
-
-def wad(lumps, beyond=False):
-    """A WAD of (name, content); with a last piece of music beyond its end."""
-    body, entries = b"", []
-    for name, content in lumps:
-        entries.append((12 + len(body), len(content), name.encode()))
-        body += content
-    if beyond:
-        entries.append((12 + len(body), 10**9, b"D_BEYOND"))
-    table = b"".join(struct.pack("<II8s", *entry) for entry in entries)
-    return b"IWAD" + struct.pack("<II", len(entries), 12 + len(body)) + body + table
-
 
 SONGS = [
     ("D_ONE", song_bytes(30)),

@@ -1,5 +1,6 @@
 """The pipeline at the smallest size: every step made once, found again, gone on with, and the same for the same seed."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,10 +9,14 @@ import pandas as pd
 import pytest
 import torch
 from micro import micro_profile, quick_bss_eval  # noqa: F401, a fixture of every test here
+from midi_files import song_bytes, wad
 from safetensors.torch import load_file
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import METHODS, load_profile
+from hybridsep.data.midi import split_of
+from hybridsep.data.people import make_people
+from hybridsep.data.soundfont import own_soundfont
 from hybridsep.evaluation import protocols
 from hybridsep.evaluation.chunks import choose_chunks
 from hybridsep.evaluation.rows import COLUMNS, read_rows, summarise
@@ -20,7 +25,7 @@ from hybridsep.inference.separator import Separator
 from hybridsep.inference.sums import SumLikelihood
 from hybridsep.pipeline import pipeline
 from hybridsep.pipeline.evaluate import Evaluation
-from hybridsep.pipeline.pipeline import SPLITS, Pipeline
+from hybridsep.pipeline.pipeline import EXCERPTS, RUNGS, SPLITS, Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +80,8 @@ def scores(runs):
 
 
 def test_counts_are_smoothed_and_ordered_as_the_profile_says(copied):
-    changed = opened(copied, {"likelihood": {"base": "unigram", "symmetric": True}})
-    found, plain = changed.likelihood("linear", "counts"), opened(copied).likelihood("linear", "counts")
+    changed = opened(copied, {"likelihood": {"base": "sum", "symmetric": False}})
+    found, plain = opened(copied).likelihood("linear", "counts"), changed.likelihood("linear", "counts")
     assert isinstance(found.base, UnigramLikelihood) and isinstance(plain.base, SumLikelihood)
     assert torch.allclose(found.matrix(3), found.matrix(3).T) and not torch.allclose(plain.matrix(3), plain.matrix(3).T)
     assert changed.likelihood_step("linear", "sum") == opened(copied).likelihood_step("linear", "sum")
@@ -87,7 +92,7 @@ def test_everything_is_made(runs):
     kinds = ("plain", "linear")
     expected = {
         "songs",
-        "stems",
+        *(f"stems-{s}" for s in SPLITS),
         *(f"vqvae-{k}" for k in kinds),
         *(f"prior-{k}-{s}" for k in kinds for s in ("bass", "drums")),
     }
@@ -125,6 +130,29 @@ def test_every_song_is_encoded_once(runs):
     song = pipe.stems("validation").song(0)
     expected = pipe.vqvae("plain").encode(song[:, : song.shape[1] // 128 * 128])
     assert torch.equal(pipe.codes("plain", "validation").songs[0].long(), expected)
+
+
+def test_songs_that_people_wrote_join_training_and_make_rungs_of_their_own(tmp_path, monkeypatch):
+    names = [f"D_{number}" for number in range(12)]
+    splits = {name: split_of(f"freedoom1/{name}") for name in names}
+    assert set(splits.values()) == set(SPLITS)
+    (tmp_path / "freedoom1.wad").write_bytes(wad([(name, song_bytes(30 + n)) for n, name in enumerate(names)]))
+
+    def from_wad(out, recipe, split):
+        fonts = dataclasses.replace(recipe, soundfonts=(own_soundfont(),))
+        return make_people(out, fonts, tmp_path / "freedoom1.wad", split)
+
+    monkeypatch.setattr(pipeline, "make_people", from_wad)
+    monkeypatch.setattr(pipeline, "unseen_soundfont", own_soundfont)
+    pipe = opened(tmp_path, {"data": {"people": 2}})
+    written = {split: list(splits.values()).count(split) for split in SPLITS}
+    expected = {"train": 7 + 2 * written["train"], "validation": 1 + EXCERPTS * written["validation"], "test": 2}
+    expected |= {"minislakh": 2} | dict.fromkeys(RUNGS[1:], EXCERPTS * written["test"])
+    assert {split: len(pipe.stems(split)) for split in expected} == expected
+    heard = {name: {n.rsplit("_", 1)[0] for n in pipe.stems(name).names if "_" in n} for name in expected}
+    assert heard["people"] == heard["unseen-font"] and len(heard["people"]) == written["test"]
+    assert not heard["people"] & (heard["train"] | heard["validation"]) and not heard["train"] & heard["validation"]
+    assert pipe.stems_step().key != opened(tmp_path).stems_step().key
 
 
 def test_evaluation_table_is_tidy_and_complete(runs):
@@ -173,12 +201,13 @@ def test_second_call_loads_and_trains_nothing(runs, no_training):
 
 CHANGES = {
     "priors": ({"prior": {"training": {"steps": 5}}}, {"prior"}),
-    "likelihood": ({"likelihood": {"counted_seconds": 48}}, {"likelihood"}),
+    "likelihood": ({"likelihood": {"counted_seconds": 48}}, {"counted", "likelihood"}),
+    "base": ({"likelihood": {"base": "sum"}}, {"likelihood"}),
     "tuning": ({"likelihood": {"power": 2.0}, "search": {"linear-counts": {"smoothing": 5.0}}}, set()),
-    "L_lin": ({"vqvae": {"linear_weight": 0.5}}, {"vqvae", "codes", "prior", "likelihood"}),
+    "L_lin": ({"vqvae": {"linear_weight": 0.5}}, {"vqvae", "codes", "prior", "counted", "likelihood"}),
     "search": ({"search": {"ess_threshold": 0.9}}, set()),
-    "songs": ({"data": {"seed": 7}}, {"songs", "stems", "vqvae", "codes", "prior", "likelihood"}),
-    "seed": ({"seed": 1}, {"vqvae", "codes", "prior", "likelihood"}),
+    "songs": ({"data": {"seed": 7}}, {"songs", "stems", "vqvae", "codes", "prior", "counted", "likelihood"}),
+    "seed": ({"seed": 1}, {"vqvae", "codes", "prior", "counted", "likelihood"}),
 }
 
 
@@ -229,7 +258,13 @@ def test_run_that_stopped_in_the_middle_goes_on(copied, monkeypatch):
 def test_one_step_asked_for_by_itself_makes_only_what_it_needs(tmp_path):
     pipe = opened(tmp_path)
     pipe.codes("plain", "validation")
-    assert labels(folders(pipe)) == {"songs", "stems", "vqvae-plain", "codes-plain-validation"}
+    assert labels(folders(pipe)) == {
+        "songs",
+        "stems-train",
+        "stems-validation",
+        "vqvae-plain",
+        "codes-plain-validation",
+    }
 
 
 def test_same_seed_gives_bit_identical_weights_and_scores(runs, tmp_path):
