@@ -20,7 +20,7 @@ app.add_typer(data_app, name="data")
 
 option, RUNS = typer.Option, Path("runs")
 Tracks = Annotated[int, option(min=1)]
-Profile = Annotated[str, option("--profile", help="smoke, cpu, t4, paper, or a .yml file")]
+Profile = Annotated[str, option("--profile", help="smoke, quick, cpu, t4, paper, or a .yml file")]
 Runs = Annotated[Path, option("--runs", help="folder of all runs")]
 Data = Annotated[Path | None, option("--data", help="songs in Slakh's layout; synthesised without it")]
 Anew = Annotated[bool, option("--train", help="train every model here, those too that come with the project")]
@@ -137,17 +137,21 @@ def separate(
 def evaluate(
     profile: Profile = "cpu", data: Data = None, runs: Runs = RUNS, limit: Limit = None, anew: Anew = False
 ) -> None:
-    """Separate held-out mixtures with every method and search and write runs/<profile>/evaluation.csv."""
+    """Separate held-out mixtures with every method and search and write runs/<profile>/evaluation.csv.
+
+    Where the models were trained on songs that people wrote too, other such songs are a second rung: evaluation-people.csv.
+    """
     from hybridsep.evaluation.rows import summarise
     from hybridsep.pipeline.evaluate import Evaluation
 
     pipeline = _pipeline(profile, runs, data, limit, anew)
-    summary = summarise(
-        Evaluation(pipeline).table(), metric="sdr", selection="blind", refine="wiener", reference="real"
-    )
-    if pipeline.ranks.first:
-        print(summary.to_string(index=False, float_format="%.2f"))
-        print(f"all rows in {pipeline.root / 'evaluation.csv'}")
+    for rung in ("test", "people") if pipeline.profile.data.people and not data else ("test",):
+        evaluation = Evaluation(pipeline, rung)
+        table = evaluation.table()
+        summary = summarise(table, metric="sdr", selection="blind", refine="wiener", reference="real")
+        if pipeline.ranks.first:
+            print(summary.to_string(index=False, float_format="%.2f"))
+            print(f"all rows in {evaluation.file('evaluation')}")
 
 
 @app.command()

@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -70,7 +71,7 @@ class Evaluation:
     The pipeline's deadline is looked at before each run: OutOfTime leaves what is done, and the same call goes on with the rest.
 
     Args:
-        split: "validation" for choosing settings, which test songs must not serve for.
+        split: "validation" for choosing settings, which test songs must not serve for; or a rung of test songs, one of `RUNGS`.
         chunks: what is separated instead of the profile's own chunks of the split.
     """
 
@@ -191,7 +192,7 @@ class Evaluation:
     # --- all of them -------------------------------------------------------------------------------------------------------
 
     def table(self) -> pd.DataFrame:
-        """Make everything, and write it to runs/<profile>/evaluation.csv and selections.csv."""
+        """Make everything, and write it to runs/<profile>/evaluation.csv and selections.csv; of other songs to evaluation-<split>.csv."""
         if self.pipeline.ranks.count > 1:
             return self._shared_table()
         runs = [self.run(method, search) for method, search in self.searched()]
@@ -199,19 +200,19 @@ class Evaluation:
             self.pipeline.export(method)
         table = pd.concat([self.references(), *(r.rows for r in runs)], ignore_index=True)
         rules = pd.concat([r.selections for r in runs], ignore_index=True)
-        for name, frame in {"evaluation.csv": table, "selections.csv": rules}.items():
+        for name, frame in {"evaluation": table, "selections": rules}.items():
             content = frame.to_csv(index=False, float_format="%.6g", na_rep="nan")
-            write_atomically(self.pipeline.root / name, content.encode())
+            write_atomically(self.file(name), content.encode())
         self.pipeline.write_provenance()
         return table
 
     def searched(self) -> list[tuple[str, str]]:
         """List the methods and searches that are compared, by cell."""
-        best = None if self.settings.every_cell else self.best_method()
+        best = None if self.settings.every_cell or self.split != "test" else self.best_method()
         return [
             (method, search)
             for method in METHODS
-            for search in self.settings.searches
+            for search in (self.settings.searches if self.split == "test" else ("particle",))
             if search == "particle" or best in (None, method)
         ]
 
@@ -228,7 +229,11 @@ class Evaluation:
             runs = [functools.partial(own.run, method, search) for method, search in listed()]
             ranks.together([own.references, *runs][ranks.index :: ranks.count])
         ranks.together([own.table] if ranks.first else [])
-        return read_rows(self.pipeline.root / "evaluation.csv")
+        return read_rows(self.file("evaluation"))
+
+    def file(self, name: str) -> Path:
+        """Return where a table of these songs is written."""
+        return self.pipeline.root / (f"{name}.csv" if self.split == "test" else f"{name}-{self.split}.csv")
 
     def best_method(self, search: str = "particle") -> str:
         """Return the cell of highest blind, refined SDR, mean over chunks and sources."""
