@@ -6,68 +6,84 @@ FluidR3 comes with Debian's package fluid-soundfont-gm.
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 from baselines import METHOD, network_separation, scored, trained_tasnet, training_seconds
 from study import Study, main, sources_of
 
 from hybridsep.core.profiles import METHODS
-from hybridsep.evaluation.comparisons import interval_columns
+from hybridsep.evaluation.comparisons import effects_table, interval_columns
 from hybridsep.evaluation.rows import rows_where
 from hybridsep.pipeline.pipeline import RUNGS
 
 CHUNKS = 36
+SEARCHES = ("particle", "lass-beam")
 METRICS = ("sdr", "si_sdr_improvement")
 NETWORK = "convtasnet"
 
 
-def rungs(study: Study) -> None:
-    """Score the posterior means of all cells on every rung; the network trains on the same songs, as long as all of the Hybrid."""
+def rungs(study: Study, network_minutes: str | None = None) -> None:
+    """Score the estimates of all cells on every rung, and what each ingredient is worth there.
+
+    Args:
+        network_minutes: training of the network on the same songs; as long as all of the Hybrid if not given, no network if 0.
+    """
     study.pipeline.separator(METHOD)
-    network, record = trained_tasnet(study.pipeline, training_seconds(study.pipeline, METHOD))
-    study.notes[NETWORK] = f"{record['figures']['steps']} steps in {record['seconds'] / 60:.0f} minutes"
-    parts = []
+    seconds = 60 * float(network_minutes) if network_minutes else training_seconds(study.pipeline, METHOD)
+    network = trained_tasnet(study.pipeline, seconds) if seconds else None
+    levels, gains, effects, scores = [], [], [], []
     for rung in RUNGS:
         evaluation = study.evaluation(rung, CHUNKS)
-        found = [evaluation.blind_run(method).rows for method in METHODS]
-        found += [evaluation.references(), scored(evaluation, NETWORK, network_separation(network))]
-        parts.append(pd.concat(found).assign(rung=rung))
-    table = pd.concat(parts, ignore_index=True)
-    study.write("scores", table[table.metric.isin((*METRICS, "log_evidence"))])
-    study.write("levels", levels_table(table))
-    study.write("gains", gains_table(table))
+        runs = [evaluation.blind_run(method, search).rows for search in SEARCHES for method in METHODS]
+        found = pd.concat([*runs, evaluation.references()], ignore_index=True)
+        effects.append(effects_table(found.assign(track=song_of(found.track), start_s=0.0)).assign(rung=rung))
+        if network:
+            study.notes[NETWORK] = f"{network[1]['figures']['steps']} steps in {network[1]['seconds'] / 60:.0f} minutes"
+            found = pd.concat([found, scored(evaluation, NETWORK, network_separation(network[0]))])
+        found = found[found.metric.isin((*METRICS, "log_evidence"))].assign(rung=rung)
+        scores.append(found)
+        levels.append(levels_table(found))
+        gains.append(gains_table(found))
+        # A killed study leaves the rungs that are done.
+        for name, parts in {"scores": scores, "levels": levels, "gains": gains, "effects": effects}.items():
+            study.write(name, pd.concat(parts, ignore_index=True))
 
 
 def levels_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return rung, method, refine, source ("mean": of both), metric, and mean, low, high, std, n over songs, median and chunks."""
+    """Return scores of one rung: rung, method, search, refine, source ("mean": of both), metric, mean, low, high, std, n (songs), median, chunks."""
     rows = []
-    for (rung, method, refine, metric), part in _scores(table).groupby(
-        ["rung", "method", "refine", "metric"], sort=False
-    ):
+    names = ["rung", "method", "search", "refine", "metric"]
+    for labels, part in _scores(table).groupby(names, sort=False):
         for source, only in sources_of(part).items():
             songs = by_song(rows_where(part, **only))
-            labels = {"rung": rung, "method": method, "refine": refine, "source": source, "metric": metric}
+            known = {**dict(zip(names, labels, strict=True)), "source": source}
             chunks = part.groupby(["track", "start_s"]).ngroups
-            rows.append({**labels, **interval_columns(songs.to_numpy()), "median": songs.median(), "chunks": chunks})
+            rows.append({**known, **interval_columns(songs.to_numpy()), "median": songs.median(), "chunks": chunks})
     return pd.DataFrame(rows)
 
 
 def gains_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return paired differences of SDR, dB: each cell, refined, minus the mixture and minus the network; columns as `levels_table`."""
-    rows = []
-    for rung, part in _scores(table)[lambda rows: rows.metric == "sdr"].groupby("rung", sort=False):
+    """Return paired differences of SDR on one rung, dB: each cell by each search, refined, minus the mixture, and minus the network."""
+    rows, part = [], _scores(table)[lambda rows: rows.metric == "sdr"]
+    others = [other for other in ("mixture", NETWORK) if (part.method == other).any()]
+    for search, method, other in product(SEARCHES, METHODS, others):
         for source, only in sources_of(part).items():
-            for method in METHODS:
-                for other in ("mixture", NETWORK):
-                    one = by_song(rows_where(part, method=method, refine="wiener", **only))
-                    change = one - by_song(rows_where(part, method=other, refine="none", **only))
-                    labels = {"rung": rung, "method": method, "over": other, "source": source}
-                    rows.append({**labels, **interval_columns(change.to_numpy()), "median": change.median()})
+            one = by_song(rows_where(part, method=method, search=search, refine="wiener", **only))
+            change = one - by_song(rows_where(part, method=other, refine="none", **only))
+            labels = {"rung": part.rung.iloc[0], "method": method, "search": search, "over": other, "source": source}
+            rows.append({**labels, **interval_columns(change.to_numpy()), "median": change.median()})
     return pd.DataFrame(rows)
 
 
 def by_song(rows: pd.DataFrame) -> pd.Series:
-    """Return the mean score of each song: of all its excerpts, which are no songs of their own, and of all sources given."""
-    return rows.groupby(rows.track.str.replace(r"_\d+$", "", regex=True), sort=False).value.mean()
+    """Return the mean score of each song, over all its excerpts, which are no songs of their own, and all sources given."""
+    return rows.groupby(song_of(rows.track), sort=False).value.mean()
+
+
+def song_of(tracks: pd.Series) -> pd.Series:
+    """Return the name of the song that a track is an excerpt of."""
+    return tracks.str.replace(r"_\d+$", "", regex=True)
 
 
 def _scores(table: pd.DataFrame) -> pd.DataFrame:
@@ -75,4 +91,4 @@ def _scores(table: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    main(rungs)
+    main(rungs, network_minutes="minutes that the network is trained; 0: none, without it: as long as the Hybrid")

@@ -79,12 +79,14 @@ SCRIPTS = [
 INTERVAL = ["mean", "low", "high", "std", "n"]
 # Tables that chapters read have the columns of the recorded ones; these have not been recorded in their present form.
 CHOSEN = ["temperature", "sigma_scale", "floor", "smoothing", "power"]
-LEVELS = ["rung", "method", "refine", "source", "metric", *INTERVAL, "median", "chunks"]
+COMPARED = ["search", "refine", "source", "effect", *INTERVAL, "p", "family", "p_holm"]
+LEVELS = ["rung", "method", "search", "refine", "source", "metric", *INTERVAL, "median", "chunks"]
 NEW = {
     "rungs": {
         "scores": [*COLUMNS, "rung"],
         "levels": LEVELS,
-        "gains": ["rung", "method", "over", "source", *INTERVAL, "median"],
+        "gains": ["rung", "method", "search", "over", "source", *INTERVAL, "median"],
+        "effects": [*COMPARED, "rung"],
     },
     "linearity": {
         "figures": [*"kind weight hit_rate hit_rate_without_top by_chance distance sum_nats_per_code".split()],

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import zipfile
 from functools import partial
+from itertools import product
 
+import numpy as np
 import pandas as pd
 import pytest
 import soundfile
@@ -18,19 +20,19 @@ from safetensors.torch import load_file
 from tiny import random_counts, seeded
 
 from hybridsep.core.errors import HybridsepError
-from hybridsep.core.profiles import load_profile
+from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.core.records import halved, packed, records_root, unpacked
 from hybridsep.evaluation import rows as scored
 from hybridsep.inference import saved
 from hybridsep.inference.separator import SearchOptions, Separator
 from hybridsep.pipeline import pipeline, record
 from hybridsep.pipeline.evaluate import Evaluation
-from hybridsep.pipeline.pipeline import Pipeline
+from hybridsep.pipeline.pipeline import RUNGS, Pipeline
 from hybridsep.pipeline.record import write_record
 from hybridsep.pipeline.release import record_run
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import budget, step_times, trained_line
-from hybridsep.report.model_card import model_card
+from hybridsep.report.model_card import RUNG_SIGNALS, model_card
 
 CHANGES = {"evaluation": {"searches": ["particle"]}}
 SMALL_FILE = 2_000_000  # bytes; pictures and tables of the book have less
@@ -208,29 +210,25 @@ def test_model_card_says_data_scores_with_spread_limits_and_licence(records, tra
     )
     line = next(line for line in card.splitlines() if line.startswith("| Hybrid |"))
     assert f"{rows.value.mean():.2f}".replace("-", "−") in line.replace("\N{NARROW NO-BREAK SPACE}", "") and "±" in line
-    assert "half precision" not in card and "sounds otherwise" not in card
-    folder = tmp_path / "out-of-domain"
+    assert "three rungs" not in card and "Merlin" not in card
+    folder = tmp_path / "rungs"
     folder.mkdir()
-    rows.assign(condition="detuned", value=1.25).to_csv(folder / "scores.csv", index=False)
-    folder = tmp_path / "half-precision"
-    folder.mkdir()
-    figures = pd.DataFrame(
-        {
-            "figure": ["codec ceiling", "likelihood"],
-            "trained": [9.0, 3.0],
-            "rounded": [9.004, 2.99],
-            "unit": ["dB", "nats per code"],
-        }
+    scores = pd.DataFrame(product(RUNGS, RUNG_SIGNALS, ("bass", "drums", "mean")), columns=["rung", "method", "source"])
+    refine = scores.method.map(lambda method: "wiener" if method in METHODS else "none")
+    scores = scores.assign(
+        metric="sdr",
+        search=np.where(refine == "wiener", "particle", ""),
+        refine=refine,
+        mean=np.arange(len(scores)) / 8,
     )
-    rounding = {"metric": "sdr", "compared": "rounding", "mean": -0.31}
-    differences = pd.DataFrame([rounding, rounding | {"compared": "another seed", "mean": 0.5}])
-    particles = pd.DataFrame([{"method": "hybrid", "largest": 0.0125}])
-    for name, table in {"figures": figures, "differences": differences, "same_particles": particles}.items():
-        table.to_csv(folder / f"{name}.csv", index=False)
+    scores.to_csv(folder / "levels.csv", index=False)
     record_run(trained, tmp_path / "out", partial(model_card, results=tmp_path))
     card = (tmp_path / "out" / "micro" / "README.md").read_text()
-    assert all(text in card for text in ("ceiling by 0.0040 dB", "by 0.013 dB at most", "up to 0.31 dB", "up to 0.50."))
-    assert re.search(r"\| detuned \|.*1\.25", card)
+    lines = [line for line in card.splitlines() if line.startswith(tuple(f"| {rung} |" for rung in RUNGS))]
+    assert (
+        len(lines) == len(RUNGS) * len(RUNG_SIGNALS)
+        and lines[0] == f"| {RUNGS[0]} | mixture, not separated | 0.0 | 0.1 |"
+    )
 
 
 # --- the pipeline's cache --------------------------------------------------------------------------------------------------

@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from hybridsep.data.soundfont import own_soundfont
 from hybridsep.evaluation.rows import read_rows, rows_where
-from hybridsep.pipeline.pipeline import Pipeline
+from hybridsep.pipeline.pipeline import RUNGS, Pipeline
 from hybridsep.report.chapter import METHOD_LABELS, minutes, number, score_table, sdr_columns
 from hybridsep.report.templates import render
 
 BLIND = {"search": "particle", "selection": "blind", "reference": "real"}
+RUNG_SIGNALS = {
+    "mixture": "mixture, not separated",
+    "hybrid": "Hybrid, refined",
+    "lass": "LASS, refined",
+    "convtasnet": "Conv-TasNet, trained as long on the same songs",
+    "codec-linear": "codec ceiling, linear",
+    "irm": "ideal ratio mask",
+}
 REFINEMENTS = {"none": "as decoded", "wiener": "refined"}
 
 
@@ -25,7 +32,7 @@ def model_card(pipeline: Pipeline, provenance: Mapping, results: Path) -> str:
     Args:
         pipeline: a finished run, evaluated.
         provenance: of its models, from `provenance_of`.
-        results: folder of all studies' tables; of those that are there it quotes half-precision and out-of-domain.
+        results: folder of all studies' tables; it quotes rungs, if that is there.
     """
     profile, table = pipeline.profile, read_rows(pipeline.root / "evaluation.csv")
     floor, font = sdr_columns(profile.source_names, reference="real"), own_soundfont()
@@ -41,8 +48,7 @@ def model_card(pipeline: Pipeline, provenance: Mapping, results: Path) -> str:
         rounded=any(step.recorded for step in pipeline.model_steps()),
         scores=_markdown(score_table(table, METHOD_LABELS, _sdr(profile.source_names), "method", "method")),
         floor=_markdown(score_table(table, {"mixture": "mixture, not separated"}, floor, "method", "signal")),
-        half=_half_precision(results / "half-precision"),
-        outside=_outside(results / "out-of-domain" / "scores.csv", profile.source_names),
+        rungs=_rungs(results / "rungs" / "levels.csv"),
         font=font,
         sha256=hashlib.sha256(font.read_bytes()).hexdigest(),
     )
@@ -67,26 +73,20 @@ def _budget(pipeline: Pipeline) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=headings)
 
 
-def _half_precision(folder: Path) -> dict[str, str]:
-    if not folder.is_dir():
-        return {}
-    changes, figures, same = (read_rows(folder / f"{n}.csv") for n in ("differences", "figures", "same_particles"))
-    ceiling = figures[figures.unit == "dB"]
-    moved = rows_where(changes, metric="sdr").groupby("compared")["mean"].agg(lambda means: means.abs().max())
-    return {
-        "ceiling": number((ceiling.rounded - ceiling.trained).abs().max(), 4),
-        "particles": number(same.largest.max(), 3),
-        "search": number(moved["rounding"]),
-        "seed": number(moved["another seed"]),
-    }
-
-
-def _outside(file: Path, sources: Sequence[str]) -> dict[str, Any]:
+def _rungs(file: Path) -> str:
+    """Return the table of the study of the three rungs as Markdown, "" where it was not recorded."""
     if not file.is_file():
-        return {}
-    table = rows_where(read_rows(file), method="hybrid")
-    scores = score_table(table, {c: c for c in table.condition.unique()}, _sdr(sources), "condition", "condition")
-    return {"chunks": table.track.nunique(), "scores": _markdown(scores)}
+        return ""
+    table = rows_where(read_rows(file), metric="sdr")
+    table = table[
+        (table.source != "mean")
+        & table.search.isin(("particle", ""))
+        & ((table.refine == "wiener") | ~table.method.isin(METHOD_LABELS))
+    ]
+    shown = table.pivot(index=["rung", "method"], columns="source", values="mean").map(lambda score: number(score, 1))
+    kept = shown.reset_index().set_index("method").loc[[*RUNG_SIGNALS]].reset_index()
+    kept = kept.sort_values("rung", key=lambda column: column.map(RUNGS.index), kind="stable")
+    return _markdown(kept[["rung", "method", *shown.columns]].replace({"method": RUNG_SIGNALS}))
 
 
 def _markdown(table: pd.DataFrame) -> str:
