@@ -21,31 +21,28 @@ MARK = re.compile(r"(<!--n:(?P<key>[^>]+)-->).*?(<!--/n-->)")
 
 
 def values() -> dict[str, str]:
-    """Return every quotable number by its key, such as "hybrid bass refined" or "particles/32 seconds"."""
-    outside = pd.read_csv(RESULTS / "out-of-domain" / "scores.csv")
-    found = scores(pd.read_csv(RESULTS / "two-by-two" / "evaluation.csv"))
-    found |= {f"outside {k}": v for k, v in scores(outside[outside.condition == "other SoundFont"]).items()}
-    return found | effects() | speed() | rehearsal()
+    """Return every quotable number by its key, such as "people hybrid bass refined" or "particles/32 seconds"."""
+    return scores() | effects() | speed() | rehearsal()
 
 
-def scores(table: pd.DataFrame) -> dict[str, str]:
-    """Mean blind SDR of the particle filter over songs, dB: "METHOD SOURCE" and "METHOD SOURCE refined"."""
-    rows = table[(table.metric == "sdr") & (table.reference == "real")]
-    rows = rows[rows.selection.fillna("blind").eq("blind") & rows.search.fillna("particle").eq("particle")]
-    means = rows.groupby(["method", "source", "refine"]).value.mean()
-    names = {"none": "", "wiener": " refined"}
-    found = {f"{method} {source}{names[refine]}": number(v, 1) for (method, source, refine), v in means.items()}
-    return found | {"songs": str(table.track.nunique())}
+def scores() -> dict[str, str]:
+    """Mean blind SDR of the particle filter over songs, dB: "RUNG METHOD SOURCE" and "RUNG METHOD SOURCE refined", and "RUNG songs"."""
+    table = pd.read_csv(RESULTS / "rungs" / "levels.csv")
+    rows = table[(table.metric == "sdr") & table.search.fillna("particle").eq("particle")]
+    refined = rows.refine.map({"none": "", "wiener": " refined"})
+    keys = rows.rung + " " + rows.method + " " + rows.source + refined
+    songs = {f"{rung} songs": str(part.n.max()) for rung, part in rows.groupby("rung")}
+    return dict(zip(keys, rows["mean"].map(lambda score: number(score, 1)), strict=True)) | songs
 
 
 def effects() -> dict[str, str]:
-    """Differences of the refined SDR in dB, mean of both sources: "counts", "counts low", and "counts beam" for a search."""
-    table = pd.read_csv(RESULTS / "two-by-two" / "effects.csv")
-    rows = table[(table.refine == "wiener") & (table.source == "mean")].set_index(["search", "effect"])
+    """Differences of the refined SDR in dB, mean of both sources: "RUNG counts", "RUNG counts low", and "RUNG counts lass-beam" for a search."""
+    table = pd.read_csv(RESULTS / "rungs" / "effects.csv")
+    rows = table[(table.refine == "wiener") & (table.source == "mean")].set_index(["rung", "search", "effect"])
     ends = {"mean": "", "low": " low", "high": " high"}
     return {
-        f"{effect}{'' if search == 'particle' else ' ' + search}{end}": signed(row[column])
-        for (search, effect), row in rows.iterrows()
+        f"{rung} {effect}{'' if search == 'particle' else ' ' + search}{end}": signed(row[column])
+        for (rung, search, effect), row in rows.iterrows()
         for column, end in ends.items()
     }
 
