@@ -21,6 +21,7 @@ CHUNKS = 36
 SEARCHES = ("particle", "lass-beam")
 METRICS = ("sdr", "si_sdr_improvement")
 NETWORK = "convtasnet"
+BORROWING = "-borrowing"
 
 
 def rungs(study: Study, network_minutes: str | None = None) -> None:
@@ -36,7 +37,7 @@ def rungs(study: Study, network_minutes: str | None = None) -> None:
     for rung in RUNGS:
         evaluation = study.evaluation(rung, CHUNKS)
         runs = [evaluation.blind_run(method, search).rows for search in SEARCHES for method in METHODS]
-        found = pd.concat([*runs, evaluation.references()], ignore_index=True)
+        found = pd.concat([*runs, evaluation.references(), *with_borrowing(study, rung)], ignore_index=True)
         effects.append(effects_table(found.assign(track=song_of(found.track), start_s=0.0)).assign(rung=rung))
         if network:
             study.notes[NETWORK] = f"{network[1]['figures']['steps']} steps in {network[1]['seconds'] / 60:.0f} minutes"
@@ -48,6 +49,19 @@ def rungs(study: Study, network_minutes: str | None = None) -> None:
         # A killed study leaves the rungs that are done.
         for name, parts in {"scores": scores, "levels": levels, "gains": gains, "effects": effects}.items():
             study.write(name, pd.concat(parts, ignore_index=True))
+
+
+def with_borrowing(study: Study, rung: str) -> list[pd.DataFrame]:
+    """Return scores of the counting cells with counts smoothed towards the summed codebook, as METHOD-borrowing."""
+    counting = {method: spec for method, spec in METHODS.items() if spec.likelihood == "counts"}
+    cells = {
+        f"{spec.vqvae}_counts": getattr(study.pipeline.profile.search, f"{spec.vqvae}_counts")
+        for spec in counting.values()
+    }
+    # The pseudo-counts were tuned for the other base: here those of highest likelihood on validation pairs count.
+    fitted = {name: tuning.model_copy(update={"smoothing": None}) for name, tuning in cells.items()}
+    evaluation = study.evaluation(rung, CHUNKS, likelihood={"base": "sum"}, search=fitted)
+    return [evaluation.blind_run(method).rows.assign(method=f"{method}{BORROWING}") for method in counting]
 
 
 def levels_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -64,13 +78,16 @@ def levels_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return paired differences of SDR on one rung, dB: each cell by each search, refined, minus the mixture, and minus the network."""
+    """Return paired differences of SDR on one rung, dB: each cell, refined, minus mixture and network, and with borrowing minus without."""
     rows, part = [], _scores(table)[lambda rows: rows.metric == "sdr"]
     others = [other for other in ("mixture", NETWORK) if (part.method == other).any()]
-    for search, method, other in product(SEARCHES, METHODS, others):
+    compared = [*product(SEARCHES, METHODS, others)]
+    compared += [("particle", m, m.removesuffix(BORROWING)) for m in part.method.unique() if m.endswith(BORROWING)]
+    for search, method, other in compared:
         for source, only in sources_of(part).items():
             one = by_song(rows_where(part, method=method, search=search, refine="wiener", **only))
-            change = one - by_song(rows_where(part, method=other, refine="none", **only))
+            is_cell = {"search": search, "refine": "wiener"} if other in METHODS else {"refine": "none"}
+            change = one - by_song(rows_where(part, method=other, **is_cell, **only))
             labels = {"rung": part.rung.iloc[0], "method": method, "search": search, "over": other, "source": source}
             rows.append({**labels, **interval_columns(change.to_numpy()), "median": change.median()})
     return pd.DataFrame(rows)
