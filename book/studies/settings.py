@@ -27,7 +27,7 @@ from hybridsep.evaluation.comparisons import interval_columns
 from hybridsep.inference.separator import SearchOptions
 from hybridsep.inference.wiener import wiener
 
-CHUNKS = 24
+CHUNKS = 16
 ROUNDS = 2
 
 Values = dict[str, float]
