@@ -1,7 +1,5 @@
 """Work that stops in time, in a state to go on from."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Where and in which precision to compute: chosen at run time, reproducible on one machine."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable

@@ -4,8 +4,6 @@
 process started without them is alone, and everything here is the identity.
 """
 
-from __future__ import annotations
-
 import atexit
 import functools
 import os

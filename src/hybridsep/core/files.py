@@ -1,7 +1,5 @@
 """Files: written whole or not at all, weights as safetensors and never unpickled, SHA-256 sums as the program sha256sum keeps them."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping

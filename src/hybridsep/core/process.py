@@ -1,7 +1,5 @@
 """What a program that computes for minutes gains from telling the system; importing the library tells it nothing."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

@@ -1,7 +1,5 @@
 """Where the trained models that come with the project lie, and how their tensors are kept in little room."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which pieces of which songs are separated and scored."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 

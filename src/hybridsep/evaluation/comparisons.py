@@ -1,7 +1,5 @@
 """What each ingredient of a method is worth: paired differences over songs, with intervals and tests."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How linear a codebook is: whether the mean of two sources' codes is near the code of their mixture."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Scores of an estimated source against a reference: energy ratios in dB, and a distance of spectra."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import types

@@ -8,8 +8,6 @@ Protocols, in the column `selection`:
 The metric `sdr` has the protocol's own window. What the window is worth shows beside it: `sdr_1s` of `seed`, `sdr_44100` of all else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

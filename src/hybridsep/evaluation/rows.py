@@ -1,7 +1,5 @@
 """Tables of scores in the columns of `evaluation.csv`: one value in each row."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

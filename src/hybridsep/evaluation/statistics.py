@@ -1,7 +1,5 @@
 """Uncertainty of a mean over songs: a bootstrap interval, a paired permutation test, and a correction for many tests."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product

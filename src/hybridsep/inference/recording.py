@@ -1,7 +1,5 @@
 """A person's own recording: a file of any format, rate and number of channels in, one file per stem out. Neither is ever whole in memory."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

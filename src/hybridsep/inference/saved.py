@@ -1,7 +1,5 @@
 """Trained methods on disk: a folder of safetensors with their sums, and the record that comes with the project."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

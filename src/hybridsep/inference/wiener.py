@@ -1,7 +1,5 @@
 """Refinement of estimates against the mixture, so that they add up to it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import torch

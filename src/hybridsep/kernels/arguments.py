@@ -1,7 +1,5 @@
 """What operations refuse: a code that does not exist would be a read outside a tensor on a GPU."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ The Triton body of a torch body has the same name and signature and lives in the
 are imported only when one of their bodies runs: installations for the CPU have no Triton.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, wraps
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Keys and values of particles that are resampled, copied into place."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

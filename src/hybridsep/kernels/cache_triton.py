@@ -1,7 +1,5 @@
 """Triton body of `cache`."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Counts of triples of codes, and the sparse rows made of them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

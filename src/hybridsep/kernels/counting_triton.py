@@ -3,8 +3,6 @@
 Source: Knuth, The Art of Computer Programming, vol. 3, sec. 6.4, multiplicative hashing and linear probing.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -7,8 +7,6 @@ A draw is first one of a chunk, by the summed weights of chunks, then one of an 
 evidence is summed, by Gumbel-max (Maddison, Tarlow & Minka 2014, arXiv 1411.0030).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

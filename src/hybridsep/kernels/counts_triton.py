@@ -1,7 +1,5 @@
 """Triton body of `counts`."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """Categorical draws by inversion of uniform numbers."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

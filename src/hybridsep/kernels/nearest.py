@@ -1,7 +1,5 @@
 """Assignment of vectors to their nearest code."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Resampling of particles: which go on, and in whose place. Nothing here is decided by the host, so that a CUDA graph can hold it."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ With l(m|i,j) = share(i,j) · table(m, c(i,j)), r(i) = p1(i) Σ_j l(m|i,j) p2(j)
 evidence, i is drawn from r, and j from p2(j) l(m|i,j). The pair so drawn has exactly the distribution of the dense posterior.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

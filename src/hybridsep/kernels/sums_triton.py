@@ -1,7 +1,5 @@
 """Triton bodies of `sums`."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """What Triton bodies share: sizes of tiles that depend on where they run, and draws by inversion."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from torch import Tensor

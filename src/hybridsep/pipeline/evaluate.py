@@ -1,7 +1,5 @@
 """The comparison: chunks of test songs, separated by every method and search of a pipeline, each run a cached step."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable

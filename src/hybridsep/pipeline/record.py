@@ -4,8 +4,6 @@
 there is one, and packed weights. Beside them lie profile.json, provenance.json, a model card and SHA256SUMS.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

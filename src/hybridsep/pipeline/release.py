@@ -1,7 +1,5 @@
 """What of a run goes out with the project: its record and the model card."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -9,8 +9,6 @@ is made of it has another hash than what is made of a model trained here, so the
 Several processes make a step together: all run the same lines, the first one writes, and none goes on before `done.json` is there.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """Public API as text: signatures and docstrings in the place of lines like `# hybridsep.inference.search:beam`."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

@@ -1,7 +1,5 @@
 """From chapters without outputs to a web site: execute with papermill, then typeset with jupyter-book."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -1,7 +1,5 @@
 """What the chapters of the book share: opening a run, numbers for the prose, scores as tables, and players for separations."""
 
-from __future__ import annotations
-
 import functools
 import math
 import os

@@ -1,7 +1,5 @@
 """Figures and tables of the book: one palette, one style, a caption for each."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A likelihood drawn as a picture, in the same way for every kind."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

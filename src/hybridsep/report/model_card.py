@@ -1,7 +1,5 @@
 """The model card beside the weights: a page written by hand, with the numbers of a run put in."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Sounds, style and script travel inside the page, so that it also plays from a file and without a network.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Recorded studies: what book/results keeps of one, paired differences for the prose, and two pictures."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

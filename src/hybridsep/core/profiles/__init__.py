@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib import resources
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from hybridsep.core.errors import HybridsepError
 
@@ -67,8 +67,8 @@ class TrainingSettings(Settings):
 class VQVAESettings(Settings):
     """Shape and losses of the VQ-VAE. Hop (samples per code) is the product of `strides`."""
 
-    strides: tuple[int, ...] = (8, 4, 2)
-    widths: tuple[int, ...] = (32, 64, 128)
+    strides: tuple[Annotated[int, Field(ge=2, multiple_of=2)], ...] = Field((8, 4, 2), min_length=1)
+    widths: tuple[PositiveInt, ...] = (32, 64, 128)
     encoder_depth: int = Field(2, ge=1, description="residual blocks of each encoder stage")
     decoder_depth: int = Field(3, ge=1, description="residual blocks of each decoder stage")
     dilation_growth: int = Field(3, ge=1)
@@ -86,10 +86,6 @@ class VQVAESettings(Settings):
 
     @model_validator(mode="after")
     def _shapes_agree(self) -> VQVAESettings:
-        if not self.strides or any(s < 2 or s % 2 for s in self.strides):
-            raise ValueError(f"strides {self.strides} must be even and at least 2")
-        if any(w < 1 for w in self.widths):
-            raise ValueError(f"widths {self.widths} must be at least 1")
         if len(self.strides) != len(self.widths):
             raise ValueError(f"strides {self.strides} and widths {self.widths} differ in length")
         if self.crop_samples % self.hop:
@@ -99,10 +95,7 @@ class VQVAESettings(Settings):
     @property
     def hop(self) -> int:
         """Samples per code."""
-        product = 1
-        for stride in self.strides:
-            product *= stride
-        return product
+        return math.prod(self.strides)
 
 
 class PriorSettings(Settings):
@@ -253,8 +246,7 @@ def method_spec(name: str) -> MethodSpec:
 
 def profile_names() -> list[str]:
     """Names of the profiles that ship with the library."""
-    files = resources.files(__package__).iterdir()
-    return sorted(f.name.removesuffix(".yml") for f in files if f.name.endswith(".yml"))
+    return sorted(file.stem for file in Path(__file__).parent.glob("*.yml"))
 
 
 def load_profile(name: str | Path) -> Profile:
@@ -284,28 +276,22 @@ def config_hash(*parts: object) -> str:
 def _read_with_base(name: str, seen: tuple[str, ...]) -> dict:
     if name in seen:
         raise HybridsepError(f"profile '{name}' inherits from itself: {' -> '.join((*seen, name))}")
-    if name.endswith((".yml", ".yaml")):
-        path = Path(name)
-        if not path.is_file():
-            raise HybridsepError(f"no profile file {name}")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise HybridsepError(f"profile '{name}' is no UTF-8 text") from None
-    elif name in profile_names():
-        text = (resources.files(__package__) / f"{name}.yml").read_text()
-    else:
-        raise HybridsepError(
-            f"unknown profile '{name}': choose one of {', '.join(profile_names())} or give a .yml file"
-        )
+    own = name.endswith((".yml", ".yaml"))
+    if not own and name not in profile_names():
+        known = ", ".join(profile_names())
+        raise HybridsepError(f"unknown profile '{name}': choose one of {known} or give a .yml file")
+    path = Path(name) if own else Path(__file__).with_name(f"{name}.yml")
+    if not path.is_file():
+        raise HybridsepError(f"no profile file {name}")
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except UnicodeDecodeError:
+        raise HybridsepError(f"profile '{name}' is no UTF-8 text") from None
     except yaml.YAMLError as error:
         raise HybridsepError(f"profile '{name}' is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise HybridsepError(f"profile '{name}' is no mapping of keys to values")
-    base = values.pop("base", None)
-    if base is None:
+    if (base := values.pop("base", None)) is None:
         return values
     if not isinstance(base, str):
         raise HybridsepError(f"profile '{name}': base: {base!r} is no name of a profile")
