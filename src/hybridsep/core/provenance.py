@@ -8,20 +8,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = (
-    "hybridsep",
-    "torch",
-    "torchaudio",
-    "accelerate",
-    "numpy",
-    "scipy",
-    "librosa",
-    "museval",
-    "symusic",
-    "pretty_midi",
-    "jupyter-book",
-    "papermill",
-)
+PACKAGES = "hybridsep torch torchaudio accelerate numpy scipy librosa museval symusic pretty_midi jupyter-book papermill"
 
 
 def provenance(device: torch.device, processes: int = 1) -> dict:
@@ -31,7 +18,7 @@ def provenance(device: torch.device, processes: int = 1) -> dict:
         "threads": torch.get_num_threads(),
         **({"processes": processes} if processes > 1 else {}),
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in PACKAGES.split() if (version := _version(name))},
         "commit": commit(),
     }
 
@@ -45,15 +32,9 @@ def hardware(device: torch.device) -> str:
 
 def commit(folder: Path = Path(__file__).parent) -> str:
     """Short hash of the commit that is checked out around a folder, with '+' when files differ from it; 'unknown' outside a repository."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-        return git("rev-parse", "--short", "HEAD") + changed
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

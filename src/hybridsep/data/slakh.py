@@ -28,14 +28,11 @@ def split_by_index(index: int) -> str:
 
 @dataclass(frozen=True)
 class Stem:
-    """One rendered part of a track; `program` is its General MIDI program (128: drums), `plugin` what rendered it."""
+    """One rendered part of a track, of one of Slakh's instrument classes."""
 
     name: str
     path: Path
     inst_class: str
-    is_drum: bool
-    program: int | None
-    plugin: str | None
 
 
 @dataclass(frozen=True)
@@ -127,19 +124,11 @@ def _read_track(path: Path, split: str) -> Track:
     except FileNotFoundError:
         raise HybridsepError(f"{path} is no track: it has no metadata.yaml") from None
     # `audio_dir` is not followed: redux writes the track's name before it, but the files lie in TrackNNNNN/stems everywhere.
-    stems = (_read_stem(path / "stems", name, metadata["stems"][name]) for name in sorted(rendered_stems(metadata)))
-    return Track(path.name, split, path, tuple(stem for stem in stems if stem), metadata)
-
-
-def _read_stem(folder: Path, name: str, entry: Mapping) -> Stem | None:
-    """Return one stem of metadata.yaml, or None if it is not there."""
-    audio = next((path for path in (folder / f"{name}.flac", folder / f"{name}.wav") if path.is_file()), None)
-    program, plugin = entry.get("program_num"), entry.get("plugin_name")
-    program = program if isinstance(program, int) else None
-    plugin = None if plugin in (None, "None") else str(plugin)
-    if audio is None:
-        return None
-    return Stem(name, audio, entry["inst_class"], bool(entry.get("is_drum", False)), program, plugin)
+    stems = []
+    for name in sorted(rendered_stems(metadata)):
+        found = [file for form in ("flac", "wav") if (file := path / "stems" / f"{name}.{form}").is_file()]
+        stems += [Stem(name, file, metadata["stems"][name]["inst_class"]) for file in found[:1]]
+    return Track(path.name, split, path, tuple(stems), metadata)
 
 
 def read_mono(path: Path, sample_rate: int) -> np.ndarray:

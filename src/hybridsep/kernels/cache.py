@@ -30,7 +30,5 @@ def move_rows(cache: Tensor, ancestors: Tensor) -> None:
 
 def as_wide_numbers(cache: Tensor) -> Tensor:
     """View [C, R, X] as the widest integers that divide a row: copies by index go number by number, and no bit of them is looked at."""
-    row_bytes = cache.shape[2] * cache.element_size()
-    return cache.view(
-        next(d for d in (torch.int64, torch.int32, torch.int16, torch.int8) if row_bytes % d.itemsize == 0)
-    )
+    row_bytes, widths = cache.shape[2] * cache.element_size(), (torch.int64, torch.int32, torch.int16, torch.int8)
+    return cache.view(next(dtype for dtype in widths if row_bytes % dtype.itemsize == 0))

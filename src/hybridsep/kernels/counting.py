@@ -23,10 +23,9 @@ def count_triples(first: Tensor, second: Tensor, mixture: Tensor, codes: int) ->
     Raises:
         ValueError: shapes differ, or a code lies outside [0, K).
     """
+    shapes = [list(part.shape) for part in (first, second, mixture)]
     if not first.shape == second.shape == mixture.shape:
-        raise ValueError(
-            f"triples of different shapes: {list(first.shape)}, {list(second.shape)}, {list(mixture.shape)}"
-        )
+        raise ValueError(f"triples of different shapes: {', '.join(map(str, shapes))}")
     for name, values in (("first code", first), ("second code", second), ("mixture code", mixture)):
         check_codes(name, values, codes)
     return count_keys(first.flatten(), second.flatten(), mixture.flatten(), codes)

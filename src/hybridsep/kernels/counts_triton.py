@@ -47,14 +47,6 @@ def _scores(log_p1, log_p2, pairs, log_values, entry, length, size):
 
 
 @triton.jit
-def _row(mixture, row_starts, b):
-    """Return the first entry and the number of entries of the code of mixture b."""
-    m = tl.load(mixture + b)
-    start = tl.load(row_starts + m)
-    return start, (tl.load(row_starts + m + 1) - start).to(tl.int32)
-
-
-@triton.jit
 def _draw_entries(
     log_p, mixture, row_starts, pairs, log_values, ancestors, codes, log_evidence, seed, particles, size,
     source_stride, mixture_stride, particle_stride, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
@@ -71,7 +63,9 @@ def _draw_entries(
         parent = tl.where(inside, n, 0).to(tl.int64)
     log_p1 = log_p + b * mixture_stride + parent[:, None] * particle_stride
     log_p2 = log_p1 + source_stride
-    start, length = _row(mixture, row_starts, b)
+    m = tl.load(mixture + b)
+    start = tl.load(row_starts + m)
+    length = (tl.load(row_starts + m + 1) - start).to(tl.int32)
     pairs += start
     log_values += start
 

@@ -1,5 +1,7 @@
 """Assignment of vectors to their nearest code."""
 
+import inspect
+
 import torch
 from torch import Tensor
 
@@ -25,16 +27,12 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     """
     if vectors.ndim != 2 or codebook.ndim != 2 or vectors.shape[1] != codebook.shape[1] or not len(codebook):
         raise ValueError(f"vectors {list(vectors.shape)} have no nearest code in a codebook {list(codebook.shape)}")
-    return assign(vectors, codebook) if codebook.shape[1] <= WIDEST else _assign(vectors, codebook)
+    return (assign if codebook.shape[1] <= WIDEST else inspect.unwrap(assign))(vectors, codebook)
 
 
 @two_bodies
 def assign(vectors: Tensor, codebook: Tensor) -> Tensor:
     """See nearest_code."""
-    return _assign(vectors, codebook)
-
-
-def _assign(vectors: Tensor, codebook: Tensor) -> Tensor:
     half_norms = 0.5 * codebook.square().sum(1)
     parts = [torch.addmm(half_norms, part, codebook.T, alpha=-1.0).argmin(1) for part in vectors.split(ROWS_AT_ONCE)]
     return torch.cat(parts) if parts else vectors.new_zeros(0, dtype=torch.long)

@@ -13,18 +13,8 @@ def assign(vectors: Tensor, codebook: Tensor) -> Tensor:
     rows, width = vectors.shape
     found = torch.empty(rows, dtype=torch.long, device=vectors.device)
     tile = max(16, triton.next_power_of_2(width))
-    _assign[(triton.cdiv(rows, BLOCK_R),)](
-        vectors.contiguous(),
-        codebook.contiguous(),
-        found,
-        rows,
-        len(codebook),
-        width,
-        BLOCK_R,
-        BLOCK_K,
-        tile,
-        num_stages=1,
-    )
+    sizes = (rows, len(codebook), width, BLOCK_R, BLOCK_K, tile)
+    _assign[(triton.cdiv(rows, BLOCK_R),)](vectors.contiguous(), codebook.contiguous(), found, *sizes, num_stages=1)
     return found
 
 
@@ -35,11 +25,8 @@ def _assign(
     """Compare BLOCK_R vectors with the codebook, tile by tile, by ½‖e‖² − v·e."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.arange(0, BLOCK_D)
-    vector = tl.load(
-        vectors + row[:, None] * width + column[None, :],
-        mask=(row < rows)[:, None] & (column < width)[None, :],
-        other=0.0,
-    )
+    real = (row < rows)[:, None] & (column < width)[None, :]
+    vector = tl.load(vectors + row[:, None] * width + column[None, :], mask=real, other=0.0)
     lowest = tl.full([BLOCK_R], float("inf"), tl.float32)
     nearest = tl.zeros([BLOCK_R], tl.int32)
     for start in range(0, codes, BLOCK_K):

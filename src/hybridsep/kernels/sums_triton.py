@@ -16,9 +16,8 @@ def log_marginal(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, sh
     _, batch, particles, size = log_p.shape
     result = torch.empty(batch, particles, size, device=log_p.device)
     # A product of matrices takes sixteen rows at least.
-    rows = max(
-        16, rows_at_once(particles, BLOCK_I, log_p, on_gpu=min(MOST_PARTICLES, triton.next_power_of_2(particles)))
-    )
+    on_gpu = min(MOST_PARTICLES, triton.next_power_of_2(particles))
+    rows = max(16, rows_at_once(particles, BLOCK_I, log_p, on_gpu))
     log_p = with_dense_rows(log_p)
     _log_marginal[(triton.cdiv(size, BLOCK_I), triton.cdiv(particles, rows), batch)](
         log_p, mixture.contiguous(), sums.contiguous(), table.contiguous(), None if share is None else share.contiguous(), result,
@@ -106,11 +105,8 @@ def _draw_pairs(
     pair = first.to(tl.int64)[:, None] * size + column
     code = tl.load(sums + pair, mask=within, other=0)
     scores = tl.log(tl.load(table + tl.load(mixture + b) * size + code, mask=within, other=0.0))
-    scores += tl.load(
-        log_p + source_stride + b * mixture_stride + parent[:, None] * particle_stride + column,
-        mask=within,
-        other=float("-inf"),
-    )
+    log_p2 = log_p + source_stride + b * mixture_stride + parent[:, None] * particle_stride
+    scores += tl.load(log_p2 + column, mask=within, other=float("-inf"))
     if share is not None:
         scores += tl.log(tl.load(share + pair, mask=within, other=0.0))
     # Scaled so that the highest weight is 1: both factors may be small numbers.
