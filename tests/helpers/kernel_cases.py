@@ -21,12 +21,12 @@ def call_every_triton_body() -> None:
     )
     rows = counted_rows(size, [40])
     for parents in (None, ancestors):
-        counts_triton.draw_entries(log_p, mixture, *rows, torch.tensor([2**40], device=DEVICE), parents)
+        counts_triton.draw_entries(log_p, mixture, rows, torch.tensor([2**40], device=DEVICE), parents)
     for small in (torch.int16, torch.int32):
         sums, table, share = sum_tables(size, small=small)
         for part in (None, share):
-            marginal = sums_triton.log_marginal(log_p, mixture, sums, table, part)
-            sums_triton.draw_pairs(marginal, log_p, mixture, sums, table, part, rand(2, batch, particles), ancestors)
+            marginal = sums_triton.log_marginal(log_p, mixture, (sums, table, part))
+            sums_triton.draw_pairs(marginal, log_p, mixture, (sums, table, part), rand(2, batch, particles), ancestors)
     for width in (1, 64, 128):
         nearest_triton.assign(randn(100, width), randn(size, width))
     counting_triton.count_keys(*randint(size, 3, 5000), size)

@@ -143,18 +143,18 @@ def draw_counted(
     log_p: Tensor, mixture: Tensor, rows: tuple[Tensor, ...], seed: int, ancestors: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draw from counted pairs: codes [2, B, N] and log-evidence [B, N]."""
-    return counts.draw_entries(log_p, mixture, *rows, torch.tensor([seed], device=DEVICE), ancestors)
+    return counts.draw_entries(log_p, mixture, rows, torch.tensor([seed], device=DEVICE), ancestors)
 
 
 def draw_summed(
     log_p: Tensor, mixture: Tensor, tables: tuple[Tensor, ...], seed: int, ancestors: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draw under the sum likelihood, first its marginal, then pairs: codes [2, B, N] and log-evidence [B, N]."""
-    log_marginal = sums.log_marginal(log_p, mixture, *tables)
+    log_marginal = sums.log_marginal(log_p, mixture, tables)
     log_evidence = log_marginal.logsumexp(-1)
     marginal = (log_marginal - log_evidence[..., None]).exp().nan_to_num(0.0)
     uniforms = rand(2, *log_evidence.shape, seed=seed)
-    codes = sums.draw_pairs(marginal, log_p, mixture, *tables, uniforms, ancestors)
+    codes = sums.draw_pairs(marginal, log_p, mixture, tables, uniforms, ancestors)
     return codes, log_evidence if ancestors is None else log_evidence.gather(1, ancestors)
 
 

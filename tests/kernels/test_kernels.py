@@ -236,7 +236,7 @@ def test_marginal_equals_the_dense_posteriors(codes, particles, small, shared, i
     mixture, log_p = torch.tensor([0, codes - 1], device=DEVICE), log_priors(2, particles, codes, impossible=impossible)
     sum_rows, table, share = sum_tables(codes, small=small)
     share = share if shared else None
-    found = log_marginal(log_p, mixture, sum_rows, table, share)
+    found = log_marginal(log_p, mixture, (sum_rows, table, share))
     assert_close(found, references.log_marginal(log_p, mixture, sum_rows, table, share))
 
 
@@ -261,8 +261,8 @@ def test_pairs_of_given_uniform_numbers_are_those_of_exact_inversion(codes, part
     mixture, ancestors = torch.tensor([0, codes - 1], device=DEVICE), randint(particles, 2, particles)
     log_p, (sum_rows, table, share) = log_priors(2, particles, codes, impossible=0.3), sum_tables(codes)
     uniforms = rand(2, 2, particles)
-    marginal = log_marginal(log_p, mixture, sum_rows, table, share).exp()
-    drawn = draw_pairs(marginal, log_p, mixture, sum_rows, table, share, uniforms, ancestors)
+    marginal = log_marginal(log_p, mixture, (sum_rows, table, share)).exp()
+    drawn = draw_pairs(marginal, log_p, mixture, (sum_rows, table, share), uniforms, ancestors)
     weights = dense_sum_scores(log_p, mixture, sum_rows, table, share).exp()
     weights = weights.gather(1, ancestors[..., None, None].expand_as(weights))
     of_second = weights.gather(2, drawn[0][..., None, None].expand(-1, -1, 1, codes))[:, :, 0]
@@ -276,8 +276,8 @@ def test_extreme_uniform_numbers_draw_no_impossible_pair(uniform):
     log_p, (sum_rows, table, share) = log_priors(1, particles, codes, impossible=0.8), sum_tables(codes)
     log_p[..., 0], log_p[..., -1] = -torch.inf, -torch.inf
     uniforms = torch.full((2, 1, particles), uniform, device=DEVICE)
-    marginal = log_marginal(log_p, mixture, sum_rows, table, share).exp()
-    first, second = draw_pairs(marginal, log_p, mixture, sum_rows, table, share, uniforms, None)
+    marginal = log_marginal(log_p, mixture, (sum_rows, table, share)).exp()
+    first, second = draw_pairs(marginal, log_p, mixture, (sum_rows, table, share), uniforms, None)
     assert (log_p[0].gather(2, first[..., None]) > -torch.inf).all()
     assert (log_p[1].gather(2, second[..., None]) > -torch.inf).all()
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = "hybridsep torch torchaudio accelerate numpy scipy librosa museval symusic pretty_midi jupyter-book papermill"
+PACKAGES = (
+    "hybridsep torch torchaudio accelerate numpy scipy librosa museval symusic pretty_midi jupyter-book papermill"
+)
 
 
 def provenance(device: torch.device, processes: int = 1) -> dict:

@@ -242,10 +242,8 @@ class StepPosterior:
             rows = (ancestors + torch.arange(batch, device=ancestors.device)[:, None] * particles).flatten()
             marginal, second = marginal.index_select(0, rows), second.index_select(0, rows)
         first = invert_sequential(marginal, uniforms[0].flatten()).view(batch, particles)
-        likelihood = torch.stack(
-            [matrix.index_select(0, row) for matrix, row in zip(self.matrices, first, strict=True)]
-        )
-        weights = second * likelihood.flatten(0, 1)
+        likelihood = [matrix.index_select(0, row) for matrix, row in zip(self.matrices, first, strict=True)]
+        weights = second * torch.cat(likelihood)
         return torch.stack([first, invert_sequential(weights, uniforms[1].flatten()).view(batch, particles)])
 
 
@@ -256,19 +254,15 @@ class FusedPosterior:
 
     Args:
         mixture, log_p: as in `Likelihood.posterior`.
-        dense: arguments `sums`, `table` and `share` of `kernels.sums.log_marginal`.
-        entries: arguments `row_starts`, `pairs` and `log_values` of `kernels.counts.draw_entries`; None where nothing is counted.
+        dense: argument `tables` of `kernels.sums.log_marginal`.
+        entries: argument `rows` of `kernels.counts.draw_entries`; None where nothing is counted.
     """
 
     def __init__(
-        self,
-        mixture: Tensor,
-        log_p: Tensor,
-        dense: tuple[Tensor, Tensor, Tensor | None],
-        entries: tuple[Tensor, Tensor, Tensor] | None = None,
+        self, mixture: Tensor, log_p: Tensor, dense: summed_codes.Tables, entries: counted_pairs.Rows | None = None
     ):
-        self._dense = (log_p, mixture, *dense)
-        self._sparse = None if entries is None else (log_p, mixture, *entries)
+        self._dense = (log_p, mixture, dense)
+        self._sparse = None if entries is None else (log_p, mixture, entries)
         log_marginal = summed_codes.log_marginal(*self._dense)
         of_every_pair = log_marginal.logsumexp(-1)
         self._marginal = (log_marginal - of_every_pair[..., None]).exp_().nan_to_num_(0.0)

@@ -15,26 +15,19 @@ from hybridsep.kernels.inversion import invert
 
 SCRATCH = 2**22
 """Numbers in the largest temporary tensor of the torch body."""
+Rows = tuple[Tensor, Tensor, Tensor]
 
 
 @two_bodies
 def draw_entries(
-    log_p: Tensor,
-    mixture: Tensor,
-    row_starts: Tensor,
-    pairs: Tensor,
-    log_values: Tensor,
-    seed: Tensor,
-    ancestors: Tensor | None,
+    log_p: Tensor, mixture: Tensor, rows: Rows, seed: Tensor, ancestors: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Draw one counted pair per particle from its exact posterior over the entries of its mixture code.
 
     Args:
         log_p: log-probabilities of the next code under both priors, nats, float32 [2, B, N, K].
         mixture: int64 [B].
-        row_starts: int64 [K + 1].
-        pairs: i·K + j, int32 [nnz].
-        log_values: nats, float32 [nnz].
+        rows: where each starts, int64 [K + 1]; pairs i·K + j, int32 [nnz]; log-values, nats, float32 [nnz].
         seed: of the random numbers, int64 [1], which a recorded step can change; one seed, one result on one device.
         ancestors: int64 [B, N] or None; particle n draws from the posterior of particle ancestors[b, n].
 
@@ -42,7 +35,7 @@ def draw_entries(
         Codes int64 [2, B, N], and the log-evidence of the posterior drawn from, the log of the summed weights of all entries, nats,
         float32 [B, N]. Where no entry is possible it is −inf and the codes are 0.
     """
-    batch, particles, size = log_p.shape[1:]
+    (row_starts, pairs, log_values), (batch, particles, size) = rows, log_p.shape[1:]
     generator = torch.Generator(log_p.device).manual_seed(int(seed))
     uniforms = torch.rand(2, batch, particles, generator=generator, device=log_p.device)
     codes = torch.empty(2, batch, particles, dtype=torch.long, device=log_p.device)

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridsep.kernels.counts import Rows
 from hybridsep.kernels.tiles import invert, rows_at_once, with_dense_rows
 
 BLOCK_E = 1024
@@ -14,24 +15,18 @@ WITHIN_CHUNK = tl.constexpr(2**32 - 1)
 
 
 def draw_entries(
-    log_p: Tensor,
-    mixture: Tensor,
-    row_starts: Tensor,
-    pairs: Tensor,
-    log_values: Tensor,
-    seed: Tensor,
-    ancestors: Tensor | None,
+    log_p: Tensor, mixture: Tensor, rows: Rows, seed: Tensor, ancestors: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See counts.draw_entries."""
     _, batch, particles, size = log_p.shape
     codes = torch.empty(2, batch, particles, dtype=torch.long, device=log_p.device)
     log_evidence = torch.empty(batch, particles, device=log_p.device)
     entries = BLOCK_E if log_p.is_cuda else INTERPRETED_E
-    rows = rows_at_once(particles, entries, log_p)
+    at_once = rows_at_once(particles, entries, log_p)
     log_p = with_dense_rows(log_p)
-    _draw_entries[(triton.cdiv(particles, rows), batch)](
-        log_p, mixture.contiguous(), row_starts, pairs, log_values, None if ancestors is None else ancestors.contiguous(),
-        codes, log_evidence, seed, particles, size, *log_p.stride()[:3], rows, entries,
+    _draw_entries[(triton.cdiv(particles, at_once), batch)](
+        log_p, mixture.contiguous(), *rows, None if ancestors is None else ancestors.contiguous(),
+        codes, log_evidence, seed, particles, size, *log_p.stride()[:3], at_once, entries,
     )  # fmt: skip
     return codes, log_evidence
 

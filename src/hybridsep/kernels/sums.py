@@ -11,22 +11,23 @@ from hybridsep.kernels.bodies import two_bodies
 from hybridsep.kernels.inversion import invert
 
 ROWS_AT_ONCE = 256
+Tables = tuple[Tensor, Tensor, Tensor | None]
 
 
 @two_bodies
-def log_marginal(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, share: Tensor | None) -> Tensor:
+def log_marginal(log_p: Tensor, mixture: Tensor, tables: Tables) -> Tensor:
     """Return log r(i) of every particle; its logsumexp over i is the log-evidence.
 
     Args:
         log_p: log-probabilities of the next code under both priors, nats, float32 [2, B, N, K].
         mixture: int64 [B].
-        sums: c(i, j), the code of the sum of two codes, int16 or int32 [K, K].
-        table: l(m|c), row m, float32 [K, K].
-        share: factor of every pair, float32 [K, K], or None for 1.
+        tables: c(i, j), the code of the sum of two codes, int16 or int32 [K, K]; l(m|c), row m, float32 [K, K]; and a factor of every pair,
+            float32 [K, K], or None for 1.
 
     Returns:
         Nats, float32 [B, N, K]; −inf where no pair is possible.
     """
+    sums, table, share = tables
     second = log_p[1].exp()
     summed = torch.empty_like(second)
     for rows in torch.arange(len(sums), device=sums.device).split(ROWS_AT_ONCE):
@@ -42,14 +43,7 @@ def log_marginal(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, sh
 
 @two_bodies
 def draw_pairs(
-    marginal: Tensor,
-    log_p: Tensor,
-    mixture: Tensor,
-    sums: Tensor,
-    table: Tensor,
-    share: Tensor | None,
-    uniforms: Tensor,
-    ancestors: Tensor | None,
+    marginal: Tensor, log_p: Tensor, mixture: Tensor, tables: Tables, uniforms: Tensor, ancestors: Tensor | None
 ) -> Tensor:
     """Draw pairs by inversion of given uniform numbers.
 
@@ -62,7 +56,7 @@ def draw_pairs(
     Returns:
         Codes int64 [2, B, N]; 0 where no pair is possible.
     """
-    batch, particles, _ = marginal.shape
+    (sums, table, share), (batch, particles, _) = tables, marginal.shape
     second = log_p[1]
     if ancestors is not None:
         index = ancestors[..., None].expand_as(marginal)

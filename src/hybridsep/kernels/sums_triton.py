@@ -5,13 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridsep.kernels.sums import Tables
 from hybridsep.kernels.tiles import invert, rows_at_once, with_dense_rows
 
 BLOCK_I, BLOCK_J = 64, 32
 MOST_PARTICLES = 64
 
 
-def log_marginal(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, share: Tensor | None) -> Tensor:
+def log_marginal(log_p: Tensor, mixture: Tensor, tables: Tables) -> Tensor:
     """See sums.log_marginal."""
     _, batch, particles, size = log_p.shape
     result = torch.empty(batch, particles, size, device=log_p.device)
@@ -20,21 +21,13 @@ def log_marginal(log_p: Tensor, mixture: Tensor, sums: Tensor, table: Tensor, sh
     rows = max(16, rows_at_once(particles, BLOCK_I, log_p, on_gpu))
     log_p = with_dense_rows(log_p)
     _log_marginal[(triton.cdiv(size, BLOCK_I), triton.cdiv(particles, rows), batch)](
-        log_p, mixture.contiguous(), sums.contiguous(), table.contiguous(), None if share is None else share.contiguous(), result,
-        particles, size, *log_p.stride()[:3], rows, BLOCK_I, BLOCK_J, num_stages=1,
+        log_p, mixture.contiguous(), *_contiguous(tables), result, particles, size, *log_p.stride()[:3], rows, BLOCK_I, BLOCK_J, num_stages=1,
     )  # fmt: skip
     return result
 
 
 def draw_pairs(
-    marginal: Tensor,
-    log_p: Tensor,
-    mixture: Tensor,
-    sums: Tensor,
-    table: Tensor,
-    share: Tensor | None,
-    uniforms: Tensor,
-    ancestors: Tensor | None,
+    marginal: Tensor, log_p: Tensor, mixture: Tensor, tables: Tables, uniforms: Tensor, ancestors: Tensor | None
 ) -> Tensor:
     """See sums.draw_pairs."""
     batch, particles, size = marginal.shape
@@ -43,11 +36,14 @@ def draw_pairs(
     rows = rows_at_once(particles, columns, log_p)
     marginal, log_p = with_dense_rows(marginal), with_dense_rows(log_p)
     _draw_pairs[(triton.cdiv(particles, rows), batch)](
-        marginal, log_p, mixture.contiguous(), sums.contiguous(), table.contiguous(), None if share is None else share.contiguous(),
-        uniforms.contiguous(), None if ancestors is None else ancestors.contiguous(), codes, particles, size,
+        marginal, log_p, mixture.contiguous(), *_contiguous(tables), *_contiguous((uniforms, ancestors)), codes, particles, size,
         *marginal.stride()[:2], *log_p.stride()[:3], rows, columns,
     )  # fmt: skip
     return codes
+
+
+def _contiguous(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 @triton.jit
