@@ -25,6 +25,7 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import method_spec
 from hybridsep.data.stems import StemSet, mix
 from hybridsep.evaluation.comparisons import interval_columns, song_values
+from hybridsep.evaluation.protocols import score_estimates
 from hybridsep.evaluation.rows import chunk_rows
 from hybridsep.inference.wiener import STFT_SIZE
 from hybridsep.pipeline.evaluate import Evaluation
@@ -78,7 +79,7 @@ def scored(evaluation: Evaluation, name: str, separate: Callable[[Tensor], Tenso
         started = time.perf_counter()
         estimates = separate(chunks.mixture)
         seconds = chunk_rows(chunks, name, "", "seconds", (time.perf_counter() - started) / len(chunks))
-        return pd.concat([evaluation.score_estimates(name, estimates), seconds], ignore_index=True)
+        return pd.concat([score_estimates(evaluation.chunks, estimates, name), seconds], ignore_index=True)
 
     trained_on = evaluation.pipeline.method_version(METHOD)
     return cached_rows(evaluation.pipeline, f"baseline-{name}", [chunks.digest, trained_on, SETTINGS], make)

@@ -11,6 +11,7 @@ from two_by_two import KEPT_METRICS
 from hybridsep.core.device import seeded_generator
 from hybridsep.core.profiles import method_spec
 from hybridsep.data.codes import CodeSet
+from hybridsep.evaluation.protocols import score_estimates
 from hybridsep.inference.markov import MarkovPriors
 from hybridsep.inference.separator import Separator
 from hybridsep.pipeline.evaluate import Evaluation
@@ -91,7 +92,7 @@ def random_codes(evaluation: Evaluation, method: str) -> pd.DataFrame:
     codes = torch.randint(len(vqvae.codebook), shape, generator=seeded_generator(0))
     noise = vqvae.decode(codes).view(chunks.sources.shape)
     level = chunks.mixture.square().mean(-1, keepdim=True).sqrt() / noise.square().mean(-1, keepdim=True).sqrt()
-    return evaluation.score_estimates(method, noise * level)
+    return score_estimates(evaluation.chunks, noise * level, method)
 
 
 if __name__ == "__main__":

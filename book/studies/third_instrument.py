@@ -16,6 +16,7 @@ from study import Study, main
 
 from hybridsep.core.profiles import VQVAEKind, method_spec
 from hybridsep.data.minislakh.render import PARTS, make_minislakh
+from hybridsep.evaluation.protocols import score_estimates
 from hybridsep.models.prior import Prior
 from hybridsep.models.vqvae import VQVAE
 from hybridsep.pipeline.evaluate import Evaluation
@@ -95,7 +96,7 @@ def scores(pipeline: Pipeline, network: torch.nn.Module, places: list[int]) -> p
     """Return scores of the Hybrid, of the references, and of the network, whose outputs are put in these places."""
     evaluation = Evaluation(pipeline)
     by_network = network_separation(network)(evaluation.chunks.mixture)[places]
-    runs = [evaluation.blind_run(METHOD).rows, evaluation.score_estimates("convtasnet", by_network)]
+    runs = [evaluation.blind_run(METHOD).rows, score_estimates(evaluation.chunks, by_network, "convtasnet")]
     table = pd.concat([*runs, evaluation.references()], ignore_index=True)
     return table.assign(pair=" + ".join(pipeline.profile.source_names))
 

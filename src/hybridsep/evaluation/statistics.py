@@ -17,11 +17,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, n: int = 10_000, seed: int = 0, level: float = 0.95

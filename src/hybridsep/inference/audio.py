@@ -59,12 +59,8 @@ class Audio:
     @classmethod
     def of(cls, waveform: Tensor, sample_rate: int) -> Audio:
         """Take a waveform [channels, samples] in memory at a rate in Hz; errors as in `scan`."""
-        return cls.scan(
-            "the recording",
-            sample_rate,
-            len(waveform),
-            lambda: waveform.split(max(1, BLOCK_VALUES // max(1, len(waveform))), -1),
-        )
+        block = max(1, BLOCK_VALUES // max(1, len(waveform)))
+        return cls.scan("the recording", sample_rate, len(waveform), lambda: waveform.split(block, -1))
 
     def levelled(self) -> Iterator[Tensor]:
         """Yield its blocks with the highest peak at 1: no sum of channels or squares leaves the range of float32."""

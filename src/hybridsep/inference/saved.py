@@ -21,7 +21,9 @@ def write_saved(folder: Path, profile: Profile, weights: Mapping[str, Mapping[st
     """Write the tensors of each part as safetensors, settings as JSON and the SHA-256 of each file."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMS).unlink(missing_ok=True)
-    files = {f"{name}.safetensors": save(_plain(tensors)) for name, tensors in weights.items()}
+    files = {}
+    for name, tensors in weights.items():
+        files[f"{name}.safetensors"] = save({key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()})
     files["profile.json"] = profile.model_dump_json(indent=1).encode()
     for name, content in files.items():
         write_atomically(folder / name, content)
@@ -81,7 +83,3 @@ def _parts(profile: Profile, vqvae: str = "", likelihood: str = "") -> dict[str,
     """Name of each part of a saved method -> name of the recorded step it comes from, without its hash."""
     priors = {f"prior-{source}": f"prior-{vqvae}-{source}" for source in profile.source_names}
     return {"vqvae": f"vqvae-{vqvae}", **priors, "likelihood": f"likelihood-{vqvae}-{likelihood}"}
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}

@@ -1,6 +1,7 @@
 """The comparison: chunks of test songs, separated by every method and search of a pipeline, each run a cached step."""
 
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from hybridsep.core.files import load_weights, write_atomically
 from hybridsep.core.profiles import METHODS, VQVAEKind, method_spec
 from hybridsep.evaluation.chunks import Chunks, choose_chunks
+from hybridsep.evaluation.comparisons import BLIND
 from hybridsep.evaluation.protocols import BLIND_RULE, score_candidates, score_estimates, score_references
 from hybridsep.evaluation.rows import chunk_rows, read_rows, rows_where, write_rows
 from hybridsep.inference.search import SearchResult, usual_particles
@@ -75,12 +77,10 @@ class Evaluation:
 
     def __init__(self, pipeline: Pipeline, split: str = "test", chunks: Chunks | None = None):
         self.pipeline, self.settings, self.split = pipeline, pipeline.profile.evaluation, split
-        self.chunks = chunks or self._own_chunks()
-
-    def _own_chunks(self) -> Chunks:
-        profile, settings = self.pipeline.profile, self.settings
-        stems, names, hop = self.pipeline.stems(self.split), profile.source_names, profile.vqvae.hop
-        return choose_chunks(stems, names, settings.chunks, settings.chunk_seconds, hop, settings.seed, self.split)
+        names, hop, own = pipeline.profile.source_names, pipeline.profile.vqvae.hop, self.settings
+        self.chunks = chunks or choose_chunks(
+            pipeline.stems(split), names, own.chunks, own.chunk_seconds, hop, own.seed, split
+        )
 
     # --- one method and search ---------------------------------------------------------------------------------------------
 
@@ -161,10 +161,6 @@ class Evaluation:
         course = pd.read_csv(step.folder / "course.csv")
         return BlindRun(read_rows(step.folder / "rows.csv"), step.record["figures"], course)
 
-    def score_estimates(self, method: str, stems: Tensor, search: str = "") -> pd.DataFrame:
-        """Score blind stems [P, B, T] against the real sources, as they are and with Wiener masks."""
-        return score_estimates(self.chunks, stems, method, search)
-
     def codec(self, kind: VQVAEKind) -> Tensor:
         """Return the sources as a VQ-VAE reconstructs them, the ceiling of every method on it: float32 [P, B, T]."""
         vqvae = self.pipeline.vqvae(kind)
@@ -206,13 +202,10 @@ class Evaluation:
 
     def searched(self) -> list[tuple[str, str]]:
         """List the methods and searches that are compared, by cell."""
-        best = None if self.settings.every_cell or self.split != "test" else self.best_method()
-        return [
-            (method, search)
-            for method in METHODS
-            for search in (self.settings.searches if self.split == "test" else ("particle",))
-            if search == "particle" or best in (None, method)
-        ]
+        test = self.split == "test"
+        best = None if self.settings.every_cell or not test else self.best_method()
+        pairs = itertools.product(METHODS, self.settings.searches if test else ("particle",))
+        return [(method, search) for method, search in pairs if search == "particle" or best in (None, method)]
 
     def _shared_table(self) -> pd.DataFrame:
         """Make the table by several processes: each makes some of the runs whole, so that no number depends on how many there are."""
@@ -221,10 +214,9 @@ class Evaluation:
             self.pipeline.export(method)
         ranks.wait()
         own = Evaluation(self.pipeline.alone(), self.split, self.chunks)
-        runs: list[Callable[[], object]]
         # The second list is known when the first one's runs are there.
         for listed in (lambda: [(method, "particle") for method in METHODS], self.searched):
-            runs = [functools.partial(own.run, method, search) for method, search in listed()]
+            runs: list[Callable] = [functools.partial(own.run, method, search) for method, search in listed()]
             ranks.together([own.references, *runs][ranks.index :: ranks.count])
         ranks.together([own.table] if ranks.first else [])
         return read_rows(self.file("evaluation"))
@@ -233,10 +225,10 @@ class Evaluation:
         """Return where a table of these songs is written."""
         return self.pipeline.root / (f"{name}.csv" if self.split == "test" else f"{name}-{self.split}.csv")
 
-    def best_method(self, search: str = "particle") -> str:
-        """Return the cell of highest blind, refined SDR, mean over chunks and sources."""
-        wanted = {"metric": "sdr", "selection": "blind", "refine": "wiener", "reference": "real"}
-        return max(METHODS, key=lambda method: float(rows_where(self.run(method, search).rows, **wanted).value.mean()))
+    def best_method(self) -> str:
+        """Return the cell of highest blind, refined SDR with the particle filter, mean over chunks and sources."""
+        scores = {method: rows_where(self.run(method).rows, **BLIND, refine="wiener") for method in METHODS}
+        return max(METHODS, key=lambda method: float(scores[method].value.mean()))
 
 
 def _course(found: SearchResult, seconds: float) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import nbformat
 import papermill
@@ -81,7 +82,8 @@ def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool 
     chapters = [page for page in (*others, landing) if page.suffix == ".ipynb"]
     status_file = working / "status.json"
     status = [{"chapter": page.stem, "seconds": None, "status": "waiting"} for page in chapters]
-    with _environment(HYBRIDSEP_ROOT=str(root), HYBRIDSEP_RUNS=str(runs), HYBRIDSEP_TRAIN="1" if anew else ""):
+    told = {"HYBRIDSEP_ROOT": str(root), "HYBRIDSEP_RUNS": str(runs), "HYBRIDSEP_TRAIN": "1" if anew else ""}
+    with patch.dict(os.environ, told):  # kernels inherit it
         for chapter, entry in (bar := tqdm(list(zip(chapters, status, strict=True)), unit="chapter")):
             bar.set_description(chapter.stem)
             started = time.perf_counter()
@@ -176,18 +178,6 @@ def _pages(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Set environment variables for a while; kernels inherit them."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextmanager
 def _kernel() -> Iterator[None]:
     """Offer Jupyter a kernel that is this very interpreter, whatever kernels are installed or named in notebooks."""
     with tempfile.TemporaryDirectory(prefix="hybridsep-kernel-") as folder:
@@ -201,7 +191,7 @@ def _kernel() -> Iterator[None]:
         kernel.mkdir(parents=True)
         (kernel / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
         path = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
-        with _environment(JUPYTER_PATH=path):
+        with patch.dict(os.environ, JUPYTER_PATH=path):
             yield
 
 

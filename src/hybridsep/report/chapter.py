@@ -25,9 +25,8 @@ from hybridsep.report.figures import PALETTE, WIDTH, number, use_style
 from hybridsep.report.players import stem_player
 
 METHOD_LABELS = {"plain-sum": "plain-sum", "lass": "LASS", "lqvae": "LQ-VAE", "hybrid": "Hybrid"}
-METHOD_COLOURS = dict(
-    zip(METHOD_LABELS, (PALETTE[name] for name in ("purple", "blue", "green", "vermillion")), strict=True)
-)
+COLOUR_NAMES = {"plain-sum": "purple", "lass": "blue", "lqvae": "green", "hybrid": "vermillion"}
+METHOD_COLOURS = {method: PALETTE[name] for method, name in COLOUR_NAMES.items()}
 SEARCH_LABELS = {"ancestral": "ancestral", "topk": "top-k", "beam": "beam", "particle": "particle filter"}
 SEARCH_LABELS |= {"lass-topk": "top-k as LASS runs it", "lass-beam": "beam as LASS runs it"}
 KIND_COLOURS = {"plain": PALETTE["blue"], "linear": PALETTE["vermillion"]}

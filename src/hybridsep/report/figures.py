@@ -19,14 +19,9 @@ from hybridsep.report.templates import render
 
 # Okabe and Ito's colours, told apart with every common colour blindness; the yellow is too pale for lines on white.
 PALETTE = {
-    "blue": "#0072B2",
-    "vermillion": "#D55E00",
-    "green": "#009E73",
-    "purple": "#CC79A7",
-    "sky": "#56B4E9",
-    "orange": "#E69F00",
+    "blue": "#0072B2", "vermillion": "#D55E00", "green": "#009E73", "purple": "#CC79A7", "sky": "#56B4E9", "orange": "#E69F00",
     "black": "#000000",
-}
+}  # fmt: skip
 MAX_PNG_BYTES = 600_000  # ten such figures, as base64 text, still fit a page of 6 MB beside its players
 WIDTH = 8.6  # inches of a figure as wide as the page: shown at three quarters, its text of 10 points can still be read
 WINDOW = 1024  # samples of a spectrogram's Hann window; the hop is a quarter of it
@@ -131,13 +126,8 @@ def results_table(table: pd.DataFrame, caption: str, provenance_line: str, decim
 
 
 def _format(value: Any, decimals: int) -> str:
-    if pd.isna(value):
-        return "–"
-    return (
-        number(value, decimals)
-        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        else str(value)
-    )
+    numeric = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return "–" if pd.isna(value) else number(value, decimals) if numeric else str(value)
 
 
 def _level_db(signal: Any, title: str) -> np.ndarray:
