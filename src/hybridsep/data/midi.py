@@ -215,10 +215,8 @@ def _notes(track: TrackSecond) -> Iterator[Note]:
     loud = _held(controls[7], starts, 100) / 100 * _held(controls[11], starts, 127) / 127
     semitones = controls[6][-1][1] if controls[6] and (0 in [value for _, value in controls[101]]) else 2
     wheel = sorted((b.time, b.value * semitones / 8192) for b in track.pitch_bends)
-    rows = zip(
-        *(column.tolist() for column in (starts, ends, columns["pitch"], columns["velocity"], loud)), strict=True
-    )
-    for start, end, key, velocity, gain in rows:
+    rows = (starts, ends, columns["pitch"], columns["velocity"], loud)
+    for start, end, key, velocity, gain in zip(*(row.tolist() for row in rows), strict=True):
         if gain > 0.1:
             bends = _bends(wheel, start, end) if wheel and not track.is_drum else ()
             yield Note(start, end - start, key, max(1, velocity), gain**2, bends)

@@ -298,6 +298,7 @@ def font_voice(
     """Return the voice of a preset at `rate` Hz; `change` and `tuning` as in Strike."""
 
     def voice(key: int, velocity: int, seconds: float, bends: tuple[tuple[float, float], ...]) -> Tone | None:
+        """Play a key; None where the preset has none."""
         strike = Strike(bank, program, key, velocity, rate, seconds, tuning, 0.0, 0.0, soundfont, bends, change)
         try:
             return hold.__wrapped__(strike)

@@ -42,6 +42,7 @@ def ingredient_effects(scores: pd.DataFrame) -> dict[str, np.ndarray]:
     """
 
     def mean_of(**spec: str) -> np.ndarray:
+        """Return the mean over the cells of a kind, one number per song."""
         cells = [name for name, cell in METHODS.items() if all(getattr(cell, k) == v for k, v in spec.items())]
         return scores[cells].mean(axis=1).to_numpy()
 

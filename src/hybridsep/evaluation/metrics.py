@@ -81,9 +81,8 @@ def stft_distance(estimate: np.ndarray, reference: np.ndarray, sizes: tuple[int,
     distances = []
     for size in sizes:
         target = _magnitudes(reference, size)
-        error, norm = (
-            np.sqrt((x**2).sum((-2, -1), dtype=np.float64)) for x in (target - _magnitudes(estimate, size), target)
-        )
+        both = target - _magnitudes(estimate, size), target
+        error, norm = (np.sqrt((x**2).sum((-2, -1), dtype=np.float64)) for x in both)
         with np.errstate(divide="ignore", invalid="ignore"):
             distances.append(np.where(norm > 0, error / norm, np.nan))
     return np.mean(distances, axis=0)[()]
@@ -92,9 +91,8 @@ def stft_distance(estimate: np.ndarray, reference: np.ndarray, sizes: tuple[int,
 def _magnitudes(waveform: np.ndarray, size: int) -> np.ndarray:
     """Return the STFT's magnitudes, [..., T] -> [..., frames, size / 2 + 1], in the precision of the waveform."""
     padding = [(0, 0)] * (waveform.ndim - 1) + [(size // 2, size // 2)]
-    frames = np.lib.stride_tricks.sliding_window_view(np.pad(waveform, padding, mode="reflect"), size, axis=-1)[
-        ..., :: size // 4, :
-    ]
+    padded = np.pad(waveform, padding, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size, axis=-1)[..., :: size // 4, :]
     return np.abs(rfft(frames * np.hanning(size + 1)[:-1].astype(waveform.dtype)))
 
 
@@ -111,6 +109,7 @@ def nan_windows(estimates: np.ndarray, references: np.ndarray, window: int) -> n
     count = references.shape[-1] // window
 
     def silent(x: np.ndarray) -> np.ndarray:
+        """Return which windows of each signal [..., T] hold zeros only, bool [..., windows]."""
         return np.logical_not(x[..., : count * window].reshape(*x.shape[:-1], count, window).any(-1))
 
     return (silent(estimates) | silent(references)).any(0).sum(-1)
@@ -141,9 +140,7 @@ def bss_eval(
     pairs = [np.moveaxis(x.reshape(len(x), -1, x.shape[-1]), 1, 0) for x in np.broadcast_arrays(estimates, references)]
     count = len(pairs[0])
     processes = -1 if count >= FEWEST_IN_PARALLEL else 1
-    jobs = (
-        joblib.delayed(_score_mixture)(estimate, reference, window) for estimate, reference in zip(*pairs, strict=True)
-    )
+    jobs = (joblib.delayed(_score_mixture)(*pair, window) for pair in zip(*pairs, strict=True))
     scores = joblib.Parallel(processes, return_as="generator")(jobs)
     values = np.stack(list(tqdm(scores, desc=label, total=count, unit="mixture", disable=label is None)), -1)
     return {name: value.reshape(shape) for name, value in zip(BSS_EVAL, values, strict=True)}

@@ -87,11 +87,8 @@ def score_references(chunks: Chunks, codecs: Mapping[str, Tensor]) -> pd.DataFra
         "irm": ideal_ratio_mask(chunks.sources, chunks.mixture),
         **{f"codec-{kind}": stems for kind, stems in codecs.items()},
     }
-    frames = [
-        _full_rows(chunks, name, "", [Scored("", "none", "real", stems, chunks.sources)])
-        for name, stems in signals.items()
-    ]
-    return pd.concat(frames, ignore_index=True)
+    scored = {name: [Scored("", "none", "real", stems, chunks.sources)] for name, stems in signals.items()}
+    return pd.concat([_full_rows(chunks, name, "", each) for name, each in scored.items()], ignore_index=True)
 
 
 def both_refined(stems: Tensor, mixture: Tensor) -> list[tuple[str, Tensor]]:
@@ -110,10 +107,8 @@ def _with_ground_truth(chunks: Chunks, found: Candidates, target: Tensor) -> dic
 
     def scores(window: int) -> Tensor:
         # One mixture after the other: the errors of all particles of all of them would take as much memory as the waveforms.
-        each = [
-            sdr(found.numpy(), true[:, None].numpy(), window)
-            for found, true in zip(waveforms.unbind(1), target.unbind(1), strict=True)
-        ]
+        pairs = zip(waveforms.unbind(1), target.unbind(1), strict=True)
+        each = [sdr(found.numpy(), true[:, None].numpy(), window) for found, true in pairs]
         return torch.from_numpy(np.nan_to_num(np.stack(each, 1), nan=-99.0))
 
     pair = scores(chunks.sample_rate).mean(0).argmax(1)
@@ -129,9 +124,8 @@ def _default_window(chunks: Chunks) -> int:
 def _sdr_rows(chunks: Chunks, method: str, search: str, scored: Scored) -> pd.DataFrame:
     """Score SDR, in the protocol's window and in the other one, and SI-SDR."""
     default, second = _default_window(chunks), chunks.sample_rate
-    own_window = (
-        {"sdr": default, "sdr_1s": second} if scored.selection == "seed" else {"sdr": second, "sdr_44100": default}
-    )
+    by_default = scored.selection == "seed"
+    own_window = {"sdr": default, "sdr_1s": second} if by_default else {"sdr": second, "sdr_44100": default}
     estimates, targets = scored.stems.numpy(), scored.target.numpy()
     values = {name: sdr(estimates, targets, window) for name, window in own_window.items()}
     values["si_sdr"] = si_sdr(estimates, targets)

@@ -31,12 +31,8 @@ def source_rows(
 
 def chunk_rows(chunks: Chunks, method: str, search: str, metric: str, values: np.ndarray | float) -> pd.DataFrame:
     """Make the rows of a metric of every chunk, float [B], or of a figure that all chunks share."""
-    rows = [
-        (track, start, method, search, "", "", "", "", metric, value)
-        for track, start, value in zip(
-            chunks.tracks, chunks.start_seconds, np.broadcast_to(values, len(chunks)), strict=True
-        )
-    ]
+    each = zip(chunks.tracks, chunks.start_seconds, np.broadcast_to(values, len(chunks)), strict=True)
+    rows = [(track, start, method, search, "", "", "", "", metric, value) for track, start, value in each]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -28,8 +28,18 @@ class PrivateCache:
 
     def __init__(self, stack: PriorStack, mixtures: int, particles: int):
         self.window, self.length = stack.settings.window, 0
-        self.cache = empty_rings(stack, mixtures * particles)
-        self._rows, self._attention = wide_rows(self.cache), _Attention()
+        # Keys and values, [2, layers, P, B·N, groups, window, D]; and the same as slabs of rows of few wide numbers, [2 · layers · P, B·N, X].
+        shape = (
+            2,
+            stack.settings.layers,
+            stack.sources,
+            mixtures * particles,
+            stack.groups,
+            self.window,
+            stack.head_width,
+        )
+        self.cache = torch.zeros(shape, dtype=stack.dtype, device=stack.device)
+        self._rows, self._attention = as_wide_numbers(self.cache.flatten(4).flatten(0, 2)), _Attention()
 
     def make_room(self) -> None:
         """Open the place of the next position."""
@@ -56,59 +66,35 @@ class PrivateCache:
         return self._attention(query.flatten(0, 2), past_keys, past_values, self._filled)
 
     def reorder(self, ancestors: Tensor) -> None:
-        """Let particle n of mixture b go on from the past of particle ancestors[b, n]; int64 [B, N]."""
-        reorder_rows(self._rows, ancestors)
+        """Let particle n of mixture b go on from the past of particle ancestors[b, n]; int64 [B, N].
+
+        Whoever is anybody's ancestor is its own.
+        """
+        first = torch.arange(0, self._rows.shape[1], ancestors.shape[1], device=ancestors.device)
+        move_rows(self._rows, (ancestors + first[:, None]).flatten())
 
 
-class StaticCache:
+class StaticCache(PrivateCache):
     """`PrivateCache` with every shape and address the same at each step, the position a number on the device: what a CUDA graph needs."""
 
     def __init__(self, stack: PriorStack, mixtures: int, particles: int):
-        self.window = stack.settings.window
-        self.cache = empty_rings(stack, mixtures * particles)
+        super().__init__(stack, mixtures, particles)
         self.position = torch.full((1,), -1, device=stack.device)
         self._places = torch.arange(self.window, device=stack.device)
-        self._rows = wide_rows(self.cache)
 
     def make_room(self) -> None:
         """Open the place of the next position."""
         self.position.add_(1)
-        self._slot = self.position % self.window
+        self._place = self.position % self.window
         self._hidden = self._places > self.position
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See PrivateCache."""
         keys, values = self.cache[:, layer]
-        keys.index_copy_(-2, self._slot, key.unsqueeze(-2))
-        values.index_copy_(-2, self._slot, value.unsqueeze(-2))
+        keys.index_copy_(-2, self._place, key.unsqueeze(-2))
+        values.index_copy_(-2, self._place, value.unsqueeze(-2))
         scores = torch.bmm(query.flatten(0, 2), keys.flatten(0, 2).transpose(1, 2))
         return torch.bmm(scores.masked_fill(self._hidden, -torch.inf).softmax(-1), values.flatten(0, 2))
-
-    def reorder(self, ancestors: Tensor) -> None:
-        """See PrivateCache."""
-        reorder_rows(self._rows, ancestors)
-
-
-def empty_rings(stack: PriorStack, rows: int) -> Tensor:
-    """Return zeros for keys and values of `rows` particles, [2, layers, P, rows, groups, window, D]."""
-    shape = (2, stack.settings.layers, stack.sources, rows, stack.groups, stack.settings.window, stack.head_width)
-    return torch.zeros(shape, dtype=stack.dtype, device=stack.device)
-
-
-def wide_rows(cache: Tensor) -> Tensor:
-    """View keys and values [2, layers, P, R, groups, places, D] as slabs of rows of few wide numbers, [2 · layers · P, R, X]."""
-    return as_wide_numbers(cache.flatten(4).flatten(0, 2))
-
-
-def reorder_rows(rows: Tensor, ancestors: Tensor) -> None:
-    """Let row (b, n) of every slab go on from row (b, ancestors[b, n]), in place.
-
-    Args:
-        rows: [C, B·N, X].
-        ancestors: int64 [B, N]; whoever is anybody's ancestor is its own.
-    """
-    first = torch.arange(0, rows.shape[1], ancestors.shape[1], device=ancestors.device)
-    move_rows(rows, (ancestors + first[:, None]).flatten())
 
 
 class _Attention:

@@ -111,9 +111,8 @@ def stem_paths(names: tuple[str, ...], folder: Path, suffix: str, overwrite: boo
     paths = [folder / f"{name}.{suffix}" for name in names]
     taken = [str(p) for p in paths if p.exists() and (not overwrite or p.is_dir())]
     if taken:
-        raise HybridsepError(
-            f"{', '.join(taken)} exists already{'' if overwrite else '; give --overwrite to replace it'}"
-        )
+        remedy = "" if overwrite else "; give --overwrite to replace it"
+        raise HybridsepError(f"{', '.join(taken)} exists already{remedy}")
     return paths
 
 
@@ -147,6 +146,7 @@ def stem_writer(paths: list[Path], audio: Audio) -> Iterator[Callable[[Tensor], 
             loudest = [0.0]
 
             def write(block: Tensor) -> None:
+                """Append a block of every stem."""
                 with named():
                     for file, stem in zip(files, block, strict=True):
                         file.write(stem.T.contiguous().numpy())
@@ -161,9 +161,8 @@ def stem_writer(paths: list[Path], audio: Audio) -> Iterator[Callable[[Tensor], 
             for path in paths:
                 os.replace(drafts / path.name, path)
         if max(loudest) > 1:
-            warnings.warn(
-                f"some samples are louder than {suffix} can hold and were cut off; wav holds them", stacklevel=3
-            )
+            what = f"some samples are louder than {suffix} can hold and were cut off; wav holds them"
+            warnings.warn(what, stacklevel=3)
 
 
 def _new_file(path: Path, audio: Audio) -> soundfile.SoundFile:

@@ -24,6 +24,7 @@ def two_bodies(torch_body: Callable[..., Result]) -> Callable[..., Result]:
 
     @wraps(torch_body)
     def door(*arguments) -> Result:
+        """See the torch body, whose name and docstring this has."""
         return run_body(torch_body, *arguments)
 
     return door

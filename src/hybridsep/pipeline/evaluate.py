@@ -90,6 +90,7 @@ class Evaluation:
         step = self._step(f"separated-{method}-{search}-{particles}", method, self.settings.seed)
 
         def make() -> dict:
+            """Write rows.csv, selections.csv and run.safetensors."""
             separator, label = self.pipeline.separator(method), f"{method}, {search}, N = {particles}"
             options = SearchOptions(search, particles, self.settings.seed, label)
             found = separator.candidates(self.chunks.mixture, options)
@@ -136,6 +137,7 @@ class Evaluation:
         step = self._step(f"estimated-{method}-{search}-{particles}", method, seed, changed)
 
         def make() -> dict:
+            """Write rows.csv and course.csv."""
             separator = self.pipeline.separator(method)
             separator = change(separator, **settings) if change else separator
             label = f"{method}, {search}, N = {particles} {settings or ''}".strip()
@@ -172,6 +174,7 @@ class Evaluation:
         step = self.pipeline.cache.step("references", self.chunks.digest, SCORES_VERSION, inputs=codecs)
 
         def make() -> dict:
+            """Write rows.csv."""
             rows = score_references(self.chunks, {kind: self.codec(kind) for kind in KINDS})
             write_rows(rows, step.folder / "rows.csv")
             return {"signals": rows.method.nunique()}

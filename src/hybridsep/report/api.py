@@ -22,12 +22,9 @@ def stub(thing: Any) -> str:
     """Return signature and docstring of a function, or of a class and its public methods, as in the source."""
     source = dedent(inspect.getsource(thing))
     (node,) = ast.parse(source).body
-    parts = [node, *(n for n in getattr(node, "body", ()) if isinstance(node, ast.ClassDef) and _is_public(n))]
-    return "\n\n".join(_head(part, source.splitlines()) for part in parts)
-
-
-def _is_public(node: ast.stmt) -> bool:
-    return isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and ast.get_docstring(node) is not None
+    methods = [n for n in node.body if isinstance(n, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
+    public = [method for method in methods if not method.name.startswith("_") and ast.get_docstring(method)]
+    return "\n\n".join(_head(part, source.splitlines()) for part in [node, *public])
 
 
 def _head(node: Any, lines: list[str]) -> str:

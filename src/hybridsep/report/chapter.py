@@ -124,6 +124,7 @@ def score_table(
     """
 
     def cells(value: str) -> dict[str, str]:
+        """Return a line's cells by heading."""
         return {heading: mean_std(chunk_values(rows, **{key: value}, **w)) for heading, w in columns.items()}
 
     return pd.DataFrame([{title: label, **cells(value)} for value, label in index.items()])
