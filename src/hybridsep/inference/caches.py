@@ -29,15 +29,8 @@ class PrivateCache:
     def __init__(self, stack: PriorStack, mixtures: int, particles: int):
         self.window, self.length = stack.settings.window, 0
         # Keys and values, [2, layers, P, B·N, groups, window, D]; and the same as slabs of rows of few wide numbers, [2 · layers · P, B·N, X].
-        shape = (
-            2,
-            stack.settings.layers,
-            stack.sources,
-            mixtures * particles,
-            stack.groups,
-            self.window,
-            stack.head_width,
-        )
+        layers, rows = stack.settings.layers, mixtures * particles
+        shape = (2, layers, stack.sources, rows, stack.groups, self.window, stack.head_width)
         self.cache = torch.zeros(shape, dtype=stack.dtype, device=stack.device)
         self._rows, self._attention = as_wide_numbers(self.cache.flatten(4).flatten(0, 2)), _Attention()
 
@@ -85,14 +78,14 @@ class StaticCache(PrivateCache):
     def make_room(self) -> None:
         """Open the place of the next position."""
         self.position.add_(1)
-        self._place = self.position % self.window
+        self._now = self.position % self.window
         self._hidden = self._places > self.position
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See PrivateCache."""
         keys, values = self.cache[:, layer]
-        keys.index_copy_(-2, self._place, key.unsqueeze(-2))
-        values.index_copy_(-2, self._place, value.unsqueeze(-2))
+        keys.index_copy_(-2, self._now, key.unsqueeze(-2))
+        values.index_copy_(-2, self._now, value.unsqueeze(-2))
         scores = torch.bmm(query.flatten(0, 2), keys.flatten(0, 2).transpose(1, 2))
         return torch.bmm(scores.masked_fill(self._hidden, -torch.inf).softmax(-1), values.flatten(0, 2))
 
