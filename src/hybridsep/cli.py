@@ -163,7 +163,7 @@ def record(
     results: Annotated[Path, option(help="folder of all studies' tables")] = Path("book/results"),
 ) -> None:
     """Keep the models of a finished run, in little room and with a model card, where the book and `separate` find them."""
-    from hybridsep.pipeline.release import record_run
+    from hybridsep.pipeline.record import record_run
     from hybridsep.report.model_card import model_card
 
     folder = record_run(_pipeline(profile, runs, data), out, lambda run, made: model_card(run, made, results))

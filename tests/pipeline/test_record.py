@@ -28,8 +28,7 @@ from hybridsep.inference.separator import SearchOptions, Separator
 from hybridsep.pipeline import pipeline, record
 from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import RUNGS, Pipeline
-from hybridsep.pipeline.record import write_record
-from hybridsep.pipeline.release import record_run
+from hybridsep.pipeline.record import record_run, write_record
 from hybridsep.report import repository_root
 from hybridsep.report.chapter import budget, step_times, trained_line
 from hybridsep.report.model_card import RUNG_SIGNALS, model_card

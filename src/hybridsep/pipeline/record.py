@@ -7,8 +7,9 @@ there is one, and packed weights. Beside them lie profile.json, provenance.json,
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import save
 
@@ -16,9 +17,39 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import check_sums, load_weights, read_sums, write_atomically, write_sums
 from hybridsep.core.records import packed, unpacked
 
+if TYPE_CHECKING:
+    from hybridsep.pipeline.pipeline import Pipeline
+
 LARGEST_FILE, LARGEST_RECORD = 16_000_000, 60_000_000  # bytes
 DONE, HISTORY = "done.json", "history.csv"
 WEIGHTS = ("model.safetensors", "likelihood.safetensors")
+
+
+def record_run(pipeline: "Pipeline", out: Path, card: Callable[["Pipeline", dict], str]) -> Path:
+    """Write the record of a finished run and return its folder.
+
+    Args:
+        out: folder of all records.
+        card: makes the model card of the run and the provenance of its models.
+
+    Raises:
+        HybridsepError: a model is not trained or nothing evaluated yet, or the record is too large.
+    """
+    steps, name = pipeline.model_steps(), pipeline.profile.name
+    missing = [step.label for step in steps if not step.done]
+    if not (pipeline.root / "evaluation.csv").is_file():
+        missing.append("evaluation.csv")
+    if missing:
+        raise HybridsepError(f"{pipeline.root} has no {missing[0]} yet: hybridsep evaluate --profile {name} makes it")
+    provenance = {"profile": name, **provenance_of({step.key: step.record for step in steps})}
+    files = {
+        "profile.json": pipeline.profile.model_dump_json(indent=1),
+        "provenance.json": json.dumps(provenance, indent=1),
+        "README.md": card(pipeline, provenance),
+    }
+    folders = {step.key: step.folder for step in steps}
+    write_record(folders, out / name, {name: text.encode() for name, text in files.items()})
+    return out / name
 
 
 def write_record(steps: Mapping[str, Path], out: Path, files: Mapping[str, bytes]) -> None:
@@ -105,10 +136,9 @@ def _step_files(step: Path) -> dict[str, bytes]:
 
 
 def _check_sizes(sizes: Mapping[str, int]) -> None:
-    name = max(sizes, key=lambda name: sizes[name])
-    largest, total = sizes[name] / 1e6, sum(sizes.values()) / 1e6
-    if largest > LARGEST_FILE / 1e6:
+    name, total = max(sizes, key=lambda name: sizes[name]), sum(sizes.values())
+    if sizes[name] > LARGEST_FILE:
         limit = f"no file of a record may have more than {LARGEST_FILE / 1e6:g} MB"
-        raise HybridsepError(f"{name} would have {largest:.1f} MB; {limit}")
-    if total > LARGEST_RECORD / 1e6:
-        raise HybridsepError(f"the record would have {total:.1f} MB; it may have {LARGEST_RECORD / 1e6:g} MB")
+        raise HybridsepError(f"{name} would have {sizes[name] / 1e6:.1f} MB; {limit}")
+    if total > LARGEST_RECORD:
+        raise HybridsepError(f"the record would have {total / 1e6:.1f} MB; it may have {LARGEST_RECORD / 1e6:g} MB")
