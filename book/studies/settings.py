@@ -27,8 +27,8 @@ from hybridsep.evaluation.comparisons import interval_columns
 from hybridsep.inference.separator import SearchOptions
 from hybridsep.inference.wiener import wiener
 
-CHUNKS = 16
-ROUNDS = 2
+CHUNKS = 12
+ROUNDS = 1
 
 Values = dict[str, float]
 
@@ -59,17 +59,17 @@ class Grid:
         return Grid(tuple(sorted((*self.values, float(f"{beyond:.4g}")))), self.limits)
 
 
-TEMPERATURE = Grid((1.0, 1.2, 1.44, 1.73, 2.07), (0.5, 4.0))
+TEMPERATURE = Grid((1.0, 1.44, 2.07), (0.5, 4.0))
 GRIDS: dict[LikelihoodKind, dict[str, Grid]] = {
     "sum": {
         "temperature": TEMPERATURE,
-        "sigma_scale": Grid((0.25, 0.354, 0.5, 0.707, 1.0), (0.05, 4.0)),
-        "floor": Grid((0.003, 0.01, 0.03, 0.1, 0.3), (1e-5, 0.9)),
+        "sigma_scale": Grid((0.25, 0.5, 1.0), (0.05, 4.0)),
+        "floor": Grid((0.01, 0.03, 0.1), (1e-5, 0.9)),
     },
     "counts": {
         "temperature": TEMPERATURE,
-        "smoothing": Grid((0.3, 1.0, 3.0, 10.0, 30.0), (1e-3, 1e4)),
-        "power": Grid((0.5, 0.707, 1.0, 1.414, 2.0), (0.1, 8.0)),
+        "smoothing": Grid((1.0, 3.0, 9.0), (1e-3, 1e4)),
+        "power": Grid((0.5, 1.0, 2.0), (0.1, 8.0)),
     },
 }
 
