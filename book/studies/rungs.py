@@ -17,7 +17,7 @@ from hybridsep.evaluation.comparisons import effects_table, interval_columns
 from hybridsep.evaluation.rows import rows_where
 from hybridsep.pipeline.pipeline import RUNGS
 
-CHUNKS = 36
+CHUNKS = 30
 SEARCHES = ("particle", "lass-beam")
 METRICS = ("sdr", "si_sdr_improvement")
 NETWORK = "convtasnet"
