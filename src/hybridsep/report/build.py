@@ -18,6 +18,7 @@ from unittest.mock import patch
 import nbformat
 import papermill
 import yaml
+from ipykernel.kernelspec import write_kernel_spec
 from papermill.exceptions import PapermillExecutionError
 from sphinx_external_toc.parsing import parse_toc_yaml
 from tqdm import tqdm
@@ -181,15 +182,8 @@ def _pages(folder: Path) -> list[Path]:
 def _kernel() -> Iterator[None]:
     """Offer Jupyter a kernel that is this very interpreter, whatever kernels are installed or named in notebooks."""
     with tempfile.TemporaryDirectory(prefix="hybridsep-kernel-") as folder:
-        spec = {
-            # Its warning about unencrypted local connections would stand above every chapter.
-            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"],
-            "display_name": "hybridsep",
-            "language": "python",
-        }
-        kernel = Path(folder) / "kernels" / KERNEL_NAME
-        kernel.mkdir(parents=True)
-        (kernel / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+        # Its warning about unencrypted local connections would stand above every chapter.
+        write_kernel_spec(Path(folder) / "kernels" / KERNEL_NAME, {"metadata": {}}, ["--log-level=ERROR"])
         path = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
         with patch.dict(os.environ, JUPYTER_PATH=path):
             yield
