@@ -49,7 +49,7 @@ def test_installed_command_answers_and_fails_in_one_line(tmp_path):
     found = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert found.returncode == 1 and found.stdout == ""
     assert found.stderr.splitlines() == [
-        "hybridsep: unknown profile 'smok': choose one of cpu, paper, smoke, t4 or give a .yml file"
+        "hybridsep: unknown profile 'smok': choose one of cpu, paper, quick, smoke, t4 or give a .yml file"
     ]
 
 

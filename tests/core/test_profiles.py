@@ -24,7 +24,7 @@ def test_shipped_profiles_are_valid(name):
 
 
 def test_all_profiles_ship():
-    assert profile_names() == ["cpu", "paper", "smoke", "t4"]
+    assert profile_names() == ["cpu", "paper", "quick", "smoke", "t4"]
 
 
 def test_t4_has_the_codec_of_lqvae_and_paper_the_priors_of_jukebox():
@@ -133,7 +133,7 @@ def test_profile_that_inherits_from_itself_is_refused(tmp_path):
 
 
 def test_unknown_profile_lists_the_known_ones():
-    with pytest.raises(HybridsepError, match="unknown profile 'smok': choose one of cpu, paper, smoke, t4"):
+    with pytest.raises(HybridsepError, match="unknown profile 'smok': choose one of cpu, paper, quick, smoke, t4"):
         load_profile("smok")
     with pytest.raises(HybridsepError, match="nowhere.yml"):
         load_profile("nowhere.yml")
