@@ -255,6 +255,14 @@ def test_run_that_stopped_in_the_middle_goes_on(copied, monkeypatch):
     assert not different
 
 
+def test_seconds_of_a_training_are_those_of_all_its_runs(tmp_path):
+    cache = opened(tmp_path).cache
+    for known, expected in ((100.0, 100.0), (0.0, 0.0)):
+        step = cache.step(f"trained-{known}")
+        cache.make(step, lambda known=known: {"seconds": known})
+        assert step.record["seconds"] == pytest.approx(expected, abs=1.0)
+
+
 def test_one_step_asked_for_by_itself_makes_only_what_it_needs(tmp_path):
     pipe = opened(tmp_path)
     pipe.codes("plain", "validation")

@@ -120,6 +120,8 @@ class StepCache:
         finished = time.time()
         own, self._nested_seconds = finished - started - self._nested_seconds, outer + finished - started
         if self.ranks.first:
+            # A training that was gone on with knows how long it took in all.
+            own = max(own, figures.get("seconds", 0.0))
             known = {"step": step.label, "seconds": round(own, 2), "finished": finished}
             content = {**known, **provenance(self.device, self.ranks.count), "figures": figures}
             write_atomically(step.folder / "done.json", json.dumps(content, indent=1).encode())
