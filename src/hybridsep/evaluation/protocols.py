@@ -24,7 +24,7 @@ from hybridsep.inference.separator import Candidates
 from hybridsep.inference.wiener import STFT_SIZE, wiener
 
 MUSEVAL_DEFAULT_WINDOW = 44_100  # samples
-BLIND_RULE = "mean"
+BLIND_RULE = "lagged mean"
 
 
 class Scored(NamedTuple):

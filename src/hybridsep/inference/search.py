@@ -56,6 +56,9 @@ class SearchResult:
         resampled: bool [B, S].
         running_evidence: the same estimate of log p(m[≤ t]) after each step, nats, float32 [B, S]; its last column is `log_evidence`.
         ancestors: which particle of the step before each one goes on from, int64 [B, S, N].
+        drawn: code that each particle drew at each step, int64 [2, B, S, N]; None unless a filter keeps its steps.
+        heard_weights: of the particles of the step before each one, when it has heard its mixture code and nobody is resampled yet:
+            normalised, nats, float32 [B, S, N], or None.
     """
 
     codes: Tensor
@@ -65,6 +68,8 @@ class SearchResult:
     resampled: Tensor
     running_evidence: Tensor
     ancestors: Tensor
+    drawn: Tensor | None = None
+    heard_weights: Tensor | None = None
 
 
 def particle_filter(
@@ -105,17 +110,16 @@ def particle_filter(
         total = log_weights.logsumexp(1, keepdim=True)
         log_weights, log_evidence = log_weights - total, log_evidence + total[:, 0]
         size = 1 / log_weights.exp().square().sum(1)
-        poor, ancestors = size < enough, None
+        heard, poor, ancestors = log_weights, size < enough, None
         if poor.any():
             ancestors, log_weights = resample(log_weights, poor, uniforms[:, t, -1])
         pair = posterior.draw(uniforms[:, t, :-1].unflatten(1, (2, particles)).transpose(0, 1), ancestors)
-        steps.append((pair, own if ancestors is None else ancestors, size, poor, log_evidence))
+        steps.append((pair, own if ancestors is None else ancestors, heard, size, poor, log_evidence))
         if t + 1 < length:
             state.append(pair, ancestors)
         if on_step:
             on_step()
-    drawn, parents, *course = (torch.stack(parts) for parts in zip(*steps, strict=True))
-    return _filtered(drawn, parents, log_weights, *course)
+    return _filtered(log_weights, *(torch.stack(parts) for parts in zip(*steps, strict=True)))
 
 
 def enough_particles(particles: int, threshold: float) -> float:
@@ -198,8 +202,8 @@ def beam(
     log_weights, order = log_weights.sort(1, descending=True)
     parents[-1] = parents[-1].gather(1, order)
     drawn[-1] = drawn[-1].gather(2, order.expand_as(drawn[-1]))
-    found = trace_back(torch.stack(drawn), torch.stack(parents))
-    return _without_resampling(found, log_weights, evidence, torch.stack(parents, 1))
+    ancestry = torch.stack(parents, 1)
+    return _without_resampling(trace_back(torch.stack(drawn, 2), ancestry), log_weights, evidence, ancestry)
 
 
 def lass_beam(priors: Priors, likelihood: Likelihood, *arguments: Any, **settings: Any) -> SearchResult:
@@ -235,23 +239,23 @@ def usual_particles(search: str, particles: int) -> int:
     return LASS_BEAMS if search == "lass-beam" else particles
 
 
-def trace_back(drawn: Tensor, parents: Tensor) -> Tensor:
+def trace_back(drawn: Tensor, ancestors: Tensor) -> Tensor:
     """Follow every final particle back through its ancestors.
 
     Args:
-        drawn: codes drawn at each step, int64 [S, 2, B, N].
-        parents: ancestor of each particle of each step, among the particles of the step before, int64 [S, B, N].
+        drawn: codes drawn at each step, int64 [2, B, S, N].
+        ancestors: of each particle of each step, among the particles of the step before, int64 [B, S, N].
 
     Returns:
         int64 [2, B, N, S].
     """
-    length, _, batch, particles = drawn.shape
+    _, batch, length, particles = drawn.shape
     lineage = torch.arange(particles, device=drawn.device).expand(batch, particles)
     codes = torch.empty_like(drawn)
     for t in range(length - 1, -1, -1):
-        codes[t] = drawn[t].gather(-1, lineage.expand(2, batch, particles))
-        lineage = parents[t].gather(-1, lineage)
-    return codes.permute(1, 2, 3, 0).contiguous()
+        codes[:, :, t] = drawn[:, :, t].gather(-1, lineage.expand(2, batch, particles))
+        lineage = ancestors[:, t].gather(-1, lineage)
+    return codes.transpose(2, 3).contiguous()
 
 
 def invert_scores(scores: Tensor, uniforms: Tensor) -> Tensor:
@@ -292,8 +296,12 @@ def joined_filters(found: SearchResult, filters: int) -> SearchResult:
     def mean_of(log_values: Tensor) -> Tensor:
         return apart(log_values).logsumexp(1) - math.log(filters)
 
-    size = found.log_weights.shape[1]
-    ancestors = apart(found.ancestors) + size * torch.arange(filters, device=found.ancestors.device)[:, None, None]
+    def side_by_side(x: Tensor) -> Tensor:
+        """[..., B·F, S, N/F] -> [..., B, S, N]"""
+        return apart(x, -3).transpose(-3, -2).flatten(-2)
+
+    first = torch.arange(len(found.codes[0]), device=found.codes.device) % filters * found.codes.shape[2]
+    assert found.drawn is not None and found.heard_weights is not None
     return SearchResult(
         codes=apart(found.codes, 1).flatten(2, 3),
         log_weights=(apart(found.log_weights.log_softmax(1)) - math.log(filters)).flatten(1, 2),
@@ -301,7 +309,9 @@ def joined_filters(found: SearchResult, filters: int) -> SearchResult:
         ess=filters**2 / apart(found.ess).reciprocal().sum(1),
         resampled=apart(found.resampled).any(1),
         running_evidence=mean_of(found.running_evidence),
-        ancestors=ancestors.transpose(1, 2).flatten(2, 3),
+        ancestors=side_by_side(found.ancestors + first[:, None, None]),
+        drawn=side_by_side(found.drawn),
+        heard_weights=side_by_side(found.heard_weights) - math.log(filters),
     )
 
 
@@ -323,18 +333,23 @@ def _own(codes: Tensor, particles: int) -> Tensor:
 
 
 def _filtered(
-    drawn: Tensor, parents: Tensor, log_weights: Tensor, sizes: Tensor, resampled: Tensor, evidence: Tensor
+    log_weights: Tensor, drawn: Tensor, parents: Tensor, heard: Tensor, sizes: Tensor, poor: Tensor, evidence: Tensor
 ) -> SearchResult:
     """What a filter found, from one entry per step of all but `log_weights`."""
-    course = (x.transpose(0, 1).contiguous() for x in (sizes, resampled, evidence, parents))
-    return SearchResult(trace_back(drawn, parents), log_weights, evidence[-1], *course)
+    drawn = drawn.permute(1, 2, 0, 3).contiguous()
+    ess, resampled, running, ancestors, weights = (
+        x.transpose(0, 1).contiguous() for x in (sizes, poor, evidence, parents, heard)
+    )
+    codes = trace_back(drawn, ancestors)
+    return SearchResult(codes, log_weights, evidence[-1], ess, resampled, running, ancestors, drawn, weights)
 
 
 def _from_replay(steps: ReplayedFilter, codes: Tensor) -> SearchResult:
     """What a replayed filter found; where no step could look at its values, they are looked at here."""
     for t in range(codes.shape[1] if not steps.log_evidence.isfinite().all() else 0):
         refuse_impossible(steps.evidence[t][:, None], codes[:, t])
-    return _filtered(steps.drawn, steps.parents, steps.log_weights, steps.sizes, steps.resampled, steps.evidence)
+    course = (steps.drawn, steps.parents, steps.heard, steps.sizes, steps.resampled, steps.evidence)
+    return _filtered(steps.log_weights, *course)
 
 
 def _without_resampling(codes: Tensor, log_weights: Tensor, evidence: list[Tensor], ancestors: Tensor) -> SearchResult:

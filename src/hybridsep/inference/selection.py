@@ -17,6 +17,11 @@ def posterior_mean(found: Candidates) -> Tensor:
     return torch.einsum("bn,pbnt->pbt", weights, found.waveforms)
 
 
+def lagged_mean(found: Candidates) -> Tensor:
+    """Return the posterior mean of each stretch from the particles of its own moment (see `smoothing`), [2, B, T]; without a lag `posterior_mean`."""
+    return posterior_mean(found) if found.lagged is None else found.lagged
+
+
 def sample_mean(found: Candidates) -> Tensor:
     """Return the plain mean of the decoded samples, [2, B, T]: weights of samples that were never resampled leave one of them."""
     return found.waveforms.mean(2)
@@ -51,6 +56,7 @@ def cross_pair(found: Candidates) -> Tensor:
 
 SELECTIONS = {
     "mean": posterior_mean,
+    "lagged mean": lagged_mean,
     "mean of samples": sample_mean,
     "weight": highest_weight,
     "residual": smallest_residual,

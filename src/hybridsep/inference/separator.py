@@ -11,7 +11,7 @@ import functools
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from hybridsep.inference.search import (
     joined_filters,
     usual_particles,
 )
+from hybridsep.inference.smoothing import lagged_mean
 from hybridsep.inference.wiener import wiener_blocks
 from hybridsep.inference.windows import Windows
 from hybridsep.models.prior import Prior
@@ -81,12 +82,14 @@ class Candidates:
         waveforms: decoded sources of every particle, float32 [2, B, N, T].
         search: codes and weights.
         seconds: wall time of encoding, search and decoding together.
+        lagged: what `Separator.posterior_mean` makes of the search, float32 [2, B, T]; None where that is the mean of `waveforms`.
     """
 
     mixture: Tensor
     waveforms: Tensor
     search: SearchResult
     seconds: float
+    lagged: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -239,19 +242,19 @@ class Separator:
         started = time.perf_counter()
         mixture, level, result = self._search(mixture, options)
         waveforms = self.decode(result.codes) / level[:, None]
-        return Candidates(mixture, waveforms, result, time.perf_counter() - started)
+        lagged = None if result.drawn is None else self.posterior_mean(result) / level
+        return Candidates(mixture, waveforms, result, time.perf_counter() - started, lagged)
 
     @torch.no_grad()
     def estimate(self, mixture: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep | None = None) -> Estimate:
-        """Return the posterior mean of `candidates`, in the memory of one waveform per source instead of N.
+        """Return the posterior mean, in the memory of one waveform per source instead of N.
 
         Args:
-            mixture: as there.
+            mixture: as in `candidates`.
             on_step: called after each step, instead of a progress bar.
         """
         mixture, level, result = self._search(mixture, options, on_step)
-        stems = self.decode(result.codes, result.log_weights.softmax(-1)) / level
-        return Estimate(mixture, stems, result)
+        return Estimate(mixture, self.posterior_mean(result) / level, result)
 
     def search_codes(
         self, codes: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep | None = None
@@ -265,6 +268,7 @@ class Separator:
             "lass-topk": of_top_k,
         }
         search = functools.partial(SEARCHES[options.search], **extra.get(options.search, {}))
+        lagged = options.search == "particle" and 0 < settings.lag < codes.shape[1]
         priors = self._untempered if options.search in PUBLISHED else self.stack
         slices, parts = codes.split(max(1, settings.max_rows // particles)), []
         steps = len(slices) * codes.shape[1]
@@ -273,9 +277,11 @@ class Separator:
                 generator = seeded_generator(options.seed, index)
                 each, size = part.repeat_interleave(filters, 0), particles // filters
                 found = search(priors, self.likelihood, each, size, generator, on_step or bar.update)
-                parts.append(joined_filters(found, filters))
-        joined = (torch.cat([getattr(p, name) for p in parts], axis) for name, axis in _BATCH_AXES.items())
-        return SearchResult(*joined)
+                joined = joined_filters(found, filters)
+                parts.append(joined if lagged else replace(joined, drawn=None, heard_weights=None))
+        kept = {name: [getattr(part, name) for part in parts] for name in _BATCH_AXES}
+        whole = {name: torch.cat(kept[name], axis) for name, axis in _BATCH_AXES.items() if kept[name][0] is not None}
+        return SearchResult(**whole)
 
     @cached_property
     def _untempered(self) -> Priors:
@@ -287,6 +293,14 @@ class Separator:
         most, particles = self.profile.search.filter_particles, self._particles(options)
         wanted = max(1, particles // most) if most and options.search == "particle" else 1
         return next(count for count in range(wanted, 0, -1) if particles % count == 0)
+
+    @torch.no_grad()
+    def posterior_mean(self, found: SearchResult) -> Tensor:
+        """Return the mean of the decoded particles, float32 [2, B, S * hop]: of their whole paths, or at the profile's lag where steps are kept."""
+        if found.drawn is None:
+            return self.decode(found.codes, found.log_weights.softmax(-1))
+        settings = self.profile.search
+        return lagged_mean(found, self.decode, settings.lag, settings.stretch, self._reach, self.hop)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -385,9 +399,7 @@ class Separator:
         return parts if sum(p[3].numel() for p in parts) < whole[3].numel() else [whole]
 
 
-_BATCH_AXES = {"codes": 1} | dict.fromkeys(
-    ("log_weights", "log_evidence", "ess", "resampled", "running_evidence", "ancestors"), 0
-)
+_BATCH_AXES = {field.name: int(field.name in ("codes", "drawn")) for field in fields(SearchResult)}
 
 
 def level_factor(mixture: Tensor) -> Tensor:

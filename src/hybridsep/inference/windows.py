@@ -46,6 +46,12 @@ class Windows:
         starts = (round(i * (codes - size) / max(1, count - 1)) * hop for i in range(count))
         return cls(tuple(starts), size * hop, max(1, overlap * hop), samples)
 
+    @classmethod
+    def every(cls, step: int, fade: int, samples: int) -> Windows:
+        """Lay a window every `step` samples that reaches `fade` samples, at most as many, into the next; the last one ends with the recording."""
+        count = max(1, -(-(samples - fade) // step))
+        return cls(tuple(range(0, count * step, step)), step + fade, fade, samples)
+
     def __len__(self) -> int:
         return len(self.starts)
 
@@ -58,7 +64,7 @@ class Windows:
         """Add the estimate [..., size] of a window to `total` [..., samples], faded in the middle of what it shares with its neighbours."""
         start = self.starts[index]
         own = min(self.size, self.samples - start)
-        total[..., start : start + own] += (estimate * self.weights(index))[..., :own]
+        total[..., start : start + own] += estimate[..., :own] * self.weights(index)[:own].to(total.device)
 
     def weights(self, index: int) -> Tensor:
         """Return the share of a window in each of its samples, [size]; those of all windows add up to one."""

@@ -54,7 +54,8 @@ class ReplayedFilter:
 
     Attributes:
         log_weights: float32 [B, N]; log_evidence: float32 [B].
-        drawn: int64 [S, 2, B, N]; parents: int64 [S, B, N]; sizes, evidence: float32 [S, B]; resampled: bool [S, B].
+        drawn: int64 [S, 2, B, N]; parents: int64 [S, B, N]; heard: float32 [S, B, N], log-weights before resampling;
+            sizes, evidence: float32 [S, B]; resampled: bool [S, B].
     """
 
     def __init__(self, state: Any, likelihood: Any, codes: Tensor, uniforms: Tensor, enough: float):
@@ -68,6 +69,7 @@ class ReplayedFilter:
         self.log_evidence = torch.zeros(batch, device=device)
         self.drawn = torch.empty(length, 2, batch, particles, dtype=torch.long, device=device)
         self.parents = torch.empty(length, batch, particles, dtype=torch.long, device=device)
+        self.heard = torch.empty(length, batch, particles, device=device)
         self.sizes, self.evidence = torch.empty(2, length, batch, device=device)
         self.resampled = torch.empty(length, batch, dtype=torch.bool, device=device)
 
@@ -92,7 +94,7 @@ class ReplayedFilter:
         log_weights = self.log_weights + posterior.log_evidence
         total = log_weights.logsumexp(1, keepdim=True)
         self.log_evidence += total[:, 0]
-        log_weights = log_weights - total
+        heard = log_weights = log_weights - total
         size = 1 / log_weights.exp().square().sum(1)
         poor = size < self._enough
         ancestors, log_weights = resample(log_weights, poor, uniforms[:, -1])
@@ -100,8 +102,8 @@ class ReplayedFilter:
         self.log_weights.copy_(log_weights)
         pair_uniforms = uniforms[:, :-1].unflatten(1, (2, self._particles)).transpose(0, 1)
         self._pair.copy_(posterior.draw(pair_uniforms, self._ancestors))
-        found = (self._pair, self._ancestors, size, poor, self.log_evidence)
-        kept = (self.drawn, self.parents, self.sizes, self.resampled, self.evidence)
+        found = (self._pair, self._ancestors, heard, size, poor, self.log_evidence)
+        kept = (self.drawn, self.parents, self.heard, self.sizes, self.resampled, self.evidence)
         for place, value in zip(kept, found, strict=True):
             place.index_copy_(0, self._now, value[None])
         self._now += 1

@@ -24,7 +24,7 @@ from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.pipeline.steps import Step
 
 # Raised when scores are added or change: what was scored before is separated and scored again.
-SCORES_VERSION = 4
+SCORES_VERSION = 5
 COURSE_CODES = 16
 KINDS: tuple[VQVAEKind, ...] = ("plain", "linear")
 

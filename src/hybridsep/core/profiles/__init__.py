@@ -153,6 +153,12 @@ class SearchSettings(Settings):
     ess_threshold: float = Field(
         0.5, ge=0, le=1, description="resample when the effective sample size falls under this share of N"
     )
+    lag: int = Field(
+        0,
+        ge=0,
+        description="codes of the mixture that a particle filter hears beyond a stretch before it says what the stretch is; 0: all of them",
+    )
+    stretch: int = Field(16, ge=1, description="codes that are estimated from the particles of one moment")
     top_k: int = Field(8, ge=1, description="pairs kept at a step of top-k sampling")
     max_rows: int = Field(512, ge=1, description="mixtures times particles that go through the priors at once")
     plain_sum: Tuning = Field(Tuning(), alias="plain-sum")

@@ -1,0 +1,66 @@
+"""Fixed-lag smoothing: what a particle filter says of each stretch of codes while its particles still differ there.
+
+Resampling leaves the particles at the end one common past: of most codes their whole paths say one and the same. A few codes after a stretch the
+particles have heard most of what the mixture says about it, and have many pasts yet. No prior is evaluated once more.
+
+Source: Kitagawa 1996, "Monte Carlo filter and smoother for non-Gaussian nonlinear state space models"; Olsson et al. 2008, "Sequential Monte
+Carlo smoothing with application to parameter estimation in nonlinear state space models", on the choice of the lag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hybridsep.inference.search import SearchResult, trace_back
+from hybridsep.inference.windows import Windows
+
+FADE_CODES = 4
+Decode = Callable[[Tensor, Tensor], Tensor]
+
+
+def lagged_mean(found: SearchResult, decode: Decode, lag: int, stretch: int, reach: int, hop: int) -> Tensor:
+    """Return the posterior mean of the sources, each stretch as the particles have it when `lag` codes of the mixture beyond it are heard.
+
+    Args:
+        found: by a particle filter, with its steps.
+        decode: codes int64 [2, B, N, L] and weights float32 [B, N] -> the mean of what they sound like, [2, B, L * hop].
+        lag: at least one code.
+        stretch: codes from one stretch to the next; they overlap by FADE_CODES, or as many as there are, and are cross-faded.
+        reach: codes before and after its own on which a sample depends.
+        hop: samples per code.
+
+    Returns:
+        float32 [2, B, S * hop].
+    """
+    length = found.codes.shape[-1]
+    windows = Windows.every(stretch * hop, min(stretch, FADE_CODES) * hop, length * hop)
+    mean = torch.zeros(*found.codes.shape[:2], length * hop, device=found.codes.device)
+    for index, start in enumerate(windows.starts):
+        first, last = start // hop, min(length, (start + windows.size) // hop)
+        before, after = max(0, first - reach), min(length, last + reach)
+        paths, log_weights = paths_when(found, last + lag, before, after)
+        decoded = decode(paths, log_weights.softmax(-1))
+        windows.add(mean, index, decoded[..., (first - before) * hop : (last - before) * hop])
+    return mean
+
+
+def paths_when(found: SearchResult, heard: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Return how the particles' paths read, and their weights, when `heard` codes of the mixture are known and nobody is resampled yet.
+
+    A step weighs the particles of the step before it: when `heard` codes are known, one less is drawn. What is not drawn yet is taken from the path that
+    has the highest weight in the end, the same for all particles. Beyond the last code of the mixture, paths and weights are those in the end.
+
+    Returns:
+        Codes [first, last) of the particles, int64 [2, B, N, last - first], and log-weights, nats, float32 [B, N].
+    """
+    if heard > found.codes.shape[-1]:
+        return found.codes[..., first:last], found.log_weights
+    assert found.drawn is not None and found.heard_weights is not None, "a search that keeps no steps"
+    steps = slice(first, heard - 1)
+    paths = trace_back(found.drawn[:, :, steps], found.ancestors[:, steps])[..., : last - first]
+    best = found.log_weights.argmax(1)[None, :, None, None].expand(2, -1, 1, last - first)
+    ahead = found.codes[..., first:last].gather(2, best)[..., paths.shape[-1] :]
+    return torch.cat([paths, ahead.expand(-1, -1, paths.shape[2], -1)], -1), found.heard_weights[:, heard - 1]
