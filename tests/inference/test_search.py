@@ -1,11 +1,10 @@
 """Toy worlds in which the exact posterior is enumerated, and every search is held to it."""
 
-import itertools
 import math
 
 import pytest
 import torch
-from notebooks import definitions
+from toy import K, TabularLikelihood, additive_world, enumerate_posterior
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.inference.markov import MarkovPriors
@@ -20,41 +19,6 @@ from hybridsep.inference.search import (
     top_k,
 )
 from hybridsep.kernels.resampling import stay_in_place, systematic_resampling
-
-TabularLikelihood = definitions("07_search").TabularLikelihood
-K = 3
-
-
-def additive_world(seed=0, noise=0.05):
-    """Two sticky chains; the mixture code is the rounded mean of both, with some noise."""
-    generator = torch.Generator().manual_seed(seed)
-    transition = torch.rand(2, K, K, generator=generator).pow(3) + 0.02
-    transition = transition / transition.sum(-1, keepdim=True)
-    start = torch.full((2, K), 1 / K)
-    table = torch.full((K, K, K), noise / (K - 1))
-    for i, j in itertools.product(range(K), repeat=2):
-        table[(i + j) % K, i, j] = 1 - noise
-    return MarkovPriors(start, transition), TabularLikelihood(table)
-
-
-def enumerate_posterior(priors, likelihood, mixture):
-    """Exact p(z1, z2 | m) as {(z1, z2): probability}, and p(m)."""
-    length = len(mixture)
-    sequences = list(itertools.product(range(K), repeat=length))
-
-    def prior(p, z):
-        value = float(priors.first[p, z[0]])
-        for a, b in itertools.pairwise(z):
-            value *= float(priors.transition[p, a, b])
-        return value
-
-    marginals = [{z: prior(p, z) for z in sequences} for p in range(2)]
-    joint = {}
-    for z1, z2 in itertools.product(sequences, repeat=2):
-        seen = math.prod(float(likelihood.table[m, i, j]) for m, i, j in zip(mixture, z1, z2, strict=True))
-        joint[z1, z2] = marginals[0][z1] * marginals[1][z2] * seen
-    total = sum(joint.values())
-    return {pair: value / total for pair, value in joint.items()}, total
 
 
 def total_variation(result, exact):

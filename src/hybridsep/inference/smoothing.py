@@ -18,11 +18,15 @@ from hybridsep.inference.search import SearchResult, trace_back
 from hybridsep.inference.windows import Windows
 
 FADE_CODES = 4
+OWN_CODES = 4
 Decode = Callable[[Tensor, Tensor], Tensor]
 
 
 def lagged_mean(found: SearchResult, decode: Decode, lag: int, stretch: int, reach: int, hop: int) -> Tensor:
     """Return the posterior mean of the sources, each stretch as the particles have it when `lag` codes of the mixture beyond it are heard.
+
+    A stretch is decoded amid the OWN_CODES codes that each particle has around it, or those of them that are drawn by then. What is farther off is
+    hardly heard in it: there all particles get the codes of one path, the heaviest at the end, so that more of them are equal and decoded once.
 
     Args:
         found: by a particle filter, with its steps.
@@ -35,23 +39,31 @@ def lagged_mean(found: SearchResult, decode: Decode, lag: int, stretch: int, rea
     Returns:
         float32 [2, B, S * hop].
     """
-    length = found.codes.shape[-1]
+    sources, batch, particles, length = found.codes.shape
     windows = Windows.every(stretch * hop, min(stretch, FADE_CODES) * hop, length * hop)
-    mean = torch.zeros(*found.codes.shape[:2], length * hop, device=found.codes.device)
+    mean = torch.zeros(sources, batch, length * hop, device=found.codes.device)
+    rows = torch.arange(batch, device=found.codes.device)
+    heaviest = found.codes[:, rows, found.log_weights.argmax(1), None].expand_as(found.codes)
     for index, start in enumerate(windows.starts):
         first, last = start // hop, min(length, (start + windows.size) // hop)
-        before, after = max(0, first - reach), min(length, last + reach)
-        paths, log_weights = paths_when(found, last + lag, before, after)
+        near, far = max(0, first - OWN_CODES), min(length, last + min(OWN_CODES, lag - 1))
+        paths, log_weights = paths_when(found, last + lag, near, far)
+        before = heaviest[..., max(0, first - reach) : near]
+        paths = torch.cat([before, paths, heaviest[..., far : last + reach]], -1)
+        offset = first - near + before.shape[-1]
         decoded = decode(paths, log_weights.softmax(-1))
-        windows.add(mean, index, decoded[..., (first - before) * hop : (last - before) * hop])
+        windows.add(mean, index, decoded[..., offset * hop : (offset + last - first) * hop])
     return mean
 
 
 def paths_when(found: SearchResult, heard: int, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """Return how the particles' paths read, and their weights, when `heard` codes of the mixture are known and nobody is resampled yet.
+    """Return the particles' paths, and their weights, when `heard` codes of the mixture are known and nobody is resampled yet.
 
-    A step weighs the particles of the step before it: when `heard` codes are known, one less is drawn. What is not drawn yet is taken from the path that
-    has the highest weight in the end, the same for all particles. Beyond the last code of the mixture, paths and weights are those in the end.
+    A step weighs the particles of the step before it: when `heard` codes are known, one less is drawn. With more codes heard than the mixture has,
+    paths and weights are those at the end.
+
+    Args:
+        last: less than `heard`.
 
     Returns:
         Codes [first, last) of the particles, int64 [2, B, N, last - first], and log-weights, nats, float32 [B, N].
@@ -60,7 +72,5 @@ def paths_when(found: SearchResult, heard: int, first: int, last: int) -> tuple[
         return found.codes[..., first:last], found.log_weights
     assert found.drawn is not None and found.heard_weights is not None, "a search that keeps no steps"
     steps = slice(first, heard - 1)
-    paths = trace_back(found.drawn[:, :, steps], found.ancestors[:, steps])[..., : last - first]
-    best = found.log_weights.argmax(1)[None, :, None, None].expand(2, -1, 1, last - first)
-    ahead = found.codes[..., first:last].gather(2, best)[..., paths.shape[-1] :]
-    return torch.cat([paths, ahead.expand(-1, -1, paths.shape[2], -1)], -1), found.heard_weights[:, heard - 1]
+    paths = trace_back(found.drawn[:, :, steps], found.ancestors[:, steps])
+    return paths[..., : last - first], found.heard_weights[:, heard - 1]
