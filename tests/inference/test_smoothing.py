@@ -8,7 +8,7 @@ from toy import K, additive_world, enumerate_posterior, smoothed_marginals
 from hybridsep.inference.search import particle_filter
 from hybridsep.inference.selection import SELECTIONS
 from hybridsep.inference.separator import SearchOptions
-from hybridsep.inference.smoothing import FADE_CODES, lagged_mean, paths_when
+from hybridsep.inference.smoothing import FADE_CODES, OWN_CODES, lagged_mean, paths_when
 
 MIXTURE = 5 * [0, 2, 1, 2, 0, 0, 1, 1, 2, 0, 1, 2, 0, 2, 1, 2, 0, 1, 1, 0]
 
@@ -84,14 +84,14 @@ def test_stretches_cover_every_code_once(length, stretch):
 @pytest.mark.parametrize("lag", [1, 3, 8])
 def test_far_from_a_stretch_all_particles_get_the_heaviest_path(lag):
     *_, found = filtered(100, 6, mixtures=3, world=additive_world())
-    decoded, own = [], FADE_CODES + 4
+    decoded, length = [], 11 + 4 + FADE_CODES + 11
     lagged_mean(found, lambda codes, weights: decoded.append(codes) or shares(codes, weights), lag, 4, reach=11, hop=K)
     heaviest = found.codes[:, torch.arange(3), found.log_weights.argmax(1)]
     codes = decoded[10]  # of the stretch from 40 to 48
-    assert codes.shape == (2, 3, 6, 11 + own + 11)
-    right = min(4, lag - 1)
-    assert (codes[..., :7] == heaviest[:, :, None, 29:36]).all()
-    assert torch.equal(codes[..., 7 : 19 + right], paths_when(found, 48 + lag, 36, 48 + right)[0])
+    assert codes.shape == (2, 3, 6, length)
+    right = min(OWN_CODES, lag - 1)
+    assert (codes[..., :9] == heaviest[:, :, None, 29:38]).all()
+    assert torch.equal(codes[..., 9 : 19 + right], paths_when(found, 48 + lag, 38, 48 + right)[0])
     assert (codes[..., 19 + right :] == heaviest[:, :, None, 48 + right : 59]).all()
 
 
