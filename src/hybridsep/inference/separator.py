@@ -48,6 +48,7 @@ from hybridsep.models.vqvae import VQVAE
 MASK_SECONDS = 0.19
 ENCODED_ROWS = 8
 DECODED_CODES = 4096
+LAGGED_ROWS = 16
 STRETCH = 128
 UPSAMPLED = 1 << 16
 WINDOWS_AT_ONCE = 64
@@ -299,11 +300,11 @@ class Separator:
         """Return the mean of the decoded particles, float32 [2, B, S * hop]: of their whole paths, or at the profile's lag where steps are kept."""
         if found.drawn is None:
             return self.decode(found.codes, found.log_weights.softmax(-1))
-        settings = self.profile.search
-        return lagged_mean(found, self.decode, settings.lag, settings.stretch, self._reach, self.hop)
+        settings, decode = self.profile.search, functools.partial(self.decode, rows=LAGGED_ROWS)
+        return lagged_mean(found, decode, settings.lag, settings.stretch, self._reach, self.hop)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor, weights: Tensor | None = None) -> Tensor:
+    def decode(self, codes: Tensor, weights: Tensor | None = None, rows: int | None = None) -> Tensor:
         """Decode sequences of codes, or their weighted sum over particles; what several sequences share is decoded once.
 
         Particles have most of their past in common. So the sequences are cut into stretches, each with as many codes to its left and right
@@ -312,6 +313,7 @@ class Separator:
         Args:
             codes: int64 [..., S]; with weights [P, B, N, S].
             weights: float32 [B, N].
+            rows: distinct ones at once, always so many: convolutions of each new shape are compiled and kept, in up to a hundred MB.
 
         Returns:
             float32 [..., S * hop]; with weights [P, B, S * hop].
@@ -322,8 +324,9 @@ class Separator:
         waveforms = torch.empty(shape.numel(), length * hop, device=self.device)
         for start, count, before, distinct, inverse in self._stretches(flat):
             inside = slice(before * hop, (before + count) * hop)
-            rows = max(1, DECODED_CODES // distinct.shape[1])
-            decoded = torch.cat([self.vqvae.decode(part)[:, inside] for part in distinct.split(rows)])
+            parts = torch.nn.functional.pad(distinct, (0, 0, 0, -len(distinct) % (rows or 1)))
+            parts = parts.split(rows or max(1, DECODED_CODES // distinct.shape[1]))
+            decoded = torch.cat([self.vqvae.decode(part)[:, inside] for part in parts])[: len(distinct)]
             out = waveforms[:, start * hop : (start + count) * hop]
             if mixing is None:
                 torch.index_select(decoded, 0, inverse, out=out)
