@@ -78,7 +78,6 @@ SCRIPTS = [
 ]
 INTERVAL = ["mean", "low", "high", "std", "n"]
 # Tables that chapters read have the columns of the recorded ones; these have not been recorded in their present form.
-CHOSEN = ["temperature", "sigma_scale", "floor", "smoothing", "power"]
 COMPARED = ["search", "refine", "source", "effect", *INTERVAL, "p", "family", "p_holm"]
 LEVELS = ["rung", "method", "search", "refine", "source", "metric", *INTERVAL, "median", "chunks"]
 NEW = {
@@ -92,10 +91,6 @@ NEW = {
         "figures": [*"kind weight hit_rate hit_rate_without_top by_chance distance sum_nats_per_code".split()],
         "ceilings": ["kind", "weight", "source", "score", *INTERVAL],
         "scores": ["track", "source", "sdr", "kind", "weight"],
-    },
-    "settings": {
-        "tried": ["round", "setting", "value", "best", *CHOSEN, "sdr", "log_evidence", "cell"],
-        "chosen": ["cell", *CHOSEN, "sdr", *INTERVAL],
     },
 }
 
