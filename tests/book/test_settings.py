@@ -16,7 +16,8 @@ def bowl(**optimum):
     return lambda values: {"sdr": -sum(abs(np.log(values[name] / best)) for name, best in optimum.items())}
 
 
-def test_tuning_extends_a_grid_past_its_edge_and_stops_at_a_limit():
+def test_tuning_extends_a_grid_past_its_edge_and_stops_at_a_limit(monkeypatch):
+    monkeypatch.setattr(settings, "ROUNDS", 2)
     grid = settings.Grid((1.0, 2.0, 4.0), (0.2, 16.0))
     rows, best = settings.tune(
         bowl(inside=2.0, below=0.5, beyond=100.0), dict.fromkeys(("inside", "below", "beyond"), grid)

@@ -242,7 +242,7 @@ def test_settings_are_chosen_for_each_cell_on_validation_songs(run):
     assert len(songs) == 1 and set(songs.track) <= set(run.pipeline.stems("validation").names)
     tried, chosen = found["tried"], found["chosen"].set_index("cell")
     assert list(chosen.index) == ["plain-sum", "plain-counts", "linear-sum", "linear-counts"]
-    last = tried[(tried["round"] == 2) & tried.best & (tried.setting == "power")].set_index("cell")
+    last = tried[(tried["round"] == settings.ROUNDS) & tried.best & (tried.setting == "power")].set_index("cell")
     assert last.value["linear-counts"] == chosen.power["linear-counts"] and np.isnan(
         chosen.sigma_scale["linear-counts"]
     )
