@@ -37,7 +37,8 @@ def rungs(study: Study, network_minutes: str | None = None) -> None:
     for rung in RUNGS:
         evaluation = study.evaluation(rung, CHUNKS)
         runs = [evaluation.blind_run(method, search).rows for search in SEARCHES for method in METHODS]
-        found = pd.concat([*runs, evaluation.references(), *with_borrowing(study, rung)], ignore_index=True)
+        borrowed = with_borrowing(study, rung) if rung == RUNGS[0] else []
+        found = pd.concat([*runs, *borrowed, evaluation.references()], ignore_index=True)
         effects.append(effects_table(found.assign(track=song_of(found.track), start_s=0.0)).assign(rung=rung))
         if network:
             study.notes[NETWORK] = f"{network[1]['figures']['steps']} steps in {network[1]['seconds'] / 60:.0f} minutes"
