@@ -22,7 +22,7 @@ MARK = re.compile(r"(<!--n:(?P<key>[^>]+)-->).*?(<!--/n-->)")
 
 def values() -> dict[str, str]:
     """Return every quotable number by its key, such as "people hybrid bass refined" or "particles/32 seconds"."""
-    return scores() | effects() | speed() | rehearsal()
+    return scores() | effects() | training() | speed() | rehearsal()
 
 
 def scores() -> dict[str, str]:
@@ -36,15 +36,23 @@ def scores() -> dict[str, str]:
 
 
 def effects() -> dict[str, str]:
-    """Differences of the refined SDR in dB, mean of both sources: "RUNG counts", "RUNG counts low", and "RUNG counts lass-beam" for a search."""
+    """Differences of SDR in dB, mean of both sources: "RUNG counts" (refined, particle filter), with " low", " decoded", " lass-beam"."""
     table = pd.read_csv(RESULTS / "rungs" / "effects.csv")
-    rows = table[(table.refine == "wiener") & (table.source == "mean")].set_index(["rung", "search", "effect"])
+    wanted = (table.refine == "wiener") | (table.search == "particle")
+    rows = table[wanted & (table.source == "mean")].set_index(["rung", "search", "refine", "effect"])
     ends = {"mean": "", "low": " low", "high": " high"}
+    variants = {"particle wiener": "", "particle none": " decoded", "lass-beam wiener": " lass-beam"}
     return {
-        f"{rung} {effect}{'' if search == 'particle' else ' ' + search}{end}": signed(row[column])
-        for (rung, search, effect), row in rows.iterrows()
+        f"{rung} {effect}{variants[f'{search} {refine}']}{end}": signed(row[column])
+        for (rung, search, refine, effect), row in rows.iterrows()
         for column, end in ends.items()
     }
+
+
+def training() -> dict[str, str]:
+    """How long all shipped models were trained: "training minutes", of one core each."""
+    made = json.loads((RESULTS.parent / "record" / "cpu" / "provenance.json").read_text())
+    return {"training minutes": number(made["minutes_together"], 0)}
 
 
 def speed() -> dict[str, str]:

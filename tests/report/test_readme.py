@@ -19,11 +19,16 @@ def test_numbers_in_the_readme_are_the_recorded_ones():
 
 
 def test_what_the_readme_says_of_effects_holds():
-    table = pd.read_csv(ROOT / "book" / "results" / "two-by-two" / "effects.csv")
-    rows = table[(table.refine == "wiener") & (table.source == "mean")].set_index(["search", "effect"])
-    assert rows.loc[("particle", "counts")].low > 0 and rows.loc[("beam", "counts")].high < 0
-    for effect in ("linear", "over lass"):
-        assert rows.loc[("particle", effect)].low < 0 < rows.loc[("particle", effect)].high
+    table = pd.read_csv(ROOT / "book" / "results" / "rungs" / "effects.csv")
+    rows = table[table.source == "mean"].set_index(["rung", "search", "refine", "effect"]).sort_index()
+    for rung in ("minislakh", "people", "unseen-font"):
+        assert rows.loc[(rung, "particle", "none", "counts")].low > 0
+        assert rows.loc[(rung, "lass-beam", "wiener", "counts")].high < 0
+        linear = rows.loc[(rung, "particle", "wiener", "linear")]
+        assert linear.low < 0 < linear.high
+        assert rows.loc[(rung, "particle", "wiener", "over lass")].low < 0.1
+    assert rows.loc[("minislakh", "particle", "wiener", "counts")].low > 0
+    assert all(rows.loc[(rung, "particle", "wiener", "counts")].low < 0 for rung in ("people", "unseen-font"))
 
 
 def test_readme_can_be_read_in_four_minutes():
