@@ -32,7 +32,7 @@ from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.data.effects import EFFECTS
 from hybridsep.data.soundfont import own_soundfont
 from hybridsep.evaluation import comparisons
-from hybridsep.evaluation.rows import COLUMNS, read_rows
+from hybridsep.evaluation.rows import read_rows
 from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.separator import Separator
 from hybridsep.inference.sums import SumLikelihood
@@ -78,15 +78,7 @@ SCRIPTS = [
 ]
 INTERVAL = ["mean", "low", "high", "std", "n"]
 # Tables that chapters read have the columns of the recorded ones; these have not been recorded in their present form.
-COMPARED = ["search", "refine", "source", "effect", *INTERVAL, "p", "family", "p_holm"]
-LEVELS = ["rung", "method", "search", "refine", "source", "metric", *INTERVAL, "median", "chunks"]
 NEW = {
-    "rungs": {
-        "scores": [*COLUMNS, "rung"],
-        "levels": LEVELS,
-        "gains": ["rung", "method", "search", "over", "source", *INTERVAL, "median"],
-        "effects": [*COMPARED, "rung"],
-    },
     "linearity": {
         "figures": [*"kind weight hit_rate hit_rate_without_top by_chance distance sum_nats_per_code".split()],
         "ceilings": ["kind", "weight", "source", "score", *INTERVAL],

@@ -7,7 +7,16 @@ import yaml
 from tiny import tiny_profile
 
 from hybridsep.core.errors import HybridsepError
-from hybridsep.core.profiles import METHODS, Profile, Tuning, config_hash, load_profile, method_spec, profile_names
+from hybridsep.core.profiles import (
+    METHODS,
+    Profile,
+    SearchSettings,
+    Tuning,
+    config_hash,
+    load_profile,
+    method_spec,
+    profile_names,
+)
 
 
 def written(folder, text, name="mine.yml"):
@@ -194,9 +203,9 @@ def test_hash_changes_with_any_setting_and_only_then():
     assert config_hash(profile, 1) != config_hash(profile, 2) != config_hash(profile)
 
 
-def test_a_cell_is_searched_with_its_own_settings_and_the_others_with_the_profiles(tmp_path):
+def test_a_cell_is_searched_with_its_own_settings_and_the_others_with_the_profiles():
     mine = {"temperature": 1.2, "linear-counts": {"temperature": 1.6, "smoothing": 3.0}, "plain-sum": {"power": 2.0}}
-    profile = load_profile(written(tmp_path, {"base": "smoke", "search": mine}))
+    profile = load_profile("smoke").model_copy(update={"search": SearchSettings.model_validate(mine)})
     assert profile.tuning("linear", "counts") == Tuning(temperature=1.6, power=1.0, smoothing=3.0)
     assert profile.tuning("plain", "sum") == Tuning(temperature=1.2, power=2.0)
     assert profile.for_cell("linear", "counts").search.temperature == 1.6

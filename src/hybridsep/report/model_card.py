@@ -76,15 +76,14 @@ def _rungs(file: Path) -> str:
     if not file.is_file():
         return ""
     table = rows_where(read_rows(file), metric="sdr")
-    table = table[
-        (table.source != "mean")
-        & table.search.isin(("particle", ""))
-        & ((table.refine == "wiener") | ~table.method.isin(METHOD_LABELS))
-    ]
-    shown = table.pivot(index=["rung", "method"], columns="source", values="mean").map(lambda score: number(score, 1))
-    kept = shown.reset_index().set_index("method").loc[[*RUNG_SIGNALS]].reset_index()
+    table = table[table.method.isin(RUNG_SIGNALS) & (table.source != "mean") & table.search.isin(("particle", ""))]
+    table = table[(table.refine == "wiener") | ~table.method.isin(METHOD_LABELS)]
+    shown = table[(table.refine == "none") | table.method.isin(METHOD_LABELS)]
+    kept = shown.pivot(index=["rung", "method"], columns="source", values="mean").map(lambda score: number(score, 1))
+    columns, kept = kept.columns, kept.reset_index()
+    kept = kept.sort_values("method", key=lambda column: column.map(list(RUNG_SIGNALS).index))
     kept = kept.sort_values("rung", key=lambda column: column.map(RUNGS.index), kind="stable")
-    return _markdown(kept[["rung", "method", *shown.columns]].replace({"method": RUNG_SIGNALS}))
+    return _markdown(kept[["rung", "method", *columns]].replace({"method": RUNG_SIGNALS}))
 
 
 def _markdown(table: pd.DataFrame) -> str:
