@@ -203,7 +203,7 @@ def test_hash_changes_with_any_setting_and_only_then():
     assert config_hash(profile, 1) != config_hash(profile, 2) != config_hash(profile)
 
 
-def test_a_cell_is_searched_with_its_own_settings_and_the_others_with_the_profiles():
+def test_a_cell_is_searched_with_its_own_settings_and_the_others_with_the_profiles(tmp_path):
     mine = {"temperature": 1.2, "linear-counts": {"temperature": 1.6, "smoothing": 3.0}, "plain-sum": {"power": 2.0}}
     profile = load_profile("smoke").model_copy(update={"search": SearchSettings.model_validate(mine)})
     assert profile.tuning("linear", "counts") == Tuning(temperature=1.6, power=1.0, smoothing=3.0)
