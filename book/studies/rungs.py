@@ -6,6 +6,7 @@ FluidR3 comes with Debian's package fluid-soundfont-gm.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import product
 
 import pandas as pd
@@ -14,7 +15,9 @@ from study import Study, main, sources_of
 
 from hybridsep.core.profiles import METHODS
 from hybridsep.evaluation.comparisons import effects_table, interval_columns
+from hybridsep.evaluation.linearity import measure_linearity
 from hybridsep.evaluation.rows import rows_where
+from hybridsep.pipeline.evaluate import KINDS
 from hybridsep.pipeline.pipeline import RUNGS
 
 CHUNKS = 30
@@ -33,6 +36,7 @@ def rungs(study: Study, network_minutes: str | None = None) -> None:
     study.pipeline.separator(METHOD)
     seconds = 60 * float(network_minutes) if network_minutes else training_seconds(study.pipeline, METHOD)
     network = trained_tasnet(study.pipeline, seconds) if seconds else None
+    study.write("linearity", linearity_table(study))
     levels, gains, effects, scores = [], [], [], []
     for rung in RUNGS:
         evaluation = study.evaluation(rung, CHUNKS)
@@ -50,6 +54,13 @@ def rungs(study: Study, network_minutes: str | None = None) -> None:
         # A killed study leaves the rungs that are done.
         for name, parts in {"scores": scores, "levels": levels, "gains": gains, "effects": effects}.items():
             study.write(name, pd.concat(parts, ignore_index=True))
+
+
+def linearity_table(study: Study) -> pd.DataFrame:
+    """Return how linear the two codebooks are on pairs of test songs: kind, hit_rate, hit_rate_without_top, by_chance, distance."""
+    pipeline = study.pipeline
+    found = {k: measure_linearity(pipeline.vqvae(k).codebook.cpu(), pipeline.triples(k, "test")) for k in KINDS}
+    return pd.DataFrame([{"kind": kind, **asdict(measured)} for kind, measured in found.items()])
 
 
 def with_borrowing(study: Study, rung: str) -> list[pd.DataFrame]:
