@@ -16,7 +16,6 @@ import particles
 import precision
 import protocols
 import pytest
-import refinement
 import repeatability
 import rungs
 import settings
@@ -49,7 +48,6 @@ SMALL = {
     precision: {"CHUNKS": 2},
     repeatability: {"CHUNKS": 2, "SEEDS": 2, "TRAINING_CHUNKS": 2},
     counting: {"CHUNKS": 1, "PAIRS": (100, 20_000)},
-    refinement: {"CHUNKS": 1, "SIZES": (1024, 2048), "TRUSTS": (0.0, 0.5)},
     linearity: {"CHUNKS": 1, "WEIGHTS": (0.0, 4.0)},
     third_instrument: {"CHUNKS": 2, "training_seconds": lambda *_: 2.0},
     out_of_domain: {"SOUNDFONTS": Path("nowhere")},
@@ -72,7 +70,7 @@ SCRIPTS = [
         contributions.contributions,
         precision.precision,
     ),
-    *(repeatability.repeatability, counting.counting, refinement.refinement, baselines.baselines),
+    *(repeatability.repeatability, counting.counting, baselines.baselines),
     *(third_instrument.third_instrument, out_of_domain.out_of_domain, linearity.linearity, settings.settings),
     rungs.rungs,
 ]
@@ -132,10 +130,10 @@ def test_a_study_writes_its_tables_and_a_second_run_makes_nothing_anew(script, r
 
 
 def test_bad_input_of_a_study_ends_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["refinement.py", "--profile", "nonsense"])
+    monkeypatch.setattr(sys, "argv", ["counting.py", "--profile", "nonsense"])
     with pytest.raises(SystemExit) as stop:
-        study.main(refinement.refinement)
-    assert str(stop.value).startswith("refinement.py: unknown profile 'nonsense'") and "\n" not in str(stop.value)
+        study.main(counting.counting)
+    assert str(stop.value).startswith("counting.py: unknown profile 'nonsense'") and "\n" not in str(stop.value)
 
 
 def test_effects_of_the_2_x_2_are_paired_differences_of_its_cells(run):

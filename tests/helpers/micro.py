@@ -15,7 +15,7 @@ MICRO = {
     "prior": {"layers": 1, "width": 16, "heads": 2, "window": 16, "crop_codes": 64, "training": {"steps": 4, "batch": 2}},
     "likelihood": {"counted_seconds": 96, "fit_seconds": 48},
     "search": {"particles": 3},
-    "evaluation": {"chunks": 2, "chunk_seconds": 1.0, "searches": ["ancestral", "particle"], "many_particles": 4},
+    "evaluation": {"chunks": 2, "chunk_seconds": 1.0, "searches": ["ancestral", "particle"]},
 }  # fmt: skip
 
 

@@ -176,7 +176,6 @@ class EvaluationSettings(Settings):
     every_cell: bool = Field(
         True, description="each search by every cell, and not only by the one that the particle filter scores best with"
     )
-    many_particles: int = Field(64, ge=1, description="N of the extra particle-filter run with more particles")
     seed: int = 0
 
     @model_validator(mode="after")
