@@ -8,7 +8,7 @@ from notebooks import definitions
 
 from hybridsep.inference.markov import MarkovPriors
 
-TabularLikelihood = definitions("07_search").TabularLikelihood
+TabularLikelihood = definitions("05_search").TabularLikelihood
 K = 3
 
 

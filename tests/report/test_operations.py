@@ -17,7 +17,7 @@ def test_operations_without_data_are_those_of_a_real_training_step():
         VQVAETask(tiny_vqvae().train(), stems(), 4.0, torch.float32),
         PriorTask(tiny_prior(), CodeSet(songs), 1, torch.float32),
     ]
-    counted = definitions("10_reproduce").training_operations(tiny_profile())
+    counted = definitions("08_reproduce").training_operations(tiny_profile())
     for task, row in zip(tasks, counted.itertuples(), strict=True):
         with FlopCounterMode(display=False) as counter:
             task.step(3, seeded()).loss.backward()

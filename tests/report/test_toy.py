@@ -6,7 +6,7 @@ from notebooks import definitions
 
 from hybridsep.inference.search import ancestral
 
-toy = definitions("07_search")
+toy = definitions("05_search")
 
 
 @pytest.fixture(scope="module")
