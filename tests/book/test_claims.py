@@ -1,5 +1,6 @@
 """What the chapters say of recorded studies holds in the recorded tables, and every number that is checked is quoted."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -26,5 +27,18 @@ def test_claims_of_a_chapter_hold_and_are_quoted(path, monkeypatch):
     assert not [name for name, text in said.items() if "nan" in str(text).lower() or "undefined" in str(text)]
 
 
+@pytest.mark.parametrize("path", sorted(BOOK.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_what_a_cell_makes_to_be_seen_is_its_last_line(path):
+    """Jupyter shows the value of a cell's last line and drops all others."""
+    seen = {"show", "results_table", "player_table", "stem_player", "separation_player"}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code" and "install" not in cell.metadata.get("tags", ()):
+            for line in ast.parse(cell.source).body[:-1]:
+                call = line.value if isinstance(line, ast.Expr) else None
+                assert getattr(getattr(call, "func", None), "id", "") not in seen, (
+                    f"{cell.id}: {ast.unparse(line)[:60]}"
+                )
+
+
 def test_chapters_make_claims():
-    assert {"index", "02_vqvae", "06_comparison"} <= {path.stem for path in CHAPTERS}
+    assert {"index", "02_vqvae", "06_comparison", "former_studies"} <= {path.stem for path in CHAPTERS}
