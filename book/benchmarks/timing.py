@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from hybridsep.core.device import default_device
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import write_atomically
+from hybridsep.core.process import settle_process
 from hybridsep.core.provenance import provenance
 
 
@@ -127,6 +129,10 @@ def main(benchmarks: Benchmarks, about: str) -> None:
             kind = {"type": {"str": str, "int": int, "float": float, "Path": Path}[word], "default": option.default}
         parser.add_argument(f"--{option.name}", help=helps[option.name], **kind)
     options = Options(**vars(parser.parse_args()))
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # As the commands run: torch reads this when its threads start, so the script starts again with it.
+        settle_process()
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     try:
         result = run(benchmarks, options, lambda row: print(_line(row), flush=True))
     except HybridsepError as error:
