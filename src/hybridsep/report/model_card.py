@@ -47,6 +47,7 @@ def model_card(pipeline: Pipeline, provenance: Mapping, results: Path) -> str:
         scores=_markdown(score_table(table, METHOD_LABELS, _sdr(profile.source_names), "method", "method")),
         floor=_markdown(score_table(table, {"mixture": "mixture, not separated"}, floor, "method", "signal")),
         rungs=_rungs(results / "rungs" / "levels.csv"),
+        hits=_hits(results / "rungs" / "linearity.csv"),
         font=font,
         sha256=hashlib.sha256(font.read_bytes()).hexdigest(),
     )
@@ -84,6 +85,14 @@ def _rungs(file: Path) -> str:
     kept = kept.sort_values("method", key=lambda column: column.map(list(RUNG_SIGNALS).index))
     kept = kept.sort_values("rung", key=lambda column: column.map(RUNGS.index), kind="stable")
     return _markdown(kept[["rung", "method", *columns]].replace({"method": RUNG_SIGNALS}))
+
+
+def _hits(file: Path) -> dict[str, str]:
+    """Return how often the mean of two codes is nearest to the mixture's own, in percent, by codebook; nothing where it was not recorded."""
+    if not file.is_file():
+        return {}
+    rows = read_rows(file).itertuples()
+    return {row.kind: number(100 * row.hit_rate, 1) for row in rows}
 
 
 def _markdown(table: pd.DataFrame) -> str:
