@@ -14,8 +14,7 @@ book: $(STAMP)
 	.venv/bin/hybridsep book --profile $(PROFILE) $(if $(TRAIN),--train)
 
 test: $(STAMP)
-	.venv/bin/python -m pytest tests/smoke -q
-	.venv/bin/python -m pytest tests --ignore tests/smoke -q -n 2 --dist loadscope --no-loadscope-reorder --durations=15
+	.venv/bin/python -m pytest tests -q -n 2 --dist loadscope --no-loadscope-reorder --durations=15
 
 check: $(STAMP)
 	.venv/bin/ruff check -q src tests book

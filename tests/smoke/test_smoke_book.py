@@ -39,7 +39,7 @@ def book(tmp_path_factory):
     shutil.copytree(ROOT / "book", root / "book", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, root)
-    # `make test` runs this folder first and by itself; another worker would compute beside the book.
+    # This process counts for one; another worker of the same test run computes beside the book.
     quiet = psutil.cpu_percent(interval=2) < 30 and os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") == "1"
     started = time.perf_counter()
     site = build_book("smoke", root, root / "runs").parent
