@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from originals import DensePosterior, GrowingPrior, SparsePosterior, beam, sample
 from separators import dtypes, open_separator, separator_in, song_codes, song_mixture
-from timing import Options, Row, main, time_calls
+from timing import Options, Row, main, start_settled, time_calls
 from torch import Tensor
 
 from hybridsep.core.device import dtype_name, seeded_generator
@@ -211,4 +211,5 @@ BENCHMARKS = {
 }  # fmt: skip
 
 if __name__ == "__main__":
+    start_settled()
     main(BENCHMARKS, __doc__)

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from unittest.mock import patch
 
 import torch
-from timing import Options, Row, main, time_calls
+from timing import Options, Row, main, start_settled, time_calls
 from torch import Tensor
 
 from hybridsep.core.device import default_device, seeded_generator
@@ -90,4 +90,5 @@ def _codes(options: Options) -> int:
 BENCHMARKS = {"nearest": bench_nearest, "counting": bench_counting, "cache": bench_cache}
 
 if __name__ == "__main__":
+    start_settled()
     main(BENCHMARKS, __doc__)

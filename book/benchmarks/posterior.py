@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from originals import DensePosterior, Posterior, SparsePosterior
 from separators import dtypes, random_likelihood, random_log_probs
-from timing import Options, Row, largest_tensor, main, time_calls
+from timing import Options, Row, largest_tensor, main, start_settled, time_calls
 from torch import Tensor
 
 from hybridsep.core.device import default_device, dtype_name, seeded_generator
@@ -80,4 +80,5 @@ def _codes(options: Options) -> tuple[int, ...]:
 BENCHMARKS = {"sum": bench_sum, "counts": bench_counts}
 
 if __name__ == "__main__":
+    start_settled()
     main(BENCHMARKS, __doc__)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from separators import SONG_SEED, open_separator
-from timing import Options, Row, Timing, main, status_bytes
+from timing import Options, Row, Timing, main, start_settled, status_bytes
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.data.minislakh.composer import compose_song
@@ -78,6 +78,7 @@ def separate(recording: str, folder: str, model: str, particles: str) -> None:
 BENCHMARKS = {name: partial(bench_recording, name=name) for name in LENGTHS}
 
 if __name__ == "__main__":
+    start_settled()
     if sys.argv[1:2] == ["separate"]:
         separate(*sys.argv[2:])
     else:

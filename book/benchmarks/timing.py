@@ -129,10 +129,6 @@ def main(benchmarks: Benchmarks, about: str) -> None:
             kind = {"type": {"str": str, "int": int, "float": float, "Path": Path}[word], "default": option.default}
         parser.add_argument(f"--{option.name}", help=helps[option.name], **kind)
     options = Options(**vars(parser.parse_args()))
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # As the commands run: torch reads this when its threads start, so the script starts again with it.
-        settle_process()
-        os.execv(sys.executable, [sys.executable, *sys.argv])
     try:
         result = run(benchmarks, options, lambda row: print(_line(row), flush=True))
     except HybridsepError as error:
@@ -140,6 +136,13 @@ def main(benchmarks: Benchmarks, about: str) -> None:
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.json, json.dumps(result, indent=1).encode())
+
+
+def start_settled() -> None:
+    """Start this script again with the environment that the commands have: torch reads it when its threads start."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        settle_process()
+        os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 def run(benchmarks: Benchmarks, options: Options, on_row: Callable[[dict], object] = lambda row: None) -> dict:

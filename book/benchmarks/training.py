@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 from separators import dtypes
-from timing import Options, Row, main, time_calls
+from timing import Options, Row, main, start_settled, time_calls
 
 from hybridsep.core.device import default_device, dtype_name, seeded_generator
 from hybridsep.core.profiles import Profile, load_profile
@@ -97,4 +97,5 @@ TASKS = {"codec": _codec_task, "prior": _prior_task}
 BENCHMARKS = {model: partial(bench_training, model=model) for model in TASKS}
 
 if __name__ == "__main__":
+    start_settled()
     main(BENCHMARKS, __doc__)

@@ -162,6 +162,7 @@ def test_an_unknown_benchmark_is_named_and_a_model_that_does_not_fit_too(tmp_pat
 def script(monkeypatch, name, *options):
     """Run a benchmark as a command of this process."""
     path = repository_root() / "book" / "benchmarks" / f"{name}.py"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # without it the script starts again, in place of the tests
     monkeypatch.setattr(sys, "argv", [str(path), "--quick", "--repeats", "1", *map(str, options)])
     runpy.run_path(str(path), run_name="__main__")
 
