@@ -10,7 +10,7 @@ from study import Study, main, sdr_rows, sources_of
 from hybridsep.evaluation.comparisons import interval_columns
 from hybridsep.evaluation.linearity import measure_linearity
 
-WEIGHTS = (1.0, 4.0, 8.0, 16.0, 32.0)
+WEIGHTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 CHUNKS = 12
 PLAIN = ("plain", 0.0)
 
