@@ -43,7 +43,15 @@ GRIDS = settings.GRIDS
 PAIR = settings.Grid((0.5, 0.7), (0.5, 0.7))
 SMALL = {
     two_by_two: {"CHUNKS": 2, "SEARCHES": ("particle", "ancestral")},
-    particles: {"CHUNKS": 2, "COUNTS": (1, 3, 6), "AVERAGED_COUNTS": (3, 6), "FILTER_PARTICLES": 3},
+    particles: {
+        "CHUNKS": 2,
+        "VALIDATION_CHUNKS": 1,
+        "COUNTS": (1, 3, 6),
+        "SEVERAL": (6,),
+        "SETTLED": 3,
+        "SEEDS": (0, 1),
+        "CHOSEN": (0, 2),
+    },
     contributions: {"CHUNKS": 2},
     precision: {"CHUNKS": 2},
     repeatability: {"CHUNKS": 2, "SEEDS": 2, "TRAINING_CHUNKS": 2},
@@ -150,15 +158,19 @@ def test_choices_of_a_protocol_add_up(run):
     assert (choices["each source by itself", :, :, "mean"] >= -0.05).all()
 
 
-def test_averaged_filters_are_compared_with_one_filter_of_as_many_particles(run):
+def test_several_filters_and_lags_are_compared_with_one_filter_and_whole_paths(run):
     found = run(particles.particles)
-    scores, gain = found["scores"], found["differences"]
-    refined = scores[(scores.metric == "sdr") & (scores.refine == "wiener")]
-    means = refined.groupby(["filter_particles", "particles", "track"], sort=False).value.mean()
-    assert means[3, 3].equals(means[0, 3]) and not means[3, 6].equals(means[0, 6])
-    assert gain.particles.tolist() == [6]
-    assert gain["mean"].item() == pytest.approx((means[3, 6] - means[0, 6]).mean(), abs=1e-3)
-    assert (found["course"].ess <= found["course"].particles + 1e-4).all()
+    scores, gains = (
+        found["scores"],
+        found["differences"].set_index(["split", "method", "particles", "refine", "source"]),
+    )
+    scores = scores[(scores.metric == "sdr") & (scores.split == "test") & (scores.method == "lass")]
+    means = scores[scores.refine == "wiener"].groupby(["filter_particles", "particles", "lag", "track"]).value.mean()
+    assert not means[3, 6, 0].equals(means[0, 6, 0]) and not means[0, 6, 2].equals(means[0, 6, 0])
+    gains = gains.loc["test", "lass", 6, "wiener", "mean"].set_index(["filter_particles", "lag", "over"])["mean"]
+    assert gains[3, 2, "one filter"] == pytest.approx((means[3, 6, 2] - means[0, 6, 2]).mean(), abs=1e-3)
+    assert gains[0, 2, "whole paths"] == pytest.approx((means[0, 6, 2] - means[0, 6, 0]).mean(), abs=1e-3)
+    assert len(gains) == 4 and len(found["scores"].query("particles == 3").seed.unique()) == 2
 
 
 def test_precisions_differ_by_what_was_planted():
