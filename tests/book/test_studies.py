@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 from itertools import product
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import baselines
 import contributions
 import counting
+import exactness
 import linearity
 import numpy as np
 import out_of_domain
@@ -26,6 +28,7 @@ import two_by_two
 from micro import micro_profile, quick_bss_eval  # noqa: F401
 from scores import by_columns
 from torchaudio.models import ConvTasNet
+from toy import additive_world, enumerate_posterior
 
 from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.data.effects import EFFECTS
@@ -33,6 +36,7 @@ from hybridsep.data.soundfont import own_soundfont
 from hybridsep.evaluation import comparisons
 from hybridsep.evaluation.rows import read_rows
 from hybridsep.inference.counts import CountLikelihood
+from hybridsep.inference.search import particle_filter
 from hybridsep.inference.separator import Separator
 from hybridsep.inference.sums import SumLikelihood
 from hybridsep.pipeline import pipeline as pipeline_module
@@ -52,6 +56,7 @@ SMALL = {
         "SEEDS": (0, 1),
         "CHOSEN": (0, 2),
     },
+    exactness: {"SEQUENCES": 2, "SECONDS": 0.5, "COUNTS": (2, 4)},
     contributions: {"CHUNKS": 2},
     precision: {"CHUNKS": 2},
     repeatability: {"CHUNKS": 2, "SEEDS": 2, "TRAINING_CHUNKS": 2},
@@ -81,6 +86,7 @@ SCRIPTS = [
     *(repeatability.repeatability, counting.counting, baselines.baselines),
     *(third_instrument.third_instrument, out_of_domain.out_of_domain, linearity.linearity, settings.settings),
     rungs.rungs,
+    exactness.exactness,
 ]
 
 
@@ -171,6 +177,33 @@ def test_several_filters_and_lags_are_compared_with_one_filter_and_whole_paths(r
     assert gains[3, 2, "one filter"] == pytest.approx((means[3, 6, 2] - means[0, 6, 2]).mean(), abs=1e-3)
     assert gains[0, 2, "whole paths"] == pytest.approx((means[0, 6, 2] - means[0, 6, 0]).mean(), abs=1e-3)
     assert len(gains) == 4 and len(found["scores"].query("particles == 3").seed.unique()) == 2
+
+
+def test_a_conditional_filter_bounds_the_evidence_from_above():
+    """With the truth drawn from the posterior the inverse of its evidence is unbiased, whether it resamples or not."""
+    priors, likelihood = additive_world()
+    mixture, copies = [0, 2, 1, 2, 0, 1], 20_000
+    posterior, evidence = enumerate_posterior(priors, likelihood, mixture)
+    pairs, shares = torch.tensor(list(posterior)), torch.tensor(list(posterior.values()))
+    generator = torch.Generator().manual_seed(0)
+    truth = pairs[torch.multinomial(shares, copies, replacement=True, generator=generator)].transpose(0, 1)
+    mixtures = torch.tensor([mixture]).expand(copies, -1)
+    for threshold in (0.0, 0.7):
+        found = exactness.conditional_evidence(priors, likelihood, mixtures, truth, 4, threshold, generator)
+        assert (-found).exp().mean() * evidence == pytest.approx(1, abs=0.03)
+        assert found.mean() > math.log(evidence)
+        lower = particle_filter(priors, likelihood, mixtures, 4, generator, ess_threshold=threshold).log_evidence
+        assert lower.exp().mean() / evidence == pytest.approx(1, abs=0.03) and lower.mean() < math.log(evidence)
+
+
+def test_songs_drawn_from_the_model_have_its_statistics():
+    priors, likelihood = additive_world()
+    generator = torch.Generator().manual_seed(0)
+    (first, second), mixtures = exactness.draw_songs(priors, likelihood, 20_000, 2, generator)
+    seen = torch.bincount(3 * first[:, 0] + first[:, 1], minlength=9).view(3, 3)
+    assert torch.allclose(seen / seen.sum(1, keepdim=True), priors.transition[0], atol=0.02)
+    sums = (first + second) % 3
+    assert (sums == mixtures).float().mean() == pytest.approx(float(likelihood.table[0, 0, 0]), abs=0.01)
 
 
 def test_precisions_differ_by_what_was_planted():
