@@ -120,6 +120,7 @@ def separate(
     refine: Annotated[bool, option(help="Wiener masks, so that the stems sum to the recording")] = True,
     form: Annotated[str, option("--format", help="wav, flac, ogg or mp3")] = "wav",
     overwrite: bool = False,
+    uncertainty: Annotated[bool, option("--uncertainty", help="write uncertainty.csv beside the stems")] = False,
 ) -> None:
     """Separate a recording into stems."""
     # readable=False: the library refuses what may not be read in one line, typer would in a box with exit status 2.
@@ -128,7 +129,7 @@ def separate(
 
     started = time.perf_counter()
     options = SearchOptions(search, particles, seed, "separating")
-    found = separate_file(recording, out, model, options, refine, form, overwrite)
+    found = separate_file(recording, out, model, options, refine, form, overwrite, uncertainty)
     times = f"{found.seconds:.1f} s in {time.perf_counter() - started:.1f} s"
     print(f"{', '.join(map(str, found.paths))}: {times}, evidence {found.log_evidence:.3f} nats per code")
 

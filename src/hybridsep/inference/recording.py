@@ -5,7 +5,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from hybridsep.core.errors import HybridsepError
+from hybridsep.core.files import write_atomically
 from hybridsep.inference.audio import BLOCK_VALUES, Audio
-from hybridsep.inference.separator import DEFAULT, SearchOptions, Separator
+from hybridsep.inference.separator import BANDS, DEFAULT, SearchOptions, Separator
 
 SUFFIXES = ("wav", "flac", "ogg", "mp3")
+UNCERTAINTY = "uncertainty"
 LARGEST_WAV = 2**32 - 2**16  # bytes that its header can count
 HEADER = 4096  # bytes in which a wav's chunks before its samples begin
 
@@ -31,11 +33,13 @@ class WrittenStems:
         paths: one file per source.
         seconds: length of the recording.
         log_evidence: nats per code, mean over windows.
+        uncertainty: the table of it, where it was asked for.
     """
 
     paths: list[Path]
     seconds: float
     log_evidence: float
+    uncertainty: Path | None = None
 
 
 def separate_file(
@@ -46,6 +50,7 @@ def separate_file(
     refine: bool = True,
     suffix: str = "wav",
     overwrite: bool = False,
+    uncertainty: bool = False,
 ) -> WrittenStems:
     """Separate a recording into one file per stem, of its rate, length and number of channels.
 
@@ -57,18 +62,44 @@ def separate_file(
         refine: as in `Separator.separate`.
         suffix: "wav", "flac", "ogg" or "mp3".
         overwrite: whether stems that are there already may be replaced.
+        uncertainty: write uncertainty.csv too, see `uncertainty_table`.
 
     Raises:
         HybridsepError: the recording, the model or the folder is not what it should be. No stem is written then, and none replaced.
     """
     audio = read_audio(path)
     separator = Separator.load(model)
-    paths = stem_paths(separator.profile.source_names, folder, suffix, overwrite)
+    names = separator.profile.source_names
+    paths = stem_paths(names, folder, suffix, overwrite)
+    table = stem_paths((UNCERTAINTY,), folder, "csv", overwrite)[0] if uncertainty else None
     with stem_writer(paths, audio) as write:
-        log_evidence, blocks = separator.separate_blocks(audio, options, refine)
+        options = replace(options, spread=uncertainty)
+        log_evidence, blocks, spread = separator.separate_blocks(audio, options, refine)
         for block in blocks:
             write(block)
-    return WrittenStems(paths, audio.samples / audio.sample_rate, log_evidence)
+        if table:
+            lines = uncertainty_table(spread, names, separator.sample_rate / separator.hop)
+            write_atomically(table, "\n".join(lines).encode())
+    return WrittenStems(paths, audio.samples / audio.sample_rate, log_evidence, table)
+
+
+def uncertainty_table(spread: Tensor | None, names: tuple[str, ...], codes_per_second: float) -> Iterator[str]:
+    """Yield the lines of a CSV file: how loud each source is in each second and band, and how much the particles differ there.
+
+    The more `spread_db` comes near `level_db`, the less sure the search was; -100 dB stands for silence and for particles that agree.
+
+    Args:
+        spread: as from `Separator.separate_blocks`; None of a silent recording.
+    """
+    yield "start_s,source,from_hz,level_db,spread_db"
+    if spread is None:
+        return
+    for second, part in enumerate(spread.split(round(codes_per_second), 2)):
+        decibels = 10 * part.mean(2).clamp_min(1e-10).log10()
+        for source, (level, around) in zip(names, decibels.tolist(), strict=True):
+            for band in range(len(BANDS)):
+                start = second * round(codes_per_second) / codes_per_second
+                yield f"{start:.2f},{source},{BANDS[band]},{level[band]:.1f},{around[band]:.1f}"
 
 
 def read_audio(path: Path) -> Audio:
@@ -106,7 +137,7 @@ def stem_paths(names: tuple[str, ...], folder: Path, suffix: str, overwrite: boo
     Raises:
         HybridsepError: unknown format, or something is there already.
     """
-    if suffix not in SUFFIXES:
+    if suffix not in (*SUFFIXES, "csv"):
         raise HybridsepError(f"unknown format '{suffix}': choose {', '.join(SUFFIXES)}")
     paths = [folder / f"{name}.{suffix}" for name in names]
     taken = [str(p) for p in paths if p.exists() and (not overwrite or p.is_dir())]

@@ -52,6 +52,8 @@ LAGGED_ROWS = 16
 STRETCH = 128
 UPSAMPLED = 1 << 16
 WINDOWS_AT_ONCE = 64
+BANDS = (0, 200, 1000, 4000)
+"""Lower edges of the bands in which the spread of the particles is measured, Hz."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,14 @@ class SearchOptions:
         particles: N; the profile's when not given.
         seed: same seed, same machine, same stems.
         label: of the progress bar; none without it.
+        spread: whether the spread of the particles is measured too.
     """
 
     search: str = "particle"
     particles: int | None = None
     seed: int = 0
     label: str | None = None
+    spread: bool = False
 
 
 DEFAULT = SearchOptions()
@@ -101,11 +105,13 @@ class Estimate:
         mixture: float32 [B, T].
         stems: float32 [2, B, T].
         search: codes and weights.
+        spread: see `Separator.spread`; None unless the options ask for it.
     """
 
     mixture: Tensor
     stems: Tensor
     search: SearchResult
+    spread: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -183,35 +189,43 @@ class Separator:
         if whole.ndim not in (1, 2):
             raise HybridsepError(f"a recording is [samples] or [channels, samples], not {list(whole.shape)}")
         audio = Audio.of(whole if whole.ndim == 2 else whole[None], sample_rate)
-        log_evidence, blocks = self.separate_blocks(audio, SearchOptions(search, particles, seed, label), refine)
+        log_evidence, blocks, _ = self.separate_blocks(audio, SearchOptions(search, particles, seed, label), refine)
         stems = filled(torch.empty(len(self.profile.sources), audio.channels, audio.samples), blocks)
         return Separation(stems.view(-1, *whole.shape), sample_rate, log_evidence)
 
     def separate_blocks(
         self, audio: Audio, options: SearchOptions = DEFAULT, refine: bool = True
-    ) -> tuple[float, Iterator[Tensor]]:
-        """Do `separate` in little memory: the evidence in nats per code, and the stems block after block, float32 [P, channels, n]."""
+    ) -> tuple[float, Iterator[Tensor], Tensor | None]:
+        """Do `separate` in little memory.
+
+        Returns:
+            The evidence in nats per code, the stems block after block, float32 [P, channels, n], and if the options ask for it the spread of what
+            the model hears, [P, 2, codes, bands]: power of the unrefined estimate, and of the particles around it (see `spread`).
+        """
         count = len(self.profile.sources)
         if not audio.peak:
             warnings.warn("the recording is silent throughout; so are its stems", stacklevel=2)
-            return 0.0, (block.expand(count, *block.shape) for block in audio.blocks())
+            return 0.0, (block.expand(count, *block.shape) for block in audio.blocks()), None
         stems: Iterator[Tensor]
-        estimates, log_evidence = self.estimate_windows(audio.mono(self.sample_rate)[None], options)
+        estimates, log_evidence, spread = self.estimate_windows(audio.mono(self.sample_rate)[None], options)
         upsampled = resampled(estimates[:, 0].split(UPSAMPLED, -1), self.sample_rate, audio.sample_rate)
         stems = (block[:, None] for block in of_length(upsampled, audio.samples))
         if refine:
             size = 2 ** max(4, round(np.log2(MASK_SECONDS * audio.sample_rate)))
             stems = wiener_blocks(stems, audio.levelled(), size)
-        return float(log_evidence), (block.expand(-1, audio.channels, -1) * (audio.peak / count) for block in stems)
+        stems = (block.expand(-1, audio.channels, -1) * (audio.peak / count) for block in stems)
+        return float(log_evidence), stems, None if spread is None else spread[:, 0]
 
-    def estimate_windows(self, mixture: Tensor, options: SearchOptions = DEFAULT) -> tuple[Tensor, Tensor]:
+    def estimate_windows(
+        self, mixture: Tensor, options: SearchOptions = DEFAULT
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Estimate the posterior mean of R long mixtures, in the memory of a few windows and of the result.
 
         Args:
             mixture: float32 [R, T] at the model's rate.
 
         Returns:
-            Stems, float32 [2, R, T], and log evidence in nats per code, mean over windows, [R].
+            Stems, float32 [2, R, T], log evidence in nats per code, mean over windows, [R], and the spread, [2, R, 2, codes, bands], or None.
         """
         particles, windows = self._particles(options), Windows.over(mixture.shape[1], self.sample_rate, self.hop)
         codes, count = windows.size // self.hop, len(windows)
@@ -219,6 +233,8 @@ class Separator:
         places = [(r, w) for r in range(len(mixture)) for w in range(count)]
         parts = [places[i : i + room] for i in range(0, len(places), room)]
         stems, log_evidence = torch.zeros(len(self.profile.sources), *mixture.shape), torch.zeros(len(mixture))
+        by_code = windows.scaled(len(BANDS), self.hop)
+        spread = stems.new_zeros(*stems.shape[:2], 2, by_code.samples) if options.spread else None
         with tqdm(total=len(parts) * codes, desc=options.label, unit="step", disable=options.label is None) as bar:
             for index, part in enumerate(parts):
                 heard = torch.stack([windows.cut(mixture[r], w) for r, w in part])
@@ -228,7 +244,10 @@ class Separator:
                 for (r, w), stem, nats in zip(part, estimates, evidence, strict=True):
                     windows.add(stems[:, r], w, stem)
                     log_evidence[r] += nats / (codes * count)
-        return stems, log_evidence
+                if spread is not None and found.spread is not None:
+                    for place, (r, w) in enumerate(part):
+                        by_code.add(spread[:, r], w, found.spread[:, place].flatten(-2).cpu())
+        return stems, log_evidence, None if spread is None else spread.unflatten(-1, (-1, len(BANDS)))
 
     @torch.no_grad()
     def candidates(self, mixture: Tensor, options: SearchOptions = DEFAULT) -> Candidates:
@@ -255,7 +274,8 @@ class Separator:
             on_step: called after each step, instead of a progress bar.
         """
         mixture, level, result = self._search(mixture, options, on_step)
-        return Estimate(mixture, self.posterior_mean(result) / level, result)
+        spread = self.spread(result) / level[..., None, None].square() if options.spread else None
+        return Estimate(mixture, self.posterior_mean(result) / level, result, spread)
 
     def search_codes(
         self, codes: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep | None = None
@@ -296,15 +316,37 @@ class Separator:
         return next(count for count in range(wanted, 0, -1) if particles % count == 0)
 
     @torch.no_grad()
-    def posterior_mean(self, found: SearchResult) -> Tensor:
-        """Return the mean of the decoded particles, float32 [2, B, S * hop]: of their whole paths, or at the profile's lag where steps are kept."""
+    def posterior_mean(self, found: SearchResult, of_powers: bool = False) -> Tensor:
+        """Return the mean of the decoded particles, float32 [2, B, S * hop]: of their whole paths, or at the profile's lag where steps are kept.
+
+        With `of_powers` it is that of their `band_powers`.
+        """
+        decode = functools.partial(self.decode, of_powers=of_powers)
         if found.drawn is None:
-            return self.decode(found.codes, found.log_weights.softmax(-1))
-        settings, decode = self.profile.search, functools.partial(self.decode, rows=LAGGED_ROWS)
-        return lagged_mean(found, decode, settings.lag, settings.stretch, self._reach, self.hop)
+            return decode(found.codes, found.log_weights.softmax(-1))
+        settings, decode = self.profile.search, functools.partial(decode, rows=LAGGED_ROWS)
+        per_code = len(BANDS) if of_powers else self.hop
+        return lagged_mean(found, decode, settings.lag, settings.stretch, self._reach, per_code)
+
+    def spread(self, found: SearchResult) -> Tensor:
+        """Return the power of `posterior_mean`, and the variance of the particles around it, of each code and each of BANDS: [P, B, 2, S, bands]."""
+        mean = self.band_powers(self.posterior_mean(found))
+        variance = (self.posterior_mean(found, of_powers=True) - mean).clamp_min(0)
+        return torch.stack([mean, variance], 2).unflatten(-1, (-1, len(BANDS)))
+
+    def band_powers(self, waveforms: Tensor) -> Tensor:
+        """Return the mean square of each code's samples in each of BANDS: float32 [..., S * hop] -> [..., S * bands]."""
+        spectrum, length = torch.fft.rfft(waveforms), waveforms.shape[-1]
+        frequencies = torch.fft.rfftfreq(length, 1 / self.sample_rate, device=waveforms.device)
+        band = torch.bucketize(frequencies, torch.tensor(BANDS[1:], device=waveforms.device), right=True)
+        filtered = (torch.fft.irfft(spectrum * (band == b), length) for b in range(len(BANDS)))
+        powers = [x.square().unflatten(-1, (-1, self.hop)).mean(-1) for x in filtered]
+        return torch.stack(powers, -1).flatten(-2)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor, weights: Tensor | None = None, rows: int | None = None) -> Tensor:
+    def decode(
+        self, codes: Tensor, weights: Tensor | None = None, rows: int | None = None, of_powers: bool = False
+    ) -> Tensor:
         """Decode sequences of codes, or their weighted sum over particles; what several sequences share is decoded once.
 
         Particles have most of their past in common. So the sequences are cut into stretches, each with as many codes to its left and right
@@ -314,11 +356,12 @@ class Separator:
             codes: int64 [..., S]; with weights [P, B, N, S].
             weights: float32 [B, N].
             rows: distinct ones at once, always so many: convolutions of each new shape are compiled and kept, in up to a hundred MB.
+            of_powers: return `band_powers` of each sequence, or their weighted sum.
 
         Returns:
             float32 [..., S * hop]; with weights [P, B, S * hop].
         """
-        flat, length, hop = codes.flatten(0, -2), codes.shape[-1], self.vqvae.hop
+        flat, length, hop = codes.flatten(0, -2), codes.shape[-1], len(BANDS) if of_powers else self.hop
         mixing = None if weights is None else weights.expand(codes.shape[:-1])
         shape = codes.shape[:-1] if weights is None else codes.shape[:2]
         waveforms = torch.empty(shape.numel(), length * hop, device=self.device)
@@ -326,7 +369,9 @@ class Separator:
             inside = slice(before * hop, (before + count) * hop)
             parts = torch.nn.functional.pad(distinct, (0, 0, 0, -len(distinct) % (rows or 1)))
             parts = parts.split(rows or max(1, DECODED_CODES // distinct.shape[1]))
-            decoded = torch.cat([self.vqvae.decode(part)[:, inside] for part in parts])[: len(distinct)]
+            heard = (self.vqvae.decode(part) for part in parts)
+            powers = (self.band_powers(part) if of_powers else part for part in heard)
+            decoded = torch.cat([part[:, inside] for part in powers])[: len(distinct)]
             out = waveforms[:, start * hop : (start + count) * hop]
             if mixing is None:
                 torch.index_select(decoded, 0, inverse, out=out)

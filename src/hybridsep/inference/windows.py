@@ -52,6 +52,12 @@ class Windows:
         count = max(1, -(-(samples - fade) // step))
         return cls(tuple(range(0, count * step, step)), step + fade, fade, samples)
 
+    def scaled(self, values: int, hop: int) -> Windows:
+        """Return the same windows over `values` numbers a code, codes of `hop` samples."""
+        starts = tuple(start // hop * values for start in self.starts)
+        fade = max(1, self.fade * values // hop)
+        return Windows(starts, self.size // hop * values, fade, -(-self.samples // hop) * values)
+
     def __len__(self) -> int:
         return len(self.starts)
 
