@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -16,8 +17,8 @@ from tiny import RATE, long_hop_separator, seeded, tiny_separator
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.inference.audio import Audio
-from hybridsep.inference.recording import read_audio, separate_file, stem_paths, stem_writer
-from hybridsep.inference.separator import SearchOptions
+from hybridsep.inference.recording import read_audio, separate_file, stem_paths, stem_writer, uncertainty_table
+from hybridsep.inference.separator import BANDS, SearchOptions
 
 pytestmark = pytest.mark.slow
 NAMES = ("bass", "drums")
@@ -121,7 +122,7 @@ import sys
 from pathlib import Path
 import torch
 from hybridsep.inference.recording import separate_file
-from hybridsep.inference.separator import SearchOptions
+from hybridsep.inference.separator import BANDS, SearchOptions
 
 torch.set_num_threads(1)
 
@@ -409,3 +410,39 @@ def test_a_progress_bar_is_shown(model, tmp_path, capsys):
     separate_file(tmp_path / "song.wav", tmp_path / "out", model, SearchOptions(label="separating"))
     said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line]
     assert said[0].startswith("separating:   0%") and said[-1].startswith("separating: 100%")
+
+
+def test_uncertainty_is_a_table_of_every_second_source_and_band(separator, model, tmp_path):
+    waveform = sound(2.5, 22050, 2)
+    soundfile.write(tmp_path / "song.wav", waveform.T.numpy(), 22050, subtype="FLOAT")
+    plain = separate_file(tmp_path / "song.wav", tmp_path / "plain", model)
+    found = separate_file(tmp_path / "song.wav", tmp_path / "out", model, uncertainty=True)
+    assert plain.uncertainty is None and found.uncertainty == tmp_path / "out" / "uncertainty.csv"
+    table = pd.read_csv(found.uncertainty)
+    per_second = round(separator.sample_rate / separator.hop)
+    codes = -(-int(2.5 * separator.sample_rate) // separator.hop)
+    assert len(table) == -(-codes // per_second) * 2 * len(BANDS)
+    assert set(table.source) == {"bass", "drums"} and set(table.from_hz) == set(BANDS)
+    assert table.level_db.between(-100, 20).all() and table.spread_db.between(-100, 20).all()
+    assert [p.read_bytes() for p in plain.paths] == [p.read_bytes() for p in found.paths]
+
+
+def test_uncertainty_that_exists_is_kept_and_silence_has_none(model, tmp_path):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(22050), 22050)
+    with pytest.warns(UserWarning, match="silent throughout"):
+        found = separate_file(tmp_path / "silent.wav", tmp_path / "out", model, uncertainty=True)
+    assert found.uncertainty.read_text() == "start_s,source,from_hz,level_db,spread_db\n"
+    for path in found.paths:
+        path.unlink()
+    with pytest.raises(HybridsepError, match="uncertainty.csv exists already; give --overwrite"):
+        separate_file(tmp_path / "silent.wav", tmp_path / "out", model, uncertainty=True)
+    assert not found.paths[0].exists()
+
+
+def test_a_line_of_uncertainty_is_the_mean_of_its_second_in_decibels():
+    powers = torch.tensor([1e-2, 1e-4, 0.0]).repeat_interleave(4)[:, None].expand(-1, len(BANDS))
+    spread = torch.stack([powers, powers / 10]).expand(2, 2, 12, len(BANDS))
+    rows = [line.split(",") for line in uncertainty_table(spread, ("bass", "drums"), 4.0)][1:]
+    levels = {(row[0], row[1]): (float(row[3]), float(row[4])) for row in rows}
+    assert levels[("0.00", "bass")] == (-20, -30) and levels[("1.00", "drums")] == (-40, -50)
+    assert levels[("2.00", "bass")] == (-100, -100)

@@ -8,7 +8,7 @@ from hybridsep.core.device import seeded_generator
 from hybridsep.core.errors import HybridsepError
 from hybridsep.inference.search import SEARCHES, beam, particle_filter
 from hybridsep.inference.selection import SELECTIONS
-from hybridsep.inference.separator import SearchOptions
+from hybridsep.inference.separator import BANDS, SearchOptions
 from hybridsep.inference.wiener import wiener
 
 
@@ -232,3 +232,51 @@ def test_as_many_windows_are_searched_at_once_as_there_is_room_for(monkeypatch, 
     monkeypatch.setattr(small, "estimate", lambda heard, *a, **k: counts.append(len(heard)) or estimate(heard, *a, **k))
     small.estimate_windows(noise(3, 60_000))
     assert counts == windows
+
+
+def variance_of_powers(separator, found):
+    """Decode every particle, and take the weighted mean of powers and the power of the weighted mean."""
+    weights, mean, powers = found.log_weights.softmax(-1), 0, 0
+    for n in range(weights.shape[1]):
+        waveform = separator.vqvae.decode(found.codes[:, :, n].flatten(0, 1)).unflatten(0, found.codes.shape[:2])
+        mean = mean + weights[:, n, None] * waveform
+        powers = powers + weights[:, n, None] * waveform.square()
+    return mean.square(), powers - mean.square()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("search", ["ancestral", "topk"])
+def test_spread_is_the_variance_of_the_decoded_particles(counting, search):
+    found = counting.estimate(noise(2, 4096), SearchOptions(search, 6)).search
+    power, variance = variance_of_powers(counting, found)
+    spread = counting.spread(found)
+    length = found.codes.shape[-1]
+    assert spread.shape == (2, 2, 2, length, len(BANDS))
+    # Bands share no frequency, so that over a whole mixture their powers add up.
+    assert torch.allclose(spread[:, :, 0].sum((-2, -1)), power.mean(-1) * length, rtol=1e-4)
+    assert torch.allclose(spread[:, :, 1].sum((-2, -1)), variance.mean(-1) * length, rtol=1e-3, atol=1e-7)
+
+
+@torch.no_grad()
+def test_particles_that_agree_have_no_spread(counting):
+    spread = counting.spread(counting.estimate(noise(1, 4096), SearchOptions("particle", 1)).search)
+    assert (spread[:, :, 0].sum() > 0) and spread[:, :, 1].max() < 1e-6 * spread[:, :, 0].max()
+
+
+def test_spread_is_measured_where_it_is_asked_for_and_changes_no_stem(counting):
+    heard = noise(1, 20_000)
+    without, with_it = (counting.estimate_windows(heard, SearchOptions(particles=4, spread=s)) for s in (False, True))
+    assert without[2] is None and torch.equal(without[0], with_it[0]) and torch.equal(without[1], with_it[1])
+    codes = -(-heard.shape[1] // counting.hop)
+    assert (
+        with_it[2].shape == (2, 1, 2, codes, len(BANDS)) and (with_it[2] >= 0).all() and with_it[2][:, :, 1].sum() > 0
+    )
+
+
+def test_a_tone_has_its_power_in_its_own_band(counting):
+    seconds = torch.arange(counting.sample_rate) / counting.sample_rate
+    for band, hertz in enumerate((100, 500, 2000)):
+        powers = counting.band_powers((2 * torch.pi * hertz * seconds).sin()[: 16 * counting.hop]).unflatten(
+            -1, (-1, len(BANDS))
+        )
+        assert powers.argmax(-1).eq(band).all()

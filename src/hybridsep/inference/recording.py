@@ -20,7 +20,6 @@ from hybridsep.inference.audio import BLOCK_VALUES, Audio
 from hybridsep.inference.separator import BANDS, DEFAULT, SearchOptions, Separator
 
 SUFFIXES = ("wav", "flac", "ogg", "mp3")
-UNCERTAINTY = "uncertainty"
 LARGEST_WAV = 2**32 - 2**16  # bytes that its header can count
 HEADER = 4096  # bytes in which a wav's chunks before its samples begin
 
@@ -71,7 +70,9 @@ def separate_file(
     separator = Separator.load(model)
     names = separator.profile.source_names
     paths = stem_paths(names, folder, suffix, overwrite)
-    table = stem_paths((UNCERTAINTY,), folder, "csv", overwrite)[0] if uncertainty else None
+    table = folder / "uncertainty.csv" if uncertainty else None
+    if table:
+        refuse_taken([table], overwrite)
     with stem_writer(paths, audio) as write:
         options = replace(options, spread=uncertainty)
         log_evidence, blocks, spread = separator.separate_blocks(audio, options, refine)
@@ -79,7 +80,7 @@ def separate_file(
             write(block)
         if table:
             lines = uncertainty_table(spread, names, separator.sample_rate / separator.hop)
-            write_atomically(table, "\n".join(lines).encode())
+            write_atomically(table, ("\n".join(lines) + "\n").encode())
     return WrittenStems(paths, audio.samples / audio.sample_rate, log_evidence, table)
 
 
@@ -137,14 +138,19 @@ def stem_paths(names: tuple[str, ...], folder: Path, suffix: str, overwrite: boo
     Raises:
         HybridsepError: unknown format, or something is there already.
     """
-    if suffix not in (*SUFFIXES, "csv"):
+    if suffix not in SUFFIXES:
         raise HybridsepError(f"unknown format '{suffix}': choose {', '.join(SUFFIXES)}")
     paths = [folder / f"{name}.{suffix}" for name in names]
+    refuse_taken(paths, overwrite)
+    return paths
+
+
+def refuse_taken(paths: list[Path], overwrite: bool) -> None:
+    """Raise HybridsepError where files are there already and may not be replaced."""
     taken = [str(p) for p in paths if p.exists() and (not overwrite or p.is_dir())]
     if taken:
         remedy = "" if overwrite else "; give --overwrite to replace it"
         raise HybridsepError(f"{', '.join(taken)} exists already{remedy}")
-    return paths
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ def wiener(stems: Tensor, mixture: Tensor, size: int = STFT_SIZE, trust: float =
         stems: estimates, float32 [P, B, T], or [P, 1, T] for all.
         mixture: float32 [B, T]; the refined stems' mean over sources is the mixture.
         size: of the STFT window, in samples; the hop is a quarter of it.
-        trust: a. Its value, and the window's, were chosen on validation songs (book/studies/refinement.py).
+        trust: a. Its value, and the window's, were chosen on validation songs.
 
     Returns:
         float32 [P, B, T].
