@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import load_weights, write_atomically
+from hybridsep.core.process import settle_process
 from hybridsep.core.profiles import load_profile
 from hybridsep.core.provenance import provenance
 from hybridsep.evaluation.chunks import Chunks
@@ -95,6 +96,7 @@ def main(run: Callable[..., None], **options: str) -> None:
     for name, text in options.items():
         parser.add_argument(f"--{name}", help=text)
     given = parser.parse_args()
+    settle_process()
     try:
         pipeline = Pipeline(load_profile(given.profile), given.runs, given.data)
         study = Study(run.__name__.replace("_", "-"), pipeline, given.out)
