@@ -15,8 +15,8 @@ from hybridsep.inference.separator import SearchOptions, Separator
 from hybridsep.inference.wiener import wiener
 from hybridsep.pipeline.pipeline import RUNGS
 
-METHODS = ("lass", "hybrid")
-CHUNKS = 30
+METHODS = ("hybrid",)  # the one that is shipped
+CHUNKS = 24
 RESAMPLES = 2000
 # What shall predict, and what: the variance against the power of the error, and their ratios to the power of the stem.
 PAIRS = (
