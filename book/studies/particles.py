@@ -19,7 +19,7 @@ from hybridsep.inference.separator import LAGGED_ROWS, SearchOptions, Separator
 from hybridsep.inference.smoothing import lagged_mean
 from hybridsep.pipeline.evaluate import Evaluation
 
-METHODS = ("lass", "hybrid")
+METHODS, SWEPT = ("lass", "hybrid"), "hybrid"
 CHUNKS, VALIDATION_CHUNKS = 12, 12
 ONE_FILTER = 0  # as the profile's search.filter_particles
 COUNTS, SEVERAL, SEEDS = (1, 2, 4, 8, 16, 32, 64, 128), (64, 128), (0, 1, 2)
@@ -33,7 +33,7 @@ def particles(study: Study) -> None:
     tried = ("validation", VALIDATION_CHUNKS, TRIED, [(SETTLED, ONE_FILTER)])
     for split, chunks, lags, sizes in (tried, ("test", CHUNKS, CHOSEN, _sizes())):
         for method in METHODS:
-            for count, size in sizes:
+            for count, size in sizes if method == SWEPT else [(SETTLED, ONE_FILTER)]:
                 evaluation = study.evaluation(split, chunks, search={"filter_particles": size, "lag": CHOSEN[1]})
                 for seed in SEEDS if count == SETTLED else SEEDS[:1]:
                     found = estimates(evaluation, method, count, seed, lags)

@@ -170,10 +170,10 @@ def test_several_filters_and_lags_are_compared_with_one_filter_and_whole_paths(r
         found["scores"],
         found["differences"].set_index(["split", "method", "particles", "refine", "source"]),
     )
-    scores = scores[(scores.metric == "sdr") & (scores.split == "test") & (scores.method == "lass")]
+    scores = scores[(scores.metric == "sdr") & (scores.split == "test") & (scores.method == "hybrid")]
     means = scores[scores.refine == "wiener"].groupby(["filter_particles", "particles", "lag", "track"]).value.mean()
     assert not means[3, 6, 0].equals(means[0, 6, 0]) and not means[0, 6, 2].equals(means[0, 6, 0])
-    gains = gains.loc["test", "lass", 6, "wiener", "mean"].set_index(["filter_particles", "lag", "over"])["mean"]
+    gains = gains.loc["test", "hybrid", 6, "wiener", "mean"].set_index(["filter_particles", "lag", "over"])["mean"]
     assert gains[3, 2, "one filter"] == pytest.approx((means[3, 6, 2] - means[0, 6, 2]).mean(), abs=1e-3)
     assert gains[0, 2, "whole paths"] == pytest.approx((means[0, 6, 2] - means[0, 6, 0]).mean(), abs=1e-3)
     assert len(gains) == 4 and len(found["scores"].query("particles == 3").seed.unique()) == 2
