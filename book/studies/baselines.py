@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import librosa
 import numpy as np
 import pandas as pd
 import torch
-import two_by_two
+from rungs import by_song, levels_table
 from sklearn.decomposition import non_negative_factorization
 from study import Study, cached_rows, cached_tensors, main, sources_of
 from torch import Tensor, nn
@@ -24,16 +25,19 @@ from hybridsep.core.device import seeded_generator
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import method_spec
 from hybridsep.data.stems import StemSet, mix
-from hybridsep.evaluation.comparisons import interval_columns, song_values
+from hybridsep.evaluation.comparisons import interval_columns
 from hybridsep.evaluation.protocols import score_estimates
-from hybridsep.evaluation.rows import chunk_rows
+from hybridsep.evaluation.rows import chunk_rows, read_rows, rows_where
 from hybridsep.inference.wiener import STFT_SIZE
 from hybridsep.pipeline.evaluate import Evaluation
-from hybridsep.pipeline.pipeline import Pipeline
+from hybridsep.pipeline.pipeline import RUNGS, Pipeline
 
 METHOD = "hybrid"
-CEILING, FLOOR = "codec-linear", "mixture"  # of METHOD, among `Evaluation.references`
-COMPARED = (*((METHOD, other) for other in ("hpss", "nmf", "convtasnet", CEILING, FLOOR)), ("convtasnet", CEILING))
+OWN = ("hpss", "nmf", "convtasnet")
+CELLS = ("lass", METHOD)
+COMPARED = (*product(CELLS, OWN), ("convtasnet", "mixture"))
+METRICS = ("sdr", "si_sdr_improvement")
+CHUNKS = 30
 NMF_COMPONENTS, NMF_SECONDS, NMF_ITERATIONS = 48, 240.0, 200
 CROP_SECONDS, BATCH, LEARNING_RATE, WARMUP = 1.5, 4, 2e-3, 50
 LIMIT_DB = 30.0
@@ -42,33 +46,36 @@ SETTINGS = (NMF_COMPONENTS, NMF_SECONDS, NMF_ITERATIONS, CROP_SECONDS, BATCH, LE
 
 
 def baselines(study: Study) -> None:
-    """Score all three beside the Hybrid on the chunks of the 2 × 2; the network trains as long as all of the Hybrid."""
-    evaluation, pipeline = study.evaluation(chunks=two_by_two.CHUNKS), study.pipeline
+    """Score all three on the chunks of the three rungs, beside the recorded scores of the cells; the network trains as long as all of the Hybrid."""
+    pipeline, recorded = study.pipeline, study.folder.parent / "rungs" / "scores.csv"
+    if not recorded.is_file():
+        raise HybridsepError(f"no {recorded}: run the study of the rungs first")
+    cells = read_rows(recorded)
     pipeline.separator(METHOD)
     budget = training_seconds(pipeline, METHOD)
     network, of_network = trained_tasnet(pipeline, budget)
     bases, of_bases = learnt_spectra(pipeline)
-    hybrid = evaluation.blind_run(METHOD)
-    times = {
+    separations = {"hpss": hpss, "nmf": bases.separate, "convtasnet": network_separation(network)}
+    found = [
+        scored(study.evaluation(rung, CHUNKS), name, separate).assign(rung=rung)
+        for rung in RUNGS
+        for name, separate in separations.items()
+    ]
+    table = pd.concat(found, ignore_index=True)
+    study.write("scores", table[table.metric.isin(METRICS)])
+    study.write("levels", pd.concat([levels_table(part) for _, part in table.groupby("rung", sort=False)]))
+    study.write("differences", baseline_differences(pd.concat([cells, table], ignore_index=True)))
+    steps = of_network["figures"]["steps"]
+    known = {
         "hpss": {},
         "nmf": {"training_seconds": of_bases["seconds"], "weights": bases.spectra.size},
-        "convtasnet": {
-            "training_seconds": of_network["seconds"],
-            "weights": sum(p.numel() for p in network.parameters()),
-            "steps": of_network["figures"]["steps"],
-        },
+        "convtasnet": {"training_seconds": of_network["seconds"], "weights": weights_of(network), "steps": steps},
         METHOD: {"training_seconds": budget, "weights": method_weights(pipeline, METHOD)},
     }
-    separations = {"hpss": hpss, "nmf": bases.separate, "convtasnet": network_separation(network)}
-    own = {name: scored(evaluation, name, separate) for name, separate in separations.items()}
-    table = pd.concat([hybrid.rows, evaluation.references(), *own.values()], ignore_index=True)
-    for name, known in times.items():
-        known["seconds_per_chunk"] = song_values(table, method=name, metric="seconds").mean()
-    study.write("scores", table)
-    study.write("differences", baseline_differences(table))
+    seconds = table[table.metric == "seconds"].groupby("method").value.mean()
     columns = ["method", "seconds_per_chunk", "training_seconds", "weights", "steps"]
-    known = pd.DataFrame([{"method": name, **row} for name, row in times.items()], columns=columns)
-    study.write("times", known.astype({"weights": "Int64", "steps": "Int64"}))
+    times = [{"method": name, "seconds_per_chunk": seconds.get(name), **row} for name, row in known.items()]
+    study.write("times", pd.DataFrame(times, columns=columns).astype({"weights": "Int64", "steps": "Int64"}))
 
 
 def scored(evaluation: Evaluation, name: str, separate: Callable[[Tensor], Tensor]) -> pd.DataFrame:
@@ -81,29 +88,31 @@ def scored(evaluation: Evaluation, name: str, separate: Callable[[Tensor], Tenso
         seconds = chunk_rows(chunks, name, "", "seconds", (time.perf_counter() - started) / len(chunks))
         return pd.concat([score_estimates(evaluation.chunks, estimates, name), seconds], ignore_index=True)
 
-    trained_on = evaluation.pipeline.method_version(METHOD)
+    trained_on = evaluation.pipeline.stems_step().folder.name
     return cached_rows(evaluation.pipeline, f"baseline-{name}", [chunks.digest, trained_on, SETTINGS], make)
 
 
 def baseline_differences(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return paired differences of SDR, dB: the first of each pair of COMPARED minus the other, the Hybrid refined.
+    """Return paired differences of SDR, dB, on each rung: the first of each pair of COMPARED minus the other, cells refined.
 
     Args:
-        scores: rows in the columns of evaluation.csv.
+        scores: rows in the columns of evaluation.csv, and `rung`.
 
     Returns:
-        method, other, source ("mean": of both), mean, low, high (95 % bootstrap interval over songs), std, n (songs).
+        rung, method, other, source ("mean": of both), mean, low, high (95 % bootstrap interval over songs), std, n (songs), median.
     """
 
-    def score(name: str, only: dict[str, str]) -> pd.Series:
-        refine = "wiener" if name == METHOD else "none"
-        return song_values(scores, method=name, refine=refine, metric="sdr", reference="real", **only)
+    def score(part: pd.DataFrame, name: str, only: dict[str, str]) -> pd.Series:
+        search = {"search": "particle", "refine": "wiener"} if name in CELLS else {"refine": "none"}
+        return by_song(rows_where(part, method=name, metric="sdr", reference="real", **search, **only))
 
     rows = []
-    for source, only in sources_of(scores).items():
-        for method, other in COMPARED:
-            change = interval_columns((score(method, only) - score(other, only)).to_numpy())
-            rows.append({"method": method, "other": other, "source": source, **change})
+    for rung, part in scores.groupby("rung", sort=False):
+        for source, only in sources_of(part).items():
+            for method, other in COMPARED:
+                change = score(part, method, only) - score(part, other, only)
+                known = {"rung": rung, "method": method, "other": other, "source": source}
+                rows.append({**known, **interval_columns(change.to_numpy()), "median": change.median()})
     return pd.DataFrame(rows)
 
 
@@ -114,6 +123,11 @@ def training_seconds(pipeline: Pipeline, method: str) -> float:
     newest = {step.label: step for step in pipeline.cache.finished()}
     steps = [*pipeline.method_steps(method), *(newest[label] for label in encoded if label in newest)]
     return sum(step.record["seconds"] for step in steps)
+
+
+def weights_of(network: nn.Module) -> int:
+    """Return the number of weights of a network."""
+    return sum(p.numel() for p in network.parameters())
 
 
 def method_weights(pipeline: Pipeline, method: str) -> int:

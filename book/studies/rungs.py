@@ -1,4 +1,4 @@
-"""Three rungs of test songs, each further from what was trained on: every cell beside a network, the untouched mixture and the ceilings.
+"""Three rungs of test songs, each further from what was trained on: every cell beside the untouched mixture and the ceilings.
 
 MiniSlakh's own songs; songs that people wrote, by SoundFonts that were trained on; the same songs by FluidR3, which was not.
 FluidR3 comes with Debian's package fluid-soundfont-gm.
@@ -10,7 +10,6 @@ from dataclasses import asdict
 from itertools import product
 
 import pandas as pd
-from baselines import METHOD, network_separation, scored, trained_tasnet, training_seconds
 from study import Study, main, sources_of
 
 from hybridsep.core.profiles import METHODS
@@ -23,19 +22,11 @@ from hybridsep.pipeline.pipeline import RUNGS
 CHUNKS = 30
 SEARCHES = ("particle", "lass-beam")
 METRICS = ("sdr", "si_sdr_improvement")
-NETWORK = "convtasnet"
 BORROWING = "-borrowing"
 
 
-def rungs(study: Study, network_minutes: str | None = None) -> None:
-    """Score the estimates of all cells on every rung, and what each ingredient is worth there.
-
-    Args:
-        network_minutes: training of the network on the same songs; as long as all of the Hybrid if not given, no network if 0.
-    """
-    study.pipeline.separator(METHOD)
-    seconds = 60 * float(network_minutes) if network_minutes else training_seconds(study.pipeline, METHOD)
-    network = trained_tasnet(study.pipeline, seconds) if seconds else None
+def rungs(study: Study) -> None:
+    """Score the estimates of all cells on every rung, and what each ingredient is worth there."""
     study.write("linearity", linearity_table(study))
     levels, gains, effects, scores = [], [], [], []
     for rung in RUNGS:
@@ -44,9 +35,6 @@ def rungs(study: Study, network_minutes: str | None = None) -> None:
         borrowed = with_borrowing(study, rung) if rung == RUNGS[0] else []
         found = pd.concat([*runs, *borrowed, evaluation.references()], ignore_index=True)
         effects.append(effects_table(found.assign(track=song_of(found.track), start_s=0.0)).assign(rung=rung))
-        if network:
-            study.notes[NETWORK] = f"{network[1]['figures']['steps']} steps in {network[1]['seconds'] / 60:.0f} minutes"
-            found = pd.concat([found, scored(evaluation, NETWORK, network_separation(network[0]))])
         found = found[found.metric.isin((*METRICS, "log_evidence"))].assign(rung=rung)
         scores.append(found)
         levels.append(levels_table(found))
@@ -90,10 +78,9 @@ def levels_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return paired differences of SDR on one rung, dB: each cell, refined, minus mixture and network, and with borrowing minus without."""
+    """Return paired differences of SDR on one rung, dB: each cell, refined, minus the mixture, and with borrowing minus without."""
     rows, part = [], _scores(table)[lambda rows: rows.metric == "sdr"]
-    others = [other for other in ("mixture", NETWORK) if (part.method == other).any()]
-    compared = [*product(SEARCHES, METHODS, others)]
+    compared = [(search, method, "mixture") for search, method in product(SEARCHES, METHODS)]
     compared += [("particle", m, m.removesuffix(BORROWING)) for m in part.method.unique() if m.endswith(BORROWING)]
     for search, method, other in compared:
         for source, only in sources_of(part).items():
@@ -120,4 +107,4 @@ def _scores(table: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    main(rungs, network_minutes="minutes that the network is trained; 0: none, without it: as long as the Hybrid")
+    main(rungs)

@@ -66,13 +66,15 @@ SMALL = {
     out_of_domain: {"SOUNDFONTS": Path("nowhere")},
     settings: {"CHUNKS": 1, "GRIDS": {kind: dict.fromkeys(grids, PAIR) for kind, grids in GRIDS.items()}},
     baselines: {
+        "CHUNKS": 2,
+        "RUNGS": ("minislakh",),
         "training_seconds": lambda *_: 2.0,
         "NMF_SECONDS": 12.0,
         "NMF_COMPONENTS": 4,
         "NMF_ITERATIONS": 20,
         "make_tasnet": lambda: ConvTasNet(2, 32, 8, msk_num_feats=8, msk_num_hidden_feats=8, msk_num_layers=2),
     },
-    rungs: {"CHUNKS": 2, "RUNGS": ("minislakh",), "training_seconds": lambda *_: 2.0},
+    rungs: {"CHUNKS": 2, "RUNGS": ("minislakh",)},
     comparisons: {"PERMUTATIONS": 5000},
 }
 SCRIPTS = [
@@ -108,6 +110,8 @@ def run(tmp_path_factory, quick_bss_eval):  # noqa: F811
         patch.setattr(repeatability, "TRAINING_PROFILE", str(profile))
 
         def command(script, out="results"):
+            if script is baselines.baselines:
+                command(rungs.rungs, out)  # whose scores it stands beside
             given = ["--profile", str(profile), "--runs", str(folder), "--out", str(folder / out)]
             with pytest.MonkeyPatch.context() as arguments:
                 arguments.setattr(sys, "argv", [f"{script.__name__}.py", *given])
@@ -327,10 +331,23 @@ def test_the_same_notes_are_played_with_the_other_soundfont(run, tmp_path, monke
 def test_baselines_are_scored_like_everything_else_and_timed(run):
     found = run(baselines.baselines)
     rows = found["scores"][(found["scores"].metric == "sdr") & (found["scores"].refine == "none")]
-    names = ("hpss", "nmf", "convtasnet", "hybrid", "mixture", "irm", "codec-plain", "codec-linear")
-    assert rows.groupby("method").size().to_dict() == dict.fromkeys(names, 4) and np.isfinite(rows.value).all()
+    assert rows.groupby("method").size().to_dict() == dict.fromkeys(baselines.OWN, 4) and np.isfinite(rows.value).all()
     times = found["times"].set_index("method")
-    assert (times.seconds_per_chunk > 0).all() and times.index[times.training_seconds.isna()].tolist() == ["hpss"]
+    assert (times.seconds_per_chunk[list(baselines.OWN)] > 0).all()
+    assert times.index[times.training_seconds.isna()].tolist() == ["hpss"]
     assert times.training_seconds.hybrid == 2 <= times.training_seconds.convtasnet < 60
     parts = [run.pipeline.vqvae("linear"), *(run.pipeline.prior("linear", name) for name in ("bass", "drums"))]
     assert times.weights.hybrid == sum(p.numel() for part in parts for p in part.parameters())
+    # Beside the recorded scores of the cells on the same songs.
+    cells = run(rungs.rungs)["scores"].query("method == 'hybrid' and search == 'particle' and refine == 'wiener'")
+    both = [part[part.metric == "sdr"].groupby("track").value.mean() for part in (cells, rows[rows.method == "hpss"])]
+    shown = found["differences"].set_index(["rung", "method", "other", "source"])["mean"]
+    assert shown["minislakh", "hybrid", "hpss", "mean"] == pytest.approx((both[0] - both[1]).mean(), abs=1e-3)
+
+
+def test_baselines_without_the_rungs_say_what_to_run(run, monkeypatch, capsys):
+    given = ["baselines.py", "--profile", "smoke", "--out", "nowhere"]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit) as stop:
+        study.main(baselines.baselines)
+    assert "run the study of the rungs first" in str(stop.value)
