@@ -214,7 +214,7 @@ def make_tasnet() -> ConvTasNet:
 
 
 def train_tasnet(stems: StemSet, seconds: float, seed: int) -> tuple[ConvTasNet, int]:
-    """Train on random mixtures for so many seconds of wall time; return the network and its steps.
+    """Train on random mixtures for so many seconds of processor time; return the network and its steps.
 
     Raises:
         HybridsepError: the loss is not finite.
@@ -222,9 +222,9 @@ def train_tasnet(stems: StemSet, seconds: float, seed: int) -> tuple[ConvTasNet,
     torch.manual_seed(seed)
     network = make_tasnet()
     optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    length, steps, started = int(CROP_SECONDS * stems.sample_rate), 0, time.monotonic()
+    length, steps, started = int(CROP_SECONDS * stems.sample_rate), 0, time.process_time()
     with tqdm(total=round(seconds), desc="Conv-TasNet", unit="s") as bar:
-        while (elapsed := time.monotonic() - started) < seconds:
+        while (elapsed := time.process_time() - started) < seconds:
             # The rate falls along a cosine of the time that is spent.
             share = min(1.0, (steps + 1) / WARMUP) * 0.5 * (1 + np.cos(np.pi * elapsed / seconds))
             optimiser.param_groups[0]["lr"] = LEARNING_RATE * share
