@@ -26,8 +26,8 @@ from hybridsep.inference.search import SEARCHES, Priors, enough_particles
 from hybridsep.kernels.resampling import stay_in_place
 from hybridsep.pipeline.pipeline import Pipeline
 
-METHODS = ("lass", "hybrid")
-SEQUENCES, SECONDS, COUNTS = 12, 3.0, (8, 32, 128)
+METHODS = ("hybrid",)
+SEQUENCES, SECONDS, COUNTS = 6, 3.0, (8, 32)
 RESAMPLED = {"particle": 0.5, "ancestral": 0.0}  # searches with a bound from above, by their threshold of resampling
 DETERMINISTIC = ("topk", "beam")
 
