@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +15,6 @@ WIDTHS = (1280, 390)  # a laptop and a telephone, in CSS pixels
 MAX_PAGE_BYTES = 6_000_000
 DURATION_TOLERANCE = 0.01  # of the expected duration
 # Pages with widgets load the widget manager from here; nothing else may leave the served folder.
-WIDGET_HOSTS = ("cdn.jsdelivr.net", "unpkg.com", "cdnjs.cloudflare.com")
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -41,22 +40,18 @@ def page_paths(site: Path) -> list[str]:
     return sorted(page.as_posix() for page in pages if "_static" not in page.parts)
 
 
-def check_page(page, url: str, allowed_hosts: Sequence[str] = ()) -> None:
+def check_page(page, url: str) -> None:
     """Open one page at each width and hold it to what the book promises.
 
     Args:
         page: playwright page, used for this check alone.
         url: address on a server that `serve` started.
-        allowed_hosts: further hosts it may load from, such as WIDGET_HOSTS for a page with widgets.
 
     Raises:
         AssertionError: lists everything that is wrong with the page.
     """
     problems: list[str] = []
-    _watch(page, url, allowed_hosts, problems)
-    for host in allowed_hosts:
-        # What a page may ask for it must also do without.
-        page.route(f"https://{host}/**", lambda route: route.abort())
+    _watch(page, url, problems)
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         page.goto(url, wait_until="load")
@@ -67,8 +62,8 @@ def check_page(page, url: str, allowed_hosts: Sequence[str] = ()) -> None:
     problems += page.evaluate(_MATHEMATICS)
     problems += page.evaluate(_ALTERNATIVES)
     problems += page.evaluate(_NAMES)
-    problems += page.evaluate(_PLAYERS, DURATION_TOLERANCE)
     for player in page.query_selector_all(".hs-stems"):
+        page.evaluate("player => { player.closest('[hidden]')?.removeAttribute('hidden'); }", player)
         problems += _stem_player_problems(page, player)
     assert not problems, f"{url}:\n  " + "\n  ".join(dict.fromkeys(problems))
 
@@ -108,16 +103,16 @@ def check_weight(site: Path, max_site_bytes: int = 60_000_000) -> None:
     assert total <= max_site_bytes, f"the site weighs {total} bytes, more than {max_site_bytes}"
 
 
-def _watch(page, url: str, allowed_hosts: Sequence[str], problems: list[str]) -> None:
+def _watch(page, url: str, problems: list[str]) -> None:
     home = urlsplit(url).netloc
 
     def on_request(request):
         parts = urlsplit(request.url)
-        if parts.scheme not in ("data", "blob") and parts.netloc != home and parts.netloc not in allowed_hosts:
+        if parts.scheme not in ("data", "blob") and parts.netloc != home:
             problems.append(f"asks {request.url[:120]}")
 
     def on_console(message):
-        if message.type == "error" and urlsplit(message.location["url"]).netloc not in allowed_hosts:
+        if message.type == "error":
             problems.append(f"console: {message.text[:300]} ({message.location['url'][:120]})")
 
     page.on("request", on_request)
@@ -148,8 +143,10 @@ def _stem_player_problems(page, player) -> list[str]:
         page.keyboard.press("Enter")
         if not _gains_reach(page, player, {other: float(other == stem) for other in stems}):
             problems.append(f"stem player {name!r}: solo of {stem} leaves {player.evaluate('p => p.gains')}")
-        solo.click()
         mute = row.query_selector(".hs-mute")
+        if mute is None:
+            continue  # one sound at a time
+        solo.click()
         mute.focus()
         heard = {True: 1.0, False: 0.0}[mute.get_attribute("aria-pressed") == "true"]
         page.keyboard.press("Space")
@@ -215,39 +212,13 @@ _MATHEMATICS = """() => {
 _ALTERNATIVES = """() => [
   ...[...document.querySelectorAll('.bd-article img')].filter((e) => !(e.alt || '').trim())
     .map((e) => 'picture without alt text: ' + e.src.slice(0, 60)),
-  ...[...document.querySelectorAll('.bd-article audio')].filter((e) => !(e.getAttribute('aria-label') || '').trim())
-    .map(() => 'player without a name'),
+  ...[...document.querySelectorAll('audio')].map(() => 'a player not of the book'),
 ]"""
 
 # Everything a keyboard reaches in a stem player has a name of its own.
 _NAMES = """() => [...document.querySelectorAll('.hs-stems')].flatMap((player) => {
-  const names = [...player.querySelectorAll('button,input,[role=img]')].map((e) => (e.getAttribute('aria-label') || '').trim());
+  const names = [...player.querySelectorAll('button,input,.hs-lane [role=img]')].map((e) => (e.getAttribute('aria-label') || '').trim());
   const twice = names.filter((name, i) => names.indexOf(name) !== i);
   return [...names.filter((name) => !name).map(() => 'stem player: a control without a name'),
           ...twice.map((name) => 'stem player: two controls named ' + name)];
 })"""
-
-_PLAYERS = """async (tolerance) => {
-  const within = (promise, ms) => Promise.race([promise, new Promise((_, no) => setTimeout(no, ms, Error('too slow')))]);
-  const problems = [];
-  for (const audio of document.querySelectorAll('audio')) {
-    const name = 'player ' + JSON.stringify(audio.getAttribute('aria-label'));
-    try {
-      if (audio.readyState < 1)
-        await within(new Promise((yes, no) => { audio.onloadedmetadata = yes; audio.onerror = no; audio.load(); }), 5000);
-      const expected = Number(audio.dataset.seconds);
-      if (!(Math.abs(audio.duration - expected) <= tolerance * expected))
-        problems.push(`${name}: ${audio.duration} s instead of ${expected} s`);
-      audio.muted = true;
-      await within(audio.play(), 5000);
-      await within(new Promise((yes) => {
-        const look = () => audio.currentTime > 0 ? yes() : setTimeout(look, 20);
-        look();
-      }), 5000);
-      audio.pause();
-    } catch (error) {
-      problems.push(`${name} does not play: ${error.message || error.type}`);
-    }
-  }
-  return problems;
-}"""

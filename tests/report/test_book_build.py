@@ -6,7 +6,10 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 from browser import check_links, check_page, check_weight, page_paths, serve
 
 from hybridsep.report.build import BookError, build_book, build_html, execute_book, execute_notebook
@@ -15,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SOUNDS = """
 import numpy as np
-from hybridsep.report.players import player_table, stem_player
+from hybridsep.report.players import chooser, listening_test, player_table, stem_player
 rate, t = 22050, np.arange(3 * 22050) / 22050
 bass = 0.6 * np.sin(2 * np.pi * 110 * t) * (1 + np.sin(2 * np.pi * 2 * t)) / 2
 drums = 0.7 * np.random.default_rng(0).normal(0, 0.3, t.size) * np.exp(-8 * (t % 0.5))
@@ -24,7 +27,15 @@ stems = {"mixture": (bass + drums) / 2, "bass": bass, "drums": drums, "Hybrid ba
 """
 STEMS = """
 groups = {"Mixture": ["mixture"], "Truth": ["bass", "drums"], "Hybrid, particle filter": ["Hybrid bass", "Hybrid drums"]}
-stem_player(stems, rate, "Test song, seconds 0 to 3", groups)
+stem_player(stems, rate, "Test song, seconds 0 to 3", groups, {"Hybrid bass": "7.9 dB"})
+"""
+LISTENING = """
+clips = {f"clip {n}": {"reference": bass, "LASS": noisy, "mixture": stems["mixture"]} for n in (1, 2)}
+listening_test(clips, rate, "Which is closer?")
+"""
+CHOOSER = """
+pages = {("one", "a"): "bass", ("one", "b"): "drums", ("two", "b"): "mixture"}
+chooser({key: stem_player({name: stems[name]}, rate, name) for key, name in pages.items()}, ("song", "letter"))
 """
 TABLE = """
 rows = [{"method": name, "bass": bass, "drums": drums, "remark": "fine" if name == "LASS" else None}
@@ -72,7 +83,9 @@ def write_book(root, *cells, toc=("chapter",)):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     progress = "import sys\nprint('noise for', 'the terminal', file=sys.stderr)\nprint('profile is', profile)"
-    root = write_book(tmp_path_factory.mktemp("book"), progress, SOUNDS, STEMS, TABLE, FIGURE, RESULTS, STEMS)
+    root = write_book(
+        tmp_path_factory.mktemp("book"), progress, SOUNDS, STEMS, TABLE, FIGURE, RESULTS, LISTENING, CHOOSER
+    )
     index = build_book("smoke", root)
     assert index == root / "_build" / "html" / "index.html"
     return index.parent
@@ -154,8 +167,8 @@ def test_a_player_stops_the_others_and_can_be_moved(site, chromium):
     first.locator(".hs-loop").click()
     first.locator(".hs-play").click()
     page.wait_for_function("document.querySelectorAll('.hs-stems')[0].position > 0.05")
-    first.locator(".hs-seek").fill("2.5")
-    assert first.evaluate("p => p.position") >= 2.5
+    moved = "p => { const seek = p.querySelector('.hs-seek'); seek.value = 2.5; seek.dispatchEvent(new Event('input')); return p.position }"
+    assert first.evaluate(moved) >= 2.5
     page.wait_for_function("document.querySelectorAll('.hs-stems')[0].position < 2")  # looped
     second.locator(".hs-play").click()
     page.wait_for_function("document.querySelectorAll('.hs-stems')[1].position > 0.05")
@@ -165,9 +178,153 @@ def test_a_player_stops_the_others_and_can_be_moved(site, chromium):
 
 @pytest.mark.slow
 @pytest.mark.browser
+def test_keys_play_choose_move_and_loop(site, chromium):
+    page = chromium.new_page()
+    page.goto((site / "book" / "chapter.html").as_uri())
+    player = page.locator(".hs-stems").first
+    heard = lambda: [name for name, gain in player.evaluate("p => p.gains").items() if gain > 0.5]  # noqa: E731
+    player.focus()
+    page.keyboard.press("2")
+    assert heard() == ["bass"]
+    page.keyboard.press("3")
+    assert heard() == ["bass", "drums"]
+    page.keyboard.press("2")
+    page.keyboard.press("3")
+    page.keyboard.press("Shift+Digit2")
+    assert heard() == ["mixture", "bass"]
+    page.keyboard.press("ArrowRight")
+    assert 0.9 < player.evaluate("p => p.position") < 1.1
+    page.keyboard.press("l")
+    assert player.locator(".hs-loop").get_attribute("aria-pressed") == "true"
+    page.keyboard.press(" ")
+    page.wait_for_function("document.querySelector('.hs-stems').position > 1.1")
+    page.keyboard.press(" ")
+    assert player.locator(".hs-play").inner_text() == "Play"
+    # The player and its first button, no more, are where the tab key stops.
+    stops = player.evaluate("p => [p, ...p.querySelectorAll('button,input')].filter((e) => e.tabIndex >= 0).length")
+    assert stops == 2
+    assert "7.9 dB" in player.inner_text()
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_one_sound_at_a_time_goes_on_where_the_other_was(site, chromium):
+    page = chromium.new_page()
+    page.goto((site / "book" / "chapter.html").as_uri())
+    table = page.locator(".hs-stems[data-one]").first
+    heard = lambda: [name for name, gain in table.evaluate("p => p.gains").items() if gain > 0.5]  # noqa: E731
+    assert (
+        heard() == ["bass (LASS)"] and table.locator(".hs-mute").count() == 0 and "remark: fine" in table.inner_text()
+    )
+    table.locator(".hs-play").click()
+    page.wait_for_function("document.querySelector('.hs-stems[data-one]').position > 0.3")
+    table.get_by_role("button", name="Hear Hybrid: drums").click()
+    page.wait_for_function("document.querySelector('.hs-stems[data-one]').gains['drums (Hybrid)'] > 0.9")
+    page.wait_for_function("document.querySelector('.hs-stems[data-one]').gains['bass (LASS)'] < 0.1")
+    assert table.evaluate("p => p.position") > 0.3
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_stems_are_downloaded_drawn_and_made_equally_loud(site, chromium):
+    page = chromium.new_page()
+    page.goto((site / "book" / "chapter.html").as_uri())
+    player = page.locator(".hs-stems").first
+    with page.expect_download() as waiting:
+        player.get_by_role("button", name="Download Truth: bass as WAV").click()
+    waiting.value.save_as(site / "bass.wav")
+    samples, rate = soundfile.read(site / "bass.wav")
+    (site / "bass.wav").unlink()
+    assert waiting.value.suggested_filename == "bass.wav" and rate == 22050
+    loudest = np.fft.rfftfreq(len(samples), 1 / rate)[np.abs(np.fft.rfft(samples)).argmax()]
+    assert len(samples) / rate == pytest.approx(3, abs=0.15) and loudest == pytest.approx(110, abs=3)
+
+    player.locator(".hs-spectra").click()
+    player.locator("canvas").first.wait_for(state="visible")
+    brightest = (
+        player.locator(".hs-stem")
+        .nth(1)
+        .locator("canvas")
+        .evaluate("""canvas => {
+      const data = canvas.getContext('2d').getImageData(100, 0, 1, canvas.height).data;
+      const light = [...Array(canvas.height).keys()].map((y) => data[4 * y] + data[4 * y + 1] + data[4 * y + 2]);
+      return 1 - light.indexOf(Math.max(...light)) / canvas.height;
+    }""")
+    )
+    # 110 Hz on a logarithmic axis from 40 Hz to half the rate.
+    assert brightest == pytest.approx(np.log(110 / 40) / np.log(11025 / 40), abs=0.06)
+
+    player.locator(".hs-play").click()
+    page.wait_for_function("document.querySelector('.hs-stems').position > 0.05")
+    player.locator(".hs-even").click()
+    player.focus()
+    for key in "23":
+        page.keyboard.press(key)
+    page.wait_for_timeout(200)
+    levels = player.evaluate("p => p.gains")
+    # The bass is louder than the drums, so it is turned down and they are not turned up.
+    assert 0 < levels["bass"] < levels["drums"] <= 1 and levels["mixture"] < 0.01
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_listening_test_is_blind_and_keeps_its_answers(site, chromium):
+    page = chromium.new_page()
+    page.goto((site / "book" / "chapter.html").as_uri())
+    test = page.locator(".hs-listening")
+    shown = test.locator(".hs-trial").inner_text()
+    assert "LASS" not in shown and "mixture" not in shown and "Sound 3" in shown
+    test.get_by_role("button", name="Sound 2").click()
+    page.wait_for_function("document.querySelector('.hs-listening').sounding")
+    for place, value in enumerate(("10", "60", "90")):
+        test.locator("input").nth(place).fill(value)
+    test.locator(".hs-next").click()
+    answers = test.evaluate("t => t.answers")
+    assert {a["system"] for a in answers} == {"reference", "LASS", "mixture"}
+    assert sorted(a["answer"] for a in answers) == ["10", "60", "90"] and not test.evaluate("t => t.sounding")
+    for row in test.locator(".hs-tally tbody tr").all():
+        system, count, mean = row.locator("td").all_inner_texts()
+        assert count == "1" and mean == next(a["answer"] for a in answers if a["system"] == system)
+
+    test.get_by_role("button", name="ABX").click()
+    for _ in range(6):
+        test.locator(".hs-vote").first.click()
+    votes = [a for a in test.evaluate("t => t.answers") if a["task"] == "abx"]
+    assert len(votes) == 6 and {a["answer"] for a in votes} <= {"right", "wrong"}
+    with page.expect_download() as waiting:
+        test.locator(".hs-csv").click()
+    waiting.value.save_as(site / "answers.csv")
+    table = pd.read_csv(site / "answers.csv")
+    (site / "answers.csv").unlink()
+    assert list(table.columns) == ["task", "clip", "system", "answer"] and len(table) == 9
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_menus_offer_what_there_is_and_show_it(site, chromium):
+    page = chromium.new_page()
+    page.goto((site / "book" / "chapter.html").as_uri())
+    chooser = page.locator(".hs-chooser")
+    song, letter = chooser.locator("select").all()
+    options = lambda menu: menu.evaluate("m => [...m.options].map((o) => o.text)")  # noqa: E731
+    title = lambda: chooser.locator(".hs-page:visible .hs-title").inner_text()  # noqa: E731
+    assert options(song) == ["one", "two"] and options(letter) == ["a", "b"] and title() == "bass"
+    letter.select_option("b")
+    assert title() == "drums"
+    song.select_option("two")
+    assert options(letter) == ["b"] and title() == "mixture"
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
 def test_check_page_notices_what_is_wrong(tmp_path, chromium):
     bad = """<html><body><article class="bd-article"><img src="missing.png"><div class="math">x</div>
-    <div style="width:3000px">wide</div><audio data-seconds="3" src="data:audio/mpeg;base64,AAAA"></audio>
+    <div style="width:3000px">wide</div><audio src="data:audio/mpeg;base64,AAAA"></audio>
     <script>undefinedFunction()</script><script src="http://192.0.2.1/x.js" async></script></article></body></html>"""
     (tmp_path / "bad.html").write_text(bad, encoding="utf-8")
     page = chromium.new_page()
@@ -178,11 +335,10 @@ def test_check_page_notices_what_is_wrong(tmp_path, chromium):
         "alt text",
         "not rendered",
         "too wide",
-        "does not play",
+        "a player not of the book",
         "script error",
         "asks http",
         "console",
-        "without a name",
     ):
         assert expected in str(caught.value)
     page.close()

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 
 import matplotlib.pyplot as plt
@@ -12,7 +13,7 @@ import soundfile
 import torch
 
 from hybridsep.report.figures import number, plot_spectrograms, results_table, show
-from hybridsep.report.players import PEAK, common_gain, mp3_bytes, player_table, stem_player
+from hybridsep.report.players import PEAK, chooser, common_gain, listening_test, mp3_bytes, player_table, stem_player
 
 RATE = 22050
 
@@ -92,12 +93,32 @@ def test_rows_with_other_columns_are_refused():
         player_table([{"n": "a", "s": tone()}, {"n": "b", "t": tone()}], RATE, "c")
 
 
+def test_rows_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="name each row"):
+        player_table([{"n": "a", "s": tone()}, {"n": "a", "s": tone()}], RATE, "c")
+
+
+def test_a_listening_test_needs_a_reference_and_something_beside_it():
+    for clips in ({}, {"clip": {"reference": tone()}}, {"clip": {"LASS": tone(), "Hybrid": tone()}}):
+        with pytest.raises(ValueError, match="'reference'"):
+            listening_test(clips, RATE, "t")
+
+
+def test_sounds_of_a_clip_keep_their_relative_levels():
+    html = listening_test({"clip": {"reference": tone(level=2.0), "other": tone(level=0.5)}}, RATE, "t").data
+    sounds = json.loads(re.search(r"hs-clips\">(.*?)</script>", html)[1])[0]["sounds"]
+    loud, quiet = (soundfile.read(io.BytesIO(base64.b64decode(sounds[n])))[0] for n in ("reference", "other"))
+    assert np.abs(loud).max() <= 1.0 and np.std(loud) / np.std(quiet) == pytest.approx(4.0, rel=0.02)
+
+
 def test_every_text_is_escaped():
     evil = '<script>alert("1")</script>\'"'
     figure, _ = plt.subplots()
     pieces = [
         player_table([{evil: evil, evil + "2": tone(), "x": evil}], RATE, evil),
-        stem_player({evil: tone(), "b": tone()}, RATE, evil, groups={evil: [evil, "b"]}),
+        stem_player({evil: tone(), "b": tone()}, RATE, evil, groups={evil: [evil, "b"]}, notes={"b": evil}),
+        listening_test({evil: {"reference": tone(), evil: tone()}}, RATE, evil),
+        chooser({(evil,): stem_player({"b": tone()}, RATE, evil)}, [evil]),
         show(figure, evil, evil),
         results_table(pd.DataFrame({evil: [evil]}), evil, evil),
     ]
@@ -145,11 +166,7 @@ def test_a_stem_is_shown_without_the_name_of_its_group():
     html = stem_player(
         {"m": tone(), "bass (LASS)": tone()}, RATE, "t", groups={"Mixture": ["m"], "LASS": ["bass (LASS)"]}
     ).data
-    assert (
-        '<span class="hs-name">bass</span>' in html
-        and 'aria-label="Solo LASS: bass"' in html
-        and 'data-stem="bass (LASS)"' in html
-    )
+    assert "</kbd> bass</span>" in html and 'aria-label="Solo LASS: bass"' in html and 'data-stem="bass (LASS)"' in html
 
 
 def test_numbers_read_as_people_write_them():

@@ -16,6 +16,7 @@ from torch import Tensor
 from hybridsep.core.profiles import load_profile, method_spec
 from hybridsep.core.records import RECORDS
 from hybridsep.evaluation.comparisons import BLIND, song_values
+from hybridsep.evaluation.metrics import sdr
 from hybridsep.inference.wiener import wiener
 from hybridsep.pipeline.evaluate import Evaluation, Run
 from hybridsep.pipeline.pipeline import Pipeline
@@ -29,6 +30,12 @@ COLOUR_NAMES = {"plain-sum": "purple", "lass": "blue", "lqvae": "green", "hybrid
 METHOD_COLOURS = {method: PALETTE[name] for method, name in COLOUR_NAMES.items()}
 SEARCH_LABELS = {"ancestral": "ancestral", "topk": "top-k", "beam": "beam", "particle": "particle filter"}
 SEARCH_LABELS |= {"lass-topk": "top-k as LASS runs it", "lass-beam": "beam as LASS runs it"}
+SEARCH_COLOURS = {
+    "ancestral": PALETTE["vermillion"],
+    "topk": PALETTE["green"],
+    "beam": PALETTE["purple"],
+    "particle": PALETTE["blue"],
+}
 KIND_COLOURS = {"plain": PALETTE["blue"], "linear": PALETTE["vermillion"]}
 # Of fewer chunks a mean says nothing about songs in general: no exact test of six differences gets below 5 %.
 SMALLEST_MEANINGFUL = 8
@@ -255,7 +262,7 @@ def estimates(evaluation: Evaluation, run: Run, refine: bool = True) -> Tensor:
 
 
 def separation_player(evaluation: Evaluation, chunk: int, stems: Mapping[str, Tensor]) -> HTML:
-    """Return a stem player of one chunk: mixture, true sources and estimates in step.
+    """Return a stem player of one chunk: mixture, true sources and estimates in step, each estimate with its SDR.
 
     Args:
         chunk: its index.
@@ -265,9 +272,17 @@ def separation_player(evaluation: Evaluation, chunk: int, stems: Mapping[str, Te
     """
     chunks = evaluation.chunks
     sounds: dict[str, Tensor] = {"mixture": chunks.mixture[chunk]}
-    groups = {"Mixture": ["mixture"]}
+    groups, notes = {"Mixture": ["mixture"]}, dict[str, str]()
     for heading, estimate in {"True sources": chunks.sources, **stems}.items():
         names = [f"{name} ({heading})" for name in chunks.names]
         groups[heading] = names
         sounds |= {name: 0.5 * estimate[p, chunk] for p, name in enumerate(names)}
-    return stem_player(sounds, chunks.sample_rate, chunk_label(evaluation, chunk), groups)
+        if heading in stems:
+            found = sdr(estimate[:, chunk].numpy(), chunks.sources[:, chunk].numpy(), chunks.sample_rate)
+            notes |= {name: f"{number(value, 1)} dB" for name, value in zip(names, found, strict=True)}
+            rest = chunks.mixture[chunk] - 0.5 * estimate[:, chunk].sum(0)
+            # Refined stems add up to the mixture; others leave something over.
+            if rest.square().mean() > 1e-4 * chunks.mixture[chunk].square().mean():
+                groups[heading] = [*names, f"left over ({heading})"]
+                sounds[f"left over ({heading})"] = rest
+    return stem_player(sounds, chunks.sample_rate, chunk_label(evaluation, chunk), groups, notes)

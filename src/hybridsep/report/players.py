@@ -1,4 +1,4 @@
-"""Audio players for the book: tables of them, and a synchronised player for the stems of one mixture.
+"""The audio player of the book: for the stems of one mixture, and for one sound at a time.
 
 Sounds, style and script travel inside the page, so that it also plays from a file and without a network.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile
 from IPython.display import HTML
+from markupsafe import Markup
 
 from hybridsep.report.templates import render
 
@@ -24,30 +25,45 @@ _next_id = count(1)
 
 
 def player_table(rows: Sequence[Mapping[str, Any]], sample_rate: int, caption: str) -> HTML:
-    """Return a table of players at one common gain.
+    """Return a player of one sound at a time, to compare many at the same place.
 
     Args:
         rows: one mapping of column heading to cell for each row. The first cell is text and names the row; of the
-            others a string is shown as text, None as a dash, anything else is a waveform [T].
+            others a string is shown beside it, None as nothing, anything else is a waveform [T].
         sample_rate: Hz.
         caption: what to listen for; LaTeX between \\( and \\) is typeset.
 
     Raises:
-        ValueError: no rows, headings that differ between rows, or a waveform that `mono` refuses.
+        ValueError: no rows, two of one name, headings that differ, or a waveform that `mono` refuses.
     """
     if not rows:
         raise ValueError("player_table needs at least one row")
     headings = list(rows[0])
-    lines = [_line(number, row, headings) for number, row in enumerate(rows)]
-    gain = common_gain([cell for line in lines for cell in line if not isinstance(cell, str)])
-    shown = [[cell if isinstance(cell, str) else _sound(cell, sample_rate, gain) for cell in line] for line in lines]
-    return HTML(render("table.html", headings=headings, lines=shown, caption=caption))
+    groups: dict[str, list[str]] = {}
+    sounds: dict[str, Any] = {}
+    texts: dict[str, str] = {}
+    for number, row in enumerate(rows):
+        if list(row) != headings:
+            raise ValueError(f"row {number} of the player table has columns {list(row)}, the first has {headings}")
+        name, *cells = row.values()
+        if not isinstance(name, str) or name in groups:
+            raise ValueError(f"the first column must name each row by itself, row {number} has {name!r}")
+        named = list(zip(headings[1:], cells, strict=True))
+        texts[name] = ", ".join(f"{heading}: {cell}" for heading, cell in named if isinstance(cell, str))
+        heard = {f"{h} ({name})": cell for h, cell in named if cell is not None and not isinstance(cell, str)}
+        sounds |= heard
+        groups[name] = list(heard)
+    return _player(sounds, sample_rate, caption, groups, texts=texts, one=True)
 
 
 def stem_player(
-    stems: Mapping[str, Any], sample_rate: int, title: str, groups: Mapping[str, Sequence[str]] | None = None
+    stems: Mapping[str, Any],
+    sample_rate: int,
+    title: str,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> HTML:
-    """Return a synchronised player: every stem keeps the same position while stems are soloed and muted.
+    """Return a player in which every stem keeps the same position while stems are soloed and muted.
 
     Args:
         stems: name to waveform [T], all of one length; all are played at one common gain.
@@ -57,6 +73,7 @@ def stem_player(
             in exactly one group. The first group is heard at the start, the others are muted, and each gets a button
             that plays it alone. Without groups all stems are heard. A name that ends with its group in parentheses,
             as in "bass (Hybrid)", is shown without it.
+        notes: name to what stands beside it, such as its score.
 
     Raises:
         ValueError: no stems, lengths that differ, stems missing from the groups, or a waveform that `mono`
@@ -66,29 +83,87 @@ def stem_player(
     """
     if not stems:
         raise ValueError("stem_player needs at least one stem")
-    sounds = {name: mono(waveform, name) for name, waveform in stems.items()}
-    lengths = {name: len(sound) for name, sound in sounds.items()}
+    lengths = {name: len(mono(waveform, name)) for name, waveform in stems.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"stems of one player must have one length in samples, got {lengths}")
-    members = {"": list(sounds)} if groups is None else {name: list(names) for name, names in groups.items()}
+    members = {"": list(stems)} if groups is None else {name: list(names) for name, names in groups.items()}
     named = [name for names in members.values() for name in names]
-    if sorted(named) != sorted(sounds):
-        raise ValueError(f"groups must name every stem once: stems {sorted(sounds)}, groups {sorted(named)}")
+    if sorted(named) != sorted(stems):
+        raise ValueError(f"groups must name every stem once: stems {sorted(stems)}, groups {sorted(named)}")
+    return _player(stems, sample_rate, title, members, notes or {})
 
-    # A group sounds together, so its sum must not clip either.
-    sums = [np.sum([sounds[name] for name in names], axis=0) for names in members.values() if names]
-    gain, tallest = common_gain([*sounds.values(), *sums]), max(np.abs(s).max() for s in sounds.values())
+
+def _player(
+    stems: Mapping[str, Any],
+    sample_rate: int,
+    title: str,
+    groups: Mapping[str, Sequence[str]],
+    notes: Mapping[str, str] = {},  # noqa: B006 (nobody changes it)
+    texts: Mapping[str, str] = {},  # noqa: B006
+    one: bool = False,
+) -> HTML:
+    sounds = {name: mono(waveform, name) for name, waveform in stems.items()}
+    # A group that sounds together must not clip either.
+    together = [np.sum([sounds[name] for name in names], axis=0) for names in groups.values() if names and not one]
+    gain, tallest = common_gain([*sounds.values(), *together]), max(np.abs(s).max() for s in sounds.values())
     shown = {
         group: [
-            {"name": name, "shown": name.removesuffix(f" ({group})"), "outline": _outline(sounds[name], tallest)}
-            | _sound(sounds[name], sample_rate, gain)
+            {
+                "name": name,
+                "shown": name.removesuffix(f" ({group})"),
+                "note": notes.get(name, ""),
+                "outline": _outline(sounds[name], tallest),
+                "mp3": _mp3_text(sounds[name], sample_rate, gain),
+            }
             for name in names
         ]
-        for group, names in members.items()
+        for group, names in groups.items()
     }
-    seconds = next(iter(lengths.values())) / sample_rate
+    seconds = max(map(len, sounds.values())) / sample_rate
     values = {"title": title, "groups": shown, "number": next(_next_id), "seconds": seconds, "bins": WAVEFORM_BINS}
-    return HTML(render("stems.html", **values))
+    texts = {group: texts.get(group, "") for group in groups}
+    return HTML(render("stems.html", **values, sample_rate=sample_rate, texts=texts, one=one))
+
+
+def listening_test(
+    clips: Mapping[str, Mapping[str, Any]], sample_rate: int, title: str, reference: str = "reference"
+) -> HTML:
+    """Return a blind listening test in the page: rating after MUSHRA (ITU-R BS.1534) and ABX, with a tally and its download.
+
+    Args:
+        clips: name of a clip -> name of a sound -> waveform [T]; the sounds of a clip are played at one gain.
+        sample_rate: Hz.
+        title: heading.
+        reference: the sound of each clip that the others are compared with.
+
+    Raises:
+        ValueError: no clips, a clip without the reference or with nothing beside it, or a waveform that `mono` refuses.
+    """
+    if not clips or any(reference not in sounds or len(sounds) < 2 for sounds in clips.values()):
+        raise ValueError(f"every clip needs the sound '{reference}' and another one")
+    shown = [
+        {
+            "name": name,
+            "reference": reference,
+            "sounds": {
+                label: _mp3_text(mono(sound, label), sample_rate, common_gain(list(sounds.values())))
+                for label, sound in sounds.items()
+            },
+        }
+        for name, sounds in clips.items()
+    ]
+    return HTML(render("listening.html", clips=shown, sample_rate=sample_rate, title=title, number=next(_next_id)))
+
+
+def chooser(pages: Mapping[tuple[str, ...], HTML], names: Sequence[str]) -> HTML:
+    """Return menus that show one of many pages, without a kernel or a network.
+
+    Args:
+        pages: what to choose in each menu -> page.
+        names: of the menus.
+    """
+    shown = {key: Markup(page.data) for key, page in pages.items()}
+    return HTML(render("chooser.html", pages=shown, names=names, number=next(_next_id)))
 
 
 def common_gain(waveforms: Sequence[Any]) -> float:
@@ -120,19 +195,8 @@ def mono(waveform: Any, label: str) -> np.ndarray:
     return samples
 
 
-def _line(number: int, row: Mapping[str, Any], headings: Sequence[str]) -> list[str | np.ndarray]:
-    """Return the cells of a row: its name, then texts and waveforms."""
-    if list(row) != headings:
-        raise ValueError(f"row {number} of the player table has columns {list(row)}, the first has {headings}")
-    name, *cells = ("–" if cell is None else cell for cell in row.values())
-    if not isinstance(name, str):
-        raise ValueError(f"the first column must be text, row {number} has {type(name).__name__}")
-    return [name, *(cell if isinstance(cell, str) else mono(cell, f"row {number}, {name}") for cell in cells)]
-
-
-def _sound(samples: np.ndarray, sample_rate: int, gain: float) -> dict[str, Any]:
-    mp3 = base64.b64encode(mp3_bytes(samples, sample_rate, gain)).decode("ascii")
-    return {"seconds": len(samples) / sample_rate, "mp3": mp3}
+def _mp3_text(samples: np.ndarray, sample_rate: int, gain: float) -> str:
+    return base64.b64encode(mp3_bytes(samples, sample_rate, gain)).decode("ascii")
 
 
 def _outline(samples: np.ndarray, tallest: float) -> str:
