@@ -42,6 +42,12 @@ rows = [{"method": name, "bass": bass, "drums": drums, "remark": "fine" if name 
         for name in ("LASS", "LQ-VAE", "Hybrid")]
 player_table(rows, rate, "Three methods; the noise \\\\(\\\\sigma\\\\) differs.")
 """
+LINES = """
+import matplotlib.pyplot as plt
+figure, axis = plt.subplots()
+axis.plot([1, 2])
+show(figure, "A line.", "A rising line.")
+"""
 FIGURE = """
 from hybridsep.report.figures import plot_spectrograms, results_table, show, use_style
 use_style()
@@ -84,7 +90,7 @@ def write_book(root, *cells, toc=("chapter",)):
 def site(tmp_path_factory):
     progress = "import sys\nprint('noise for', 'the terminal', file=sys.stderr)\nprint('profile is', profile)"
     root = write_book(
-        tmp_path_factory.mktemp("book"), progress, SOUNDS, STEMS, TABLE, FIGURE, RESULTS, LISTENING, CHOOSER
+        tmp_path_factory.mktemp("book"), progress, SOUNDS, STEMS, TABLE, FIGURE, LINES, RESULTS, LISTENING, CHOOSER
     )
     index = build_book("smoke", root)
     assert index == root / "_build" / "html" / "index.html"
@@ -317,6 +323,20 @@ def test_menus_offer_what_there_is_and_show_it(site, chromium):
     assert title() == "drums"
     song.select_option("two")
     assert options(letter) == ["b"] and title() == "mixture"
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme, filtered", [("light", False), ("dark", True)])
+def test_dark_systems_get_dark_pages_and_drawings(site, chromium, scheme, filtered):
+    page = chromium.new_page(color_scheme=scheme)
+    page.goto((site / "book" / "chapter.html").as_uri())
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    filters = page.evaluate("[...document.querySelectorAll('.hs-drawing')].map((e) => getComputedStyle(e).filter)")
+    assert len(filters) == 1 and all(("invert" in of) == filtered for of in filters)
+    # A spectrogram keeps its colours.
+    assert page.evaluate("getComputedStyle(document.querySelector('.hs-picture')).filter") == "none"
     page.close()
 
 

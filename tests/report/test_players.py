@@ -169,6 +169,12 @@ def test_a_stem_is_shown_without_the_name_of_its_group():
     assert "</kbd> bass</span>" in html and 'aria-label="Solo LASS: bass"' in html and 'data-stem="bass (LASS)"' in html
 
 
+def test_doubt_shades_the_place_it_belongs_to():
+    html = stem_player({"a": tone(), "b": tone()}, RATE, "t", doubts={"b": [0.0, 2.0, 0.5]}).data
+    assert html.count("linear-gradient") == 1
+    assert "rgba(213,94,0,0.00),rgba(213,94,0,0.70),rgba(213,94,0,0.35)" in html[html.index('data-stem="b"') :]
+
+
 def test_numbers_read_as_people_write_them():
     assert [number(v) for v in (-0.001, -1.5, 1234.5, float("inf"))] == [
         "0.00",

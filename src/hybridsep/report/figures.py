@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import HTML
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from pandas.api.types import is_numeric_dtype
 
@@ -91,6 +92,8 @@ def show(figure: Figure, caption: str, alt: str, provenance: str = "") -> HTML:
     """
     if not caption.strip() or not alt.strip():
         raise ValueError("a figure of the book needs a caption and an alt text")
+    # Colours of a picture mean something; those of a drawing are turned over on dark pages.
+    picture_like = any(axis.images or any(isinstance(c, QuadMesh) for c in axis.collections) for axis in figure.axes)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     plt.close(figure)
@@ -100,7 +103,8 @@ def show(figure: Figure, caption: str, alt: str, provenance: str = "") -> HTML:
     width = int.from_bytes(picture[16:20], "big")  # from the PNG's header
     sizes = {"width": width, "least": min(width, MIN_WIDTH)}
     words = {"caption": caption, "alt": alt, "provenance": provenance}
-    return HTML(render("figure.html", png=base64.b64encode(picture).decode("ascii"), **sizes, **words))
+    kind = "hs-picture" if picture_like else "hs-drawing"
+    return HTML(render("figure.html", kind=kind, png=base64.b64encode(picture).decode("ascii"), **sizes, **words))
 
 
 def results_table(table: pd.DataFrame, caption: str, provenance_line: str, decimals: int = 2) -> HTML:

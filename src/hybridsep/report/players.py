@@ -62,6 +62,7 @@ def stem_player(
     title: str,
     groups: Mapping[str, Sequence[str]] | None = None,
     notes: Mapping[str, str] | None = None,
+    doubts: Mapping[str, Sequence[float]] | None = None,
 ) -> HTML:
     """Return a player in which every stem keeps the same position while stems are soloed and muted.
 
@@ -74,6 +75,7 @@ def stem_player(
             that plays it alone. Without groups all stems are heard. A name that ends with its group in parentheses,
             as in "bass (Hybrid)", is shown without it.
         notes: name to what stands beside it, such as its score.
+        doubts: name to values from 0 to 1, evenly over time, which shade its waveform.
 
     Raises:
         ValueError: no stems, lengths that differ, stems missing from the groups, or a waveform that `mono`
@@ -90,7 +92,7 @@ def stem_player(
     named = [name for names in members.values() for name in names]
     if sorted(named) != sorted(stems):
         raise ValueError(f"groups must name every stem once: stems {sorted(stems)}, groups {sorted(named)}")
-    return _player(stems, sample_rate, title, members, notes or {})
+    return _player(stems, sample_rate, title, members, notes or {}, doubts or {})
 
 
 def _player(
@@ -99,6 +101,7 @@ def _player(
     title: str,
     groups: Mapping[str, Sequence[str]],
     notes: Mapping[str, str] = {},  # noqa: B006 (nobody changes it)
+    doubts: Mapping[str, Sequence[float]] = {},  # noqa: B006
     texts: Mapping[str, str] = {},  # noqa: B006
     one: bool = False,
 ) -> HTML:
@@ -112,6 +115,7 @@ def _player(
                 "name": name,
                 "shown": name.removesuffix(f" ({group})"),
                 "note": notes.get(name, ""),
+                "shade": _shade(doubts.get(name, ())),
                 "outline": _outline(sounds[name], tallest),
                 "mp3": _mp3_text(sounds[name], sample_rate, gain),
             }
@@ -193,6 +197,14 @@ def mono(waveform: Any, label: str) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise ValueError(f"{label}: {int((~np.isfinite(samples)).sum())} of {samples.size} samples are NaN or infinite")
     return samples
+
+
+def _shade(doubts: Sequence[float]) -> str:
+    """Return CSS that shades a lane, the more the greater the doubt at that place; "" without any."""
+    if not len(doubts):
+        return ""
+    shades = (f"rgba(213,94,0,{0.7 * min(1.0, max(0.0, float(doubt))):.2f})" for doubt in doubts)
+    return f"background:linear-gradient(to right,{','.join(shades)})"
 
 
 def _mp3_text(samples: np.ndarray, sample_rate: int, gain: float) -> str:
