@@ -47,7 +47,7 @@ def effects() -> dict[str, dict]:
 
 def scores() -> dict[str, dict]:
     """Blind SDR, refined where something was separated, particle filter: "sdr.RUNG.SIGNAL.SOURCE"."""
-    table = pd.read_csv(RESULTS / "rungs" / "levels.csv")
+    table = pd.concat([pd.read_csv(RESULTS / study / "levels.csv") for study in ("rungs", "baselines")])
     rows = table[(table.metric == "sdr") & table.search.fillna("particle").eq("particle")]
     rows = rows[(rows.refine == "wiener") | rows.search.isna()]
     return {
