@@ -6,7 +6,6 @@ Source of the plucked string: Karplus & Strong 1983, "Digital synthesis of pluck
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +42,10 @@ Sound = Callable[[int, np.ndarray, np.ndarray], np.ndarray]  # (key, seconds [T]
 
 
 def random_voice(stem: str, kind: str, soundfonts: tuple[Path, ...], rate: int, draw: Generator) -> Voice:
-    """Draw a voice.
+    """Draw a voice of a kind in `TIMBRES`.
 
-    Args:
-        stem: "bass" or "drums".
-        kind: one of `TIMBRES`. "changed": envelopes, filter, tuning and start of a SoundFont's samples; "layered": two
-            voices at once; "other": an instrument that is no bass; "mixed": each part of the kit from elsewhere.
+    "changed": envelopes, filter, tuning and start of a SoundFont's samples; "layered": two voices at once; "other": an instrument that
+    is no bass; "mixed": each part of the kit from elsewhere.
     """
     if stem == "drums":
         parts = {group: _drum(group, kind, soundfonts, rate, draw) for group in GROUPS}
@@ -96,7 +93,7 @@ def _layered(first: Voice, second: Voice, share: float) -> Voice:
         samples = np.zeros(max(len(one.samples), len(two.samples)), dtype=np.float32)
         samples[: len(one.samples)] += one.samples
         samples[: len(two.samples)] += share * as_loud_as(one.samples, two.samples)
-        return replace(one, samples=samples)
+        return one._replace(samples=samples)
 
     return layered
 
@@ -112,7 +109,7 @@ def _drum(group: str, kind: str, soundfonts: tuple[Path, ...], rate: int, draw: 
 
     def balanced(*strike) -> Tone | None:
         tone = voice(*strike)
-        return tone and replace(tone, samples=tone.samples * np.float32(gain))
+        return tone and tone._replace(samples=tone.samples * np.float32(gain))
 
     return balanced
 
