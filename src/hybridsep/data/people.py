@@ -58,12 +58,8 @@ FLUID = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
 def make_people(out: Path, recipe: Recipe, source: Path | None = None, split: str | None = None) -> Made:
     """Render Freedoom's songs, with TimGM6mb and Merlin where the recipe has no SoundFonts; what an earlier run has finished is kept.
 
-    Args:
-        source: a .wad file, a folder of them (Debian's package has them in /usr/share/games/doom), or the wheel; fetched if None.
-        split: make the songs of this split only; all if None.
-
-    Raises:
-        HybridsepError: as `make_songs`; or a source without songs, a wheel that is not the pinned one, or no way to fetch it.
+    `source` is a .wad file, a folder of them (Debian's package has them in /usr/share/games/doom), or the wheel; fetched if None.
+    HybridsepError as `make_songs`, or for a source without songs, a wheel that is not the pinned one, or no way to fetch it.
     """
     wads = _read_source(source)
     recipe = replace(recipe, soundfonts=recipe.soundfonts or training_soundfonts())

@@ -70,11 +70,7 @@ def track_sources(track: Track, source_classes: dict[str, str]) -> dict[str, lis
 
 
 def load_source(track: Track, inst_class: str, sample_rate: int) -> np.ndarray:
-    """Sum all stems of one of Slakh's instrument classes at `sample_rate` Hz, mono float32 [samples], as long as the longest.
-
-    Raises:
-        HybridsepError: the track has no such stem, or a file is not audio or holds values that are not finite.
-    """
+    """Sum all stems of one of Slakh's instrument classes, float32 [samples] as long as the longest; HybridsepError without any."""
     stems = [stem for stem in track.stems if stem.inst_class == inst_class]
     if not stems:
         raise HybridsepError(f"{track.path} has no stem of class {inst_class!r}")

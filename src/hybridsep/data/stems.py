@@ -108,13 +108,8 @@ def build_stems(
 
     A track's sources are scaled together so that their mixture has the RMS level MIXTURE_RMS, as any mixture to separate will be.
 
-    Args:
-        roots: data sets in Slakh's layout, one after the other.
-        effects: share of the stems of split "train" that a random sound effect is laid on, each by itself; see `vary`.
-        seed: of the effects; a track's depend on its name besides, and on no other track.
-
-    Raises:
-        HybridsepError: no track of the split has all sources.
+    On a share `effects` of the stems of split "train" a random sound effect is laid, each by itself (see `vary`), drawn from `seed` and
+    the track's name. HybridsepError if no track of the split has all sources.
     """
     found = [track for root in roots for track in read_tracks(root, split)]
     tracks = [track for track in found if all(track_sources(track, sources).values())]

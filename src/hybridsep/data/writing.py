@@ -45,10 +45,8 @@ def write_track(
 ) -> None:
     """Write one track and its mix in a temporary folder, and move it into place whole.
 
-    Args:
-        stems: mono float32 [samples] each, written as S00, S01, ... in 16-bit FLAC.
-        scores: symusic scores by names such as "MIDI/S00".
-        describe: what metadata.yaml says besides where files lie, given the gain of the mix.
+    `stems`, mono float32 [samples] each, are written as S00, S01, ... in 16-bit FLAC, `scores` of symusic by names such as "MIDI/S00";
+    `describe` returns what metadata.yaml says besides where files lie, given the gain of the mix.
     """
     mix = np.add.reduce(stems)
     gain = min(1.0, PEAK / max(float(np.abs(mix).max()), 1e-9))
