@@ -78,21 +78,18 @@ def load_soundfont(file: Path | None = None) -> SoundFont:
             raise HybridsepError(f"{file} is no SoundFont: expected an .sf2 file, which begins with RIFF and sfbk")
         data = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
     try:
-        return _read_tables(dict(_riff_chunks(data, 12, len(data))))
+        chunks = dict(_riff_chunks(data, 12, len(data)))
+        names = list(struct.iter_unpack("<20sHHHIII", chunks["phdr"]))
+        zones = _read_zones(chunks["pbag"], chunks["pgen"], [row[3] for row in names])
+        presets = {(row[2], row[1]): zone for row, zone in zip(names, zones, strict=False)}
+        starts = [row[1] for row in struct.iter_unpack("<20sH", chunks["inst"])]
+        instruments = _read_zones(chunks["ibag"], chunks["igen"], starts)
+        headers = list(struct.iter_unpack("<20sIIIIIBbHH", chunks["shdr"]))
+        waves = np.frombuffer(chunks["smpl"], dtype="<i2", count=len(chunks["smpl"]) // 2)
     except KeyError as missing:
         raise HybridsepError(f"{file} is no whole SoundFont: it lacks {missing}") from None
     except (struct.error, IndexError, ValueError) as error:
         raise HybridsepError(f"{file} is no SoundFont that can be played: {error}") from None
-
-
-def _read_tables(chunks: dict[str, memoryview]) -> SoundFont:
-    names = list(struct.iter_unpack("<20sHHHIII", chunks["phdr"]))
-    zones = _read_zones(chunks["pbag"], chunks["pgen"], [row[3] for row in names])
-    presets = {(row[2], row[1]): zone for row, zone in zip(names, zones, strict=False)}
-    starts = [row[1] for row in struct.iter_unpack("<20sH", chunks["inst"])]
-    instruments = _read_zones(chunks["ibag"], chunks["igen"], starts)
-    headers = list(struct.iter_unpack("<20sIIIIIBbHH", chunks["shdr"]))
-    waves = np.frombuffer(chunks["smpl"], dtype="<i2", count=len(chunks["smpl"]) // 2)
     return SoundFont(waves, headers, presets, instruments)
 
 
@@ -108,8 +105,7 @@ def presets(soundfont: Path) -> dict[str, list[int]]:
 
 def own_soundfont() -> Path:
     """Return TimGM6mb.sf2 of pretty_midi, which MiniSlakh is played with; FileNotFoundError without pretty_midi."""
-    # find_spec, as importing pretty_midi takes a second in every worker
-    package = find_spec("pretty_midi")
+    package = find_spec("pretty_midi")  # importing it takes a second in every worker
     if package is None or package.origin is None:
         raise FileNotFoundError("MiniSlakh plays the SoundFont that comes with pretty_midi: pip install pretty_midi")
     return Path(package.origin).parent / "TimGM6mb.sf2"
@@ -236,15 +232,6 @@ def _closed(x: np.ndarray, cents: float, rate: int) -> np.ndarray:
     return x if hertz > 0.45 * rate else low_pass(x, rate, round(max(hertz, 40.0), 2))
 
 
-def release(samples: np.ndarray, held: int, seconds: float, rate: int) -> np.ndarray:
-    """Fade a note after `held` samples; `seconds` is the time for 100 dB, as in the SoundFont standard."""
-    tail = min(len(samples), held + round(max(0.02, seconds) * rate))
-    samples = samples[:tail].copy()
-    after = np.arange(max(0, tail - held), dtype=np.float32)
-    samples[held:] *= np.float32(10.0) ** (after * np.float32(-5.0 / (max(0.02, seconds) * rate)))
-    return samples
-
-
 class Note(NamedTuple):
     """One note: seconds, General MIDI key, velocity 1 to 127, gain of the volume controls, (second, semitones) of the pitch wheel."""
 
@@ -287,10 +274,8 @@ def play(
 ) -> np.ndarray:
     """Add up the notes of one part, mono float32 [seconds * rate]; drums ring on, and a closing hat damps the open one.
 
-    Args:
-        lengths: seconds that tones come in, so that notes can share them.
-        stretch: how much longer a tone is at least than its note, a factor.
-        damping: seconds of an extra exponential decay on every note; 0 for none.
+    Tones come in so many `lengths` in seconds, so that notes can share them, and are at least `stretch` times as long as their notes;
+    `damping` is the seconds of an extra exponential decay on every note, 0 for none.
     """
     out = np.zeros(round(seconds * rate), dtype=np.float32)
     ringing: dict[int, tuple[int, np.ndarray]] = {}
@@ -302,8 +287,11 @@ def play(
         if tone is None or start >= len(out):
             continue
         samples = tone.samples * np.float32(note.gain * (note.velocity / 127) ** 2)
-        if not drums:
-            samples = release(samples, round(note.duration * rate), tone.release, rate)
+        if not drums:  # it falls by 100 dB in the release time, as in the SoundFont standard
+            held, fading = round(note.duration * rate), max(0.02, tone.release) * rate
+            samples = samples[: held + round(fading)]
+            after = np.arange(max(0, len(samples) - held), dtype=np.float32)
+            samples[held:] *= np.float32(10.0) ** (after * np.float32(-5.0 / fading))
         if damping:
             samples = samples * np.exp(np.arange(len(samples), dtype=np.float32) / np.float32(-damping * rate))
         if tone.exclusive in ringing:  # what would still sound of the earlier is taken back, with a fade of 15 ms

@@ -145,7 +145,7 @@ def _oscillators(draw: Generator) -> Sound:
         return np.interp(hertz * times % 1, np.arange(1025) / 1024, np.append(cycle, cycle[0]))
 
     def sound(key: int, t: np.ndarray, _: np.ndarray) -> np.ndarray:
-        hertz, rate, closing = _hertz(key), 1 / t[1], np.exp(-t / falling)
+        hertz, rate, closing = 440 * 2 ** ((key - 69) / 12), 1 / t[1], np.exp(-t / falling)
         x = wave(hertz, t) + share * wave(hertz * ratio, t)
         low, high = (sosfilt(_resonance(hertz * settled * by, rate, quality), x) for by in (1.0, opened))
         return 0.2 * (low + (high - low) * closing) * np.exp(-t / lasting)
@@ -159,7 +159,7 @@ def _plucked(draw: Generator) -> Sound:
     half_life = draw.uniform(0.2, 2.0)
 
     def sound(key: int, t: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        hertz, rate = _hertz(key), 1 / t[1]
+        hertz, rate = 440 * 2 ** ((key - 69) / 12), 1 / t[1]
         length, part = divmod(rate / hertz - 1, 1)  # the loop's own low-pass delays by a sample
         burst = np.where(np.arange(len(t)) < length, noise, 0.0)
         cutoff = min(dull * hertz, 0.4 * rate)
@@ -187,10 +187,6 @@ def _struck(group: str, draw: Generator) -> Sound:
         return high_pass(mixed, 1 / t[1], min(lowest, 0.3 / t[1]))
 
     return sound
-
-
-def _hertz(key: int) -> float:
-    return 440 * 2 ** ((key - 69) / 12)
 
 
 def _resonance(hertz: float, rate: float, quality: float, decibels: float | None = None) -> np.ndarray:

@@ -40,25 +40,16 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class Sound:
-    """How one stem is rendered: a player's instrument and a mixing desk's knobs.
+    """How one stem is rendered: a player's instrument and a mixing desk's knobs."""
 
-    Attributes:
-        level_dbfs: root mean square aimed at, dBFS.
-        brightness: tilt, dB between the lowest and the highest octaves.
-        drive: soft saturation, dB of gain into it; 0 for none.
-        room_seconds, room_wet: decay time of a short room and its share, 0 to 1.
-        damping: seconds of an extra exponential decay on every note; 0 for none.
-        tuning, balance_db: semitones and gain by voice group (kick, snare, toms, hats, cymbals, percussion; bass; piano).
-    """
-
-    level_dbfs: float
-    brightness: float
-    drive: float
-    room_seconds: float
-    room_wet: float
-    damping: float
-    tuning: tuple[tuple[str, float], ...]
-    balance_db: tuple[tuple[str, float], ...]
+    level_dbfs: float  # root mean square aimed at
+    brightness: float  # tilt, dB between the lowest and the highest octaves
+    drive: float  # dB of gain into a soft saturation; 0 for none
+    room_seconds: float  # decay time of a short room
+    room_wet: float  # its share, 0 to 1
+    damping: float  # seconds of an extra exponential decay on every note; 0 for none
+    tuning: tuple[tuple[str, float], ...]  # semitones by voice group: kick, snare, toms, hats, ..., bass or piano
+    balance_db: tuple[tuple[str, float], ...]  # gain by the same groups
 
 
 class Part(NamedTuple):
@@ -102,11 +93,7 @@ class Feel(NamedTuple):
 class Groove(NamedTuple):
     """One section's choices, grids as probabilities [steps]; `timekeeper` is the percussion key keeping time."""
 
-    kick: np.ndarray
-    snare: np.ndarray
-    ghost: np.ndarray
-    time: np.ndarray
-    open: np.ndarray
+    grids: dict[str, np.ndarray]  # kick, snare, ghost, time and open, as in Style
     extra: tuple[tuple[int, np.ndarray], ...]
     timekeeper: int
     kick_key: int
@@ -141,11 +128,7 @@ class Hit(NamedTuple):
 
 
 def compose_song(seed: int, index: int, seconds: float) -> Song:
-    """Compose song `index` >= 0 of the collection `seed` >= 0, at least 1 second long; it depends on no other song.
-
-    Raises:
-        ValueError: senseless arguments.
-    """
+    """Compose song `index` >= 0 of the collection `seed` >= 0, at least 1 second long; it depends on no other song."""
     if seed < 0 or index < 0 or not seconds >= 1:
         raise ValueError(f"a song takes seed and index >= 0 and seconds >= 1, got {seed}, {index} and {seconds}")
     rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(index,)))
@@ -283,14 +266,17 @@ def _grid(text: str, steps: int) -> np.ndarray:
     return np.array(digits or [0] * steps) / 9
 
 
+def _settled(text: str, feel: Feel, rng: Generator) -> np.ndarray:
+    """Decide each uncertain step of a grid for a whole section, keeping a remnant of doubt for the single bar."""
+    chances = _grid(text, feel.steps)
+    sure = (rng.random(len(chances)) < chances).astype(float)
+    return np.where((chances > 0) & (chances < 1), 0.12 + 0.76 * sure, sure)
+
+
 def _draw_groove(style: Style, feel: Feel, rng: Generator, sparse: bool = False) -> Groove:
     """Choose a section's variants and settle most of their chances, so that its bars resemble each other."""
-
-    def settled(text: str) -> np.ndarray:
-        return _settle(_grid(str(text), feel.steps), rng)
-
     timekeeper, time_grid = style.time[rng.integers(len(style.time))]
-    kick = settled(rng.choice(style.kick))
+    kick = _settled(rng.choice(style.kick), feel, rng)
     if rng.random() < 0.25:  # a pattern of this drummer's own: one kick is pushed by a step
         place = int(rng.integers(1, feel.steps))
         kick[place], kick[place - 1] = kick[place - 1], kick[place]
@@ -298,12 +284,14 @@ def _draw_groove(style: Style, feel: Feel, rng: Generator, sparse: bool = False)
     chosen = rng.permutation(len(style.extra))[:count]
     rhythm, pitches = str(rng.choice(style.lines)).split("/")
     return Groove(
-        kick=kick * (rng.random() < 0.4) if sparse else kick,
-        snare=settled(rng.choice(style.snare)) * (not sparse),
-        ghost=_grid(style.ghost, feel.steps) * rng.choice([0, 0.5, 1, 1.5]),
-        time=settled(time_grid) * (1 if rng.random() < 0.9 else 0.7),
-        open=_grid(style.open, feel.steps) * rng.choice([0, 0.6, 1, 1.4]),
-        extra=tuple((style.extra[i][0], settled(style.extra[i][1])) for i in chosen),
+        grids={
+            "kick": kick * (rng.random() < 0.4) if sparse else kick,
+            "snare": _settled(rng.choice(style.snare), feel, rng) * (not sparse),
+            "ghost": _grid(style.ghost, feel.steps) * rng.choice([0, 0.5, 1, 1.5]),
+            "time": _settled(time_grid, feel, rng) * (1 if rng.random() < 0.9 else 0.7),
+            "open": _grid(style.open, feel.steps) * rng.choice([0, 0.6, 1, 1.4]),
+        },
+        extra=tuple((key, _settled(grid, feel, rng)) for key, grid in (style.extra[i] for i in chosen)),
         timekeeper=timekeeper,
         kick_key=int(rng.choice([gm.KICK, gm.KICK, gm.KICK_2])),
         snare_key=int(rng.choice(style.snares)),
@@ -312,12 +300,6 @@ def _draw_groove(style: Style, feel: Feel, rng: Generator, sparse: bool = False)
         gate=float(rng.choice([0.4, 0.6, 0.8, 0.92, 1.0], p=[0.12, 0.2, 0.28, 0.25, 0.15])),
         riff=_draw_riff(feel, rng),
     )
-
-
-def _settle(chances: np.ndarray, rng: Generator) -> np.ndarray:
-    """Decide each uncertain step for a whole section, keeping a remnant of doubt for the single bar."""
-    sure = (rng.random(len(chances)) < chances).astype(float)
-    return np.where((chances > 0) & (chances < 1), 0.12 + 0.76 * sure, sure)
 
 
 def _draw_riff(feel: Feel, rng: Generator) -> dict[int, int]:
@@ -336,8 +318,7 @@ def _play_drums(bar: Bar, feel: Feel, rng: Generator) -> tuple[list[int], list[H
     """Return the steps of the bass drum (the bassist listens to them) and all strokes of one bar."""
     groove, steps = bar.groove, feel.steps
     fill_from = steps - bar.fill_steps
-    voices = ("kick", "snare", "ghost", "time", "open")
-    struck = {name: np.flatnonzero(rng.random(steps) < getattr(groove, name)).tolist() for name in voices}
+    struck = {name: np.flatnonzero(rng.random(steps) < grid).tolist() for name, grid in groove.grids.items()}
     kicks, snares = struck["kick"], struck["snare"]
     hits = [Hit(s, 2, groove.kick_key, _weight(s, feel, 0.8), "kick") for s in kicks if s < fill_from]
     hits += [Hit(s, 2, groove.snare_key, 0.85, "snare") for s in snares if s < fill_from]
@@ -487,7 +468,7 @@ def _play_piano(bars: list[Bar], feel: Feel, tonic: int, rng: Generator) -> list
     notes = []
     for number, bar in enumerate(bars):
         drawn = (
-            _settle(_grid(str(rng.choice(COMPING[feel.grids])), feel.steps), rng),  # chances of each step
+            _settled(rng.choice(COMPING[feel.grids]), feel, rng),  # chances of each step
             bool(rng.random() < 0.25),  # one key after the other
             int(rng.integers(PIANO_LOWEST, PIANO_HIGHEST - 12)),
             int(rng.choice([3, 3, 4])),  # keys of a chord at most
@@ -540,9 +521,9 @@ def _one_at_a_time(notes: list[Note], seconds: float) -> tuple[Note, ...]:
     """Make a line monophonic: a note ends where the next begins; notes on top of another are dropped."""
     line: list[Note] = []
     for note in _within(notes, seconds):
-        if line and note.start - line[-1].start < 0.03:
-            continue
-        if line and line[-1].start + line[-1].duration > note.start:
-            line[-1] = line[-1]._replace(duration=round(note.start - line[-1].start, 4))
-        line.append(note)
+        after = note.start - line[-1].start if line else np.inf
+        if after >= 0.03:
+            if line and line[-1].start + line[-1].duration > note.start:
+                line[-1] = line[-1]._replace(duration=round(after, 4))
+            line.append(note)
     return tuple(line)

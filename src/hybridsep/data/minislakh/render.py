@@ -49,7 +49,7 @@ def make_minislakh(
     progress: bool = True,
     parts: tuple[str, ...] = PARTS,
 ) -> Path:
-    """Compose and render a collection; what an earlier run has finished is kept.
+    """Compose and render a collection in `out`, which is returned; what an earlier run has finished is kept.
 
     Track i is the same, byte for byte, whatever `tracks` and `workers` are. Of every ten tracks seven are for
     training, one for validation, two for testing.
@@ -58,9 +58,6 @@ def make_minislakh(
         seconds: length of a song.
         workers: processes; as many as the machine has cores if None.
         parts: which of "bass", "drums" and "piano" are heard, one stem each; a stem is the same whatever is beside it.
-
-    Returns:
-        `out`.
 
     Raises:
         HybridsepError: `out` holds a collection made with other settings, or other songs; or a senseless setting.
@@ -90,11 +87,7 @@ def track_folder(out: Path, index: int) -> Path:
 def render_song(
     song: Song, sample_rate: int, parts: Iterable[str] = PARTS, soundfont: Path | None = None
 ) -> dict[str, np.ndarray]:
-    """Play the named parts with a SoundFont (see `load_soundfont`).
-
-    Returns:
-        {"bass": ..., "drums": ...}, float32 mono [samples] at `sample_rate` Hz, each at its level and within +-0.95.
-    """
+    """Play the named parts, each float32 mono [samples] at `sample_rate` Hz, at its level and within +-0.95."""
     # Bass and drums share one stream of noise, as they did before there was a piano.
     noises = [np.random.default_rng(np.random.SeedSequence(song.seed, spawn_key=(song.index, key))) for key in (1, 3)]
     stems = {}
