@@ -1,8 +1,7 @@
-"""Real songs: the wanted stems of Slakh2100-redux or BabySlakh, taken out of the archive while it streams by.
+"""Real songs: the wanted stems of Slakh2100-redux or BabySlakh, taken out of the archive while it streams by, in any order.
 
-The archive's files may come in any order. A track is opened when its first file comes by, its stems wait in OUT/.partial until its
-metadata.yaml says which are wanted, and it is written when the last of these is there. Only so many tracks are open at a time: 300
-tracks, with all that waits, fit in 10 GB even if the archive were shuffled (a test holds it).
+A track is open from its first file to the last stem that its metadata.yaml calls for. Only so many are open at a time: 300 tracks,
+with all that waits, fit in 10 GB even if the archive were shuffled (a test holds it).
 
 Source of the data: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA); Zenodo records 4599666 and 4603844.
 """

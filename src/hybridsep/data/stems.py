@@ -25,6 +25,7 @@ LARGEST = 2.0
 SAMPLE = "<i2"
 # Share of random pairs that come from one place of one song.
 SAME_SONG_SHARES = {"same-song": 0.5, "random": 0.0}
+GAIN_DB = 6.0
 
 
 @dataclass(frozen=True)
@@ -63,27 +64,20 @@ class StemSet:
         """Draw crops at random places of random songs, float32 [count, length]."""
         return torch.stack([self.crop(source, *place, length) for place in self._places(count, length, generator)])
 
-    def random_pairs(
-        self,
-        count: int,
-        length: int,
-        generator: torch.Generator,
-        same_song_share: float | None = None,
-        gain_db: float = 6.0,
-    ) -> Tensor:
-        """Draw one crop per source, each at a random gain within ± gain_db / 2, float32 [P, count, length].
+    def random_pairs(self, count: int, length: int, generator: torch.Generator) -> Tensor:
+        """Draw one crop per source, each at a random gain within ± GAIN_DB / 2, float32 [P, count, length].
 
-        The first `same_song_share` of the pairs (what `pairing` says where it is None) comes from one place of one song, the
-        rest from independent places: the method needs no true mixtures, and more pairs are seen this way.
+        The first of the pairs, as many as `pairing` says, come from one place of one song each, the rest from independent places:
+        the method needs no true mixtures, and more pairs are seen this way.
         """
-        same = round(count * (SAME_SONG_SHARES[self.pairing] if same_song_share is None else same_song_share))
+        same = round(count * SAME_SONG_SHARES[self.pairing])
         places = self._places(count, length, generator)
         crops = []
         for source in range(len(self.audio)):
             if source > 0:
                 places = places[:same] + self._places(count, length, generator)[same:]
             crops.append(torch.stack([self.crop(source, *place, length) for place in places]))
-        gains = (torch.rand(len(crops), count, 1, generator=generator) - 0.5) * gain_db
+        gains = (torch.rand(len(crops), count, 1, generator=generator) - 0.5) * GAIN_DB
         return torch.stack(crops) * 10 ** (gains / 20)
 
     def _places(self, count: int, length: int, generator: torch.Generator) -> list[tuple[int, int]]:
