@@ -12,6 +12,7 @@ from tiny import seeded
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.level import MIXTURE_RMS
+from hybridsep.data import stems as stems_module
 from hybridsep.data.minislakh.render import make_minislakh
 from hybridsep.data.slakh import load_source, read_tracks
 from hybridsep.data.stems import FULL_SCALE, LARGEST, StemSet, build_stems, mix, open_stems
@@ -128,29 +129,21 @@ def test_random_pairs_are_deterministic_and_change_with_the_seed(stems):
     assert first.shape == (2, 6, 4000) and torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_share_of_pairs_from_one_song_is_kept():
-    found = (
-        (ramp((3000,) * 3).random_pairs(40, 50, seeded(), same_song_share=0.25, gain_db=0.0) * FULL_SCALE).round().int()
-    )
-    same = (found[1, :, 0] - found[0, :, 0]) == 1000
-    assert same[:10].all() and not same[10:].any()
-
-
 @pytest.mark.parametrize(("pairing", "same_songs"), [("same-song", 20), ("random", 0)])
-def test_pairing_says_whether_sources_come_from_one_song(pairing, same_songs):
-    """The default draws what it drew before there was a choice: half of the pairs from one place."""
+def test_pairing_says_whether_sources_come_from_one_song(monkeypatch, pairing, same_songs):
+    """The first ones, as many as are asked for; the default is same-song."""
+    monkeypatch.setattr(stems_module, "GAIN_DB", 0.0)
+    assert ramp().pairing == "same-song"
     stems = replace(ramp((3000,) * 3), pairing=pairing)
-    found = (stems.random_pairs(40, 50, seeded(), gain_db=0.0) * FULL_SCALE).round().int()
-    assert int(((found[1, :, 0] - found[0, :, 0]) == 1000).sum()) == same_songs
-    if pairing == "same-song":
-        assert torch.equal(
-            ramp((3000,) * 3).random_pairs(40, 50, seeded()), stems.random_pairs(40, 50, seeded(), same_song_share=0.5)
-        )
+    found = (stems.random_pairs(40, 50, seeded()) * FULL_SCALE).round().int()
+    same = (found[1, :, 0] - found[0, :, 0]) == 1000
+    assert same[:same_songs].all() and not same[same_songs:].any()
 
 
-def test_gains_stay_within_half_the_range_and_differ_between_sources(stems):
-    plain = stems.random_pairs(40, 500, seeded(3), gain_db=0.0)
-    louder = stems.random_pairs(40, 500, seeded(3), gain_db=6.0)
+def test_gains_stay_within_half_the_range_and_differ_between_sources(stems, monkeypatch):
+    louder = stems.random_pairs(40, 500, seeded(3))
+    monkeypatch.setattr(stems_module, "GAIN_DB", 0.0)
+    plain = stems.random_pairs(40, 500, seeded(3))
     heard = plain.square().sum(-1) > 1e-6
     gain = 10 * torch.log10((louder.square().sum(-1) / plain.square().sum(-1))[heard])
     assert gain.abs().max() <= 3.0 + 1e-3 and gain.min() < -1.5 and gain.max() > 1.5

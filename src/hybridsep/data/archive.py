@@ -1,13 +1,12 @@
 """The files of an archive on a web server or on the disk, one after the other; a tar.gz is never kept.
 
 Slakh2100-redux is one gzip stream of 104 GB. `indexed_gzip` notes points to inflate from; the last is the mark from which a
-later run goes on, with 3 MB at most to read again. A zip's directory is at its end: BabySlakh's (0.9 GB) is saved by `pooch`.
+later run goes on, with 3 MB at most to read again. A zip's directory is at its end: BabySlakh's (0.9 GB) is saved.
 
 `fsspec`'s HTTP file cannot stand in for `Source`: it asks for each block by itself (20 000 requests of 5 MB, where Zenodo
 grants a guest 2 000 an hour), gives up at the first broken connection and does not notice a file that changes.
 
-Not held: the MD5 of a tar.gz read in several runs, as hashlib cannot store its state. Then gzip's own CRC-32 is carried from
-run to run; `indexed_gzip` leaves it unchecked, so it is summed here.
+hashlib cannot store its state: of a tar.gz read in several runs gzip's own CRC-32, which `indexed_gzip` leaves unchecked, is held.
 """
 
 import base64
@@ -23,7 +22,6 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -43,6 +41,8 @@ BLOCKS = 8  # of CHUNK bytes kept: indexed_gzip reads each stretch twice and ste
 SPACING = 1 << 20  # bytes inflated between two points of the index, each of 32 KB
 TIMEOUT, TRIES = 60.0, 6  # seconds without a byte; tries until a connection counts as lost
 RETRY = urllib3.Retry(TRIES, backoff_factor=1.0, status_forcelist={408, 425, 429, 500, 502, 503, 504})
+#: What the libraries raise on a broken archive, wherever its members are read; OSError without a number.
+BROKEN = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, NotImplementedError)
 _POINT = np.dtype([("consumed", "<u8"), ("produced", "<u8"), ("bits", "u1"), ("window", "u1")])
 _HEADER, _WINDOW = 35, 1 << 15  # bytes before the points in an exported index, and of the window that each point has
 
@@ -67,10 +67,7 @@ class Source(AbstractBufferedFile):
     """A file on a web server or on the disk, seekable, whose broken connections are had back.
 
     `version` (size, and tag or time) changes if the file does; `magic` is its first four bytes; `received` came in this run.
-
-    Raises:
-        ConnectionLost: the server cannot be reached (again).
-        HybridsepError: no such file, a server that knows no byte ranges, or a file that changes while it is read.
+    ConnectionLost if it cannot be reached (again), HybridsepError if it is not there, knows no byte ranges or changes while it is read.
     """
 
     def __init__(self, address: str, bar: tqdm):
@@ -120,7 +117,10 @@ class Source(AbstractBufferedFile):
         """Return up to `count` bytes that come next; have a broken connection back."""
         for failures in range(TRIES + 1):
             try:
-                self._body = self._body or self._connect()
+                if self._body is None:
+                    self._body = self._ask(self._at).raw if self.remote else Path(self.address).open("rb")
+                    if not self.remote:
+                        self._body.seek(self._at)
                 if content := self._body.read1(count):
                     return content
                 reason: object = "closed before its end"
@@ -130,13 +130,6 @@ class Source(AbstractBufferedFile):
             tqdm.write(f"connection to {self.address} broken at byte {self._at} ({reason}): trying again", sys.stderr)
             time.sleep(2.0**failures - 1)
         raise ConnectionLost(f"lost the connection to {self.address} at byte {self._at}: {reason}; run again to go on")
-
-    def _connect(self) -> Any:
-        if self.remote:
-            return self._ask(self._at).raw
-        file = Path(self.address).open("rb")
-        file.seek(self._at)
-        return file
 
     def _ask(self, first: int, last: str = "") -> requests.Response:
         """Ask for bytes from `first` on; refuse an answer that brings others."""
@@ -157,7 +150,6 @@ class Source(AbstractBufferedFile):
         raise HybridsepError(f"{self.address}: its server knows no byte ranges; download the file and give its path")
 
     def close(self) -> None:
-        """Hang up for good."""
         self._hang_up()
         super().close()
 
@@ -215,33 +207,23 @@ class Inflated:
 
 
 class Archive:
-    """The files of a tar.gz or a zip, in its order; `checked` says what is known of its integrity.
+    """The files of a tar.gz or a zip, in its order, from what `mark` gave in an earlier run; `checked` tells of its integrity.
 
-    Args:
-        md5: to hold the whole archive against, hexadecimal.
-        folder: where a zip on a server is saved.
-        mark: what `mark` gave in an earlier run, to begin there.
-
-    Raises, when iterated:
-        Damaged: the archive has another MD5, or holds a link, a device or a path that leads out of it.
-        Exception: any of the libraries' when the archive is damaged; see `naming_damage`.
+    Iterated, it raises Damaged if the archive has another MD5, or holds a link, a device or a path that leads out of it, and any of
+    the libraries' exceptions if it is damaged (see `BROKEN`). A zip on a server is saved in `folder`.
     """
 
     def __init__(self, source: Source, md5: str | None, folder: Path, mark: dict | None = None):
         self._source, self._md5, self._folder = source, md5, folder
         self.checked = "not read to its end, so its MD5 cannot be checked; every stem kept was decoded whole"
-        self._inflated = Inflated(source, mark) if source.magic[:2] == b"\x1f\x8b" else None
+        self.inflated = Inflated(source, mark) if source.magic[:2] == b"\x1f\x8b" else None
 
     def __iter__(self) -> Iterator[Member]:
-        if self._inflated:
-            return self._tar_members(self._inflated)
+        if self.inflated:
+            return self._tar_members(self.inflated)
         if self._source.magic == b"PK\x03\x04":
             return self._zip_members()
         raise zipfile.BadZipFile("it begins neither as a tar.gz nor as a zip")
-
-    def mark(self) -> dict | None:
-        """Return where to go on with the file yielded last, as plain values; None where there is no such place."""
-        return self._inflated.mark() if self._inflated else None
 
     def _tar_members(self, stream: Inflated) -> Iterator[Member]:
         begin = stream.place
@@ -281,31 +263,16 @@ class Archive:
                 if not info.is_dir():
                     yield Member(info.filename, info.file_size, archive.open(info))
 
-    def _saved(self) -> str:
+    def _saved(self) -> Path:
         """Save a zip, going on with what an earlier run has saved of this version of it."""
         name = hashlib.sha256(repr((self._source.address, self._source.version)).encode()).hexdigest()[:12]
-        part = self._folder / f"{name}.part"
-
-        def go_on(_: str, output: str, __: object) -> None:
+        part, whole = (self._folder / f"{name}.{end}" for end in ("part", "zip"))
+        if not whole.is_file():
             with part.open("ab") as file:
                 self._source.seek(file.tell())
                 shutil.copyfileobj(self._source, file, CHUNK)
-            part.replace(output)
-
-        pooch.get_logger().setLevel("WARNING")
-        return pooch.retrieve(self._source.address, None, f"{name}.zip", self._folder, downloader=go_on)
-
-
-@contextmanager
-def naming_damage(source: Source) -> Iterator[None]:
-    """Turn what the libraries raise on a broken archive, wherever its members are read, into one line."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise Damaged(f"{source.address} is damaged, cut off or no archive (byte {source.tell()}): {what}") from None
+            part.replace(whole)
+        return whole
 
 
 def _from_place(index: bytes, place: int) -> bytes:

@@ -14,17 +14,12 @@ from hybridsep.core.errors import HybridsepError
 def draw_places(
     lengths: Sequence[int], count: int, length: int, generator: torch.Generator, rate: float, unit: str
 ) -> list[tuple[int, int]]:
-    """Draw `count` random places (song, first element) of `length` elements; songs of `lengths` elements, `rate` per unit.
-
-    Raises:
-        HybridsepError: no song is that long.
-    """
+    """Draw `count` random places (song, first element) of `length` elements; songs have `lengths` elements, `rate` per unit."""
     fitting = [song for song, there in enumerate(lengths) if there >= length]
     if not fitting:
         raise HybridsepError(f"no song has {length / rate:g} {unit}; the longest has {max(lengths) / rate:.4g}")
-    picks = torch.randint(len(fitting), (count,), generator=generator).tolist()
+    songs = [fitting[pick] for pick in torch.randint(len(fitting), (count,), generator=generator)]
     shares = torch.rand(count, generator=generator).tolist()
-    songs = [fitting[pick] for pick in picks]
     return [(song, int(share * (lengths[song] - length + 1))) for song, share in zip(songs, shares, strict=True)]
 
 

@@ -62,16 +62,11 @@ def saturate(waveform: np.ndarray, decibels: float) -> np.ndarray:
 
 def _filtered(waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
     kind = draw.integers(3)
-    if kind == 0:
-        return low_pass(waveform, sample_rate, _between(1000, 4000, draw, 0.4 * sample_rate))
-    if kind == 1:
-        return high_pass(waveform, sample_rate, _between(80, 300, draw))
-    return tilt(waveform, sample_rate, draw.choice((-1, 1)) * draw.uniform(6, 15))
-
-
-def _between(low: float, high: float, draw: Generator, highest: float = np.inf) -> float:
-    """Draw a frequency in Hz, every octave as likely as any other."""
-    return min(float(np.exp(draw.uniform(np.log(low), np.log(high)))), highest)
+    if kind == 2:
+        return tilt(waveform, sample_rate, draw.choice((-1, 1)) * draw.uniform(6, 15))
+    lowest, highest = ((1000, 4000), (80, 300))[kind]
+    hertz = float(np.exp(draw.uniform(np.log(lowest), np.log(highest))))  # every octave as likely as any other
+    return (low_pass, high_pass)[kind](waveform, sample_rate, min(hertz, 0.4 * sample_rate))
 
 
 #: What changes a waveform [T] at a rate in Hz, with a strength that is drawn.
@@ -90,11 +85,7 @@ def draws(*what: object) -> Generator:
 
 
 def apply_effect(name: str, waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.ndarray:
-    """Lay one of the effects, at a strength that is drawn, on float32 [T]; it stays as loud as before.
-
-    Raises:
-        HybridsepError: unknown effect.
-    """
+    """Lay one of the effects, at a strength that is drawn, on float32 [T], as loud as before; HybridsepError if it is unknown."""
     if name not in EFFECTS:
         raise HybridsepError(f"unknown effect '{name}': choose one of {', '.join(EFFECTS)}")
     if len(waveform) < 2 or not waveform.any():

@@ -1,8 +1,7 @@
-"""Real songs: the wanted stems of Slakh2100-redux or BabySlakh, taken out of the archive while it streams by.
+"""Real songs: the wanted stems of Slakh2100-redux or BabySlakh, taken out of the archive while it streams by, in any order.
 
-The archive's files may come in any order. A track is opened when its first file comes by, its stems wait in OUT/.partial until its
-metadata.yaml says which are wanted, and it is written when the last of these is there. Only so many tracks are open at a time: 300
-tracks, with all that waits, fit in 10 GB even if the archive were shuffled (a test holds it).
+A track is open from its first file to the last stem that its metadata.yaml calls for. Only so many are open at a time: 300 tracks,
+with all that waits, fit in 10 GB even if the archive were shuffled (a test holds it).
 
 Source of the data: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA); Zenodo records 4599666 and 4603844.
 """
@@ -16,8 +15,9 @@ import re
 import shutil
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import write_atomically
-from hybridsep.data.archive import CHUNK, Archive, ConnectionLost, Damaged, Member, Source, naming_damage
+from hybridsep.data.archive import BROKEN, CHUNK, Archive, ConnectionLost, Damaged, Inflated, Member, Source
 from hybridsep.data.slakh import SPLITS, parse_metadata, read_mono, rendered_stems, split_by_index
 from hybridsep.data.writing import claim_folder, write_table
 
@@ -53,8 +53,7 @@ _PLACE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """Complete tracks of each split, rows of rejected.csv, bytes read in this run, and what is known of the archive, in words."""
 
     tracks: dict[str, int]
@@ -75,10 +74,6 @@ class Report:
         return f"{self.total} songs in {out} ({counts}){refused}; {read}"
 
 
-class Unusable(Exception):
-    """A stem or a track that is not kept, and why."""
-
-
 def fetch_slakh(
     out: Path,
     variant: str = "redux",
@@ -89,22 +84,19 @@ def fetch_slakh(
     md5: str | None = None,
     progress: bool = True,
 ) -> Report:
-    """Fetch tracks that have all `classes`, and of these only the stems of `classes`, mono; go on where an earlier run stopped.
+    """Fetch tracks that have all `classes` of Slakh, and of these only the stems of `classes`; go on where an earlier run stopped.
 
-    Of the tracks asked for a tenth is for validation, a fifth for testing, the rest for training, each from its own folder
-    of the archive, so that no song is in two splits. Redux's `omitted` tracks double others and are left out. BabySlakh has
+    Of the tracks asked for a tenth is for validation, a fifth for testing, the rest (all of fewer than 3) for training, each from its own
+    folder of the archive, so that no song is in two splits. Redux's `omitted` tracks double others and are left out. BabySlakh has
     no such folders: its tracks with numbers ending in 1 to 7 train, 8 validates, 9 and 0 test.
 
     Args:
         variant: "redux" or "baby".
-        tracks: at least 1; fewer than 3 are all for training.
-        classes: Slakh instrument classes.
-        sample_rate: of the stems written, Hz.
+        sample_rate: of the stems written, which are mono, Hz.
         source: another address, or a file, instead of the published one.
         md5: to hold the whole archive against; the one on record where `source` is None.
 
-    Returns:
-        What is also in `out`/fetched.json; what was refused is in `out`/rejected.csv.
+    Returns what is also in `out`/fetched.json; what was refused is in `out`/rejected.csv.
 
     Raises:
         HybridsepError: the archive cannot be had, is damaged or holds what no song collection does; the disk is full; `out`
@@ -137,36 +129,40 @@ def _read(sorter: "Sorter", address: str, md5: str | None, progress: bool) -> Re
     with bar, Source(address, bar) as source:
         archive = Archive(source, md5, sorter.partial, sorter.recall(address, source.version))
         try:
-            with naming_damage(source):
-                for member in archive:
-                    sorter.take(member)
-                    bar.set_postfix_str(f"{sum(sorter.counts.values())}/{sorter.tracks} tracks", refresh=False)
-                    if sorter.enough:
-                        break
-                    sorter.note(archive, NOTE_SECONDS)
-                else:
-                    sorter.finish_all()
+            for member in archive:
+                sorter.take(member)
+                bar.set_postfix_str(f"{sum(sorter.counts.values())}/{sorter.tracks} tracks", refresh=False)
+                if sorter.enough:
+                    break
+                sorter.note(archive.inflated, NOTE_SECONDS)
+            else:
+                sorter.finish_all()
         except (ConnectionLost, KeyboardInterrupt):
-            sorter.note(archive)
+            sorter.note(archive.inflated)
             raise
         except Damaged:
             sorter.clear()
             raise
+        except BROKEN as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            sorter.clear()
+            what = " ".join(str(error).split()) or type(error).__name__
+            raise HybridsepError(
+                f"{address} is damaged, cut off or no archive (byte {source.tell()}): {what}"
+            ) from None
         sorter.clear()
         report = Report(sorter.counts, len(sorter.rejected), source.received, archive.checked)
-        record = {"source": address, "bytes_total": source.size, **asdict(report)}
+        record = {"source": address, "bytes_total": source.size, **report._asdict()}
         write_atomically(sorter.out / "fetched.json", json.dumps(record, indent=1).encode())
     return report
 
 
 class Sorter:
-    """Puts each member of an archive to its track, and writes the tracks that are complete.
+    """Puts each member of an archive to its track, and writes the tracks that are complete; HybridsepError if `out` holds others.
 
     All it knows lies on the disk: complete tracks in OUT/<split>, what waits in OUT/.partial/<split>, what was refused in
     OUT/rejected.csv, and in OUT/.partial/note.json how far the archive was read and which of its tracks are closed.
-
-    Raises:
-        HybridsepError: `out` holds other songs, or songs fetched with other settings.
     """
 
     def __init__(self, out: Path, settings: dict, tracks: int):
@@ -210,11 +206,11 @@ class Sorter:
             self._open[track] = parse_metadata(file.read_bytes(), file) if file.is_file() else None
         return note["mark"]
 
-    def note(self, archive: Archive, after: float = 0.0) -> None:
+    def note(self, inflated: Inflated | None, after: float = 0.0) -> None:
         """Write down, `after` so many seconds, where in the archive the next run can go on with what waits now."""
-        if time.monotonic() - self._noted >= after and (mark := archive.mark()):
+        if inflated and time.monotonic() - self._noted >= after:
             closed = [str(track.relative_to(self.partial)) for track in self._closed]
-            note = json.dumps({**self._task, "mark": mark, "closed": closed})
+            note = json.dumps({**self._task, "mark": inflated.mark(), "closed": closed})
             write_atomically(self.partial / "note.json", note.encode())
             self._list_rejected()
             self._noted = time.monotonic()
@@ -232,26 +228,20 @@ class Sorter:
         track = self.partial / (place["split"] or split_by_index(int(place["track"][5:]) - 1)) / place["track"]
         if not self._opened(track):
             return
-        try:
-            if place["stem"]:
-                self._spool(track, f"{place['stem']}.{place['form']}", member)
-            elif self._open[track] is None:
-                self._learn(track, member)
-            # A stem that is not called rendered may come all the same where none is: only the archive's end tells.
-            metadata = self._open[track] or {"stems": {}}
-            told = any(entry.get("audio_rendered", True) for entry in metadata["stems"].values())
-            if told and self._wanted(metadata) <= _waiting(track).keys():
-                self._finish(track)
-        except Unusable as reason:
-            self._close(track, reason)
+        if place["stem"]:
+            self._spool(track, f"{place['stem']}.{place['form']}", member)
+        elif self._open[track] is None:
+            self._learn(track, member)
+        # A stem that is not called rendered may come all the same where none is: only the archive's end tells.
+        metadata = self._open.get(track) or {"stems": {}}
+        told = any(entry.get("audio_rendered", True) for entry in metadata["stems"].values())
+        if told and self._wanted(metadata) <= _waiting(track).keys():
+            self._finish(track)
 
     def finish_all(self) -> None:
         """Finish what is open when the archive is at its end: what has not come by will not."""
         for track in list(self._open):
-            try:
-                self._finish(track)
-            except Unusable as reason:
-                self._close(track, reason)
+            self._finish(track)
 
     def _target(self, track: Path) -> Path:
         return self.out / track.relative_to(self.partial)
@@ -260,10 +250,10 @@ class Sorter:
         classes = self.settings["classes"]
         return {name for name in rendered_stems(metadata) if metadata["stems"][name]["inst_class"] in classes}
 
-    def _hold_complete(self, metadata: dict, stems: set[str], what: str) -> None:
+    def _lacking(self, metadata: dict, stems: Iterable[str]) -> str:
+        """Name the classes that have none of these stems."""
         there = {metadata["stems"][name]["inst_class"] for name in stems}
-        if lacking := [name for name in self.settings["classes"] if name not in there]:
-            raise Unusable(f"no {what} of class {', '.join(lacking)}")
+        return ", ".join(name for name in self.settings["classes"] if name not in there)
 
     def _opened(self, track: Path) -> bool:
         """Tell whether a track is open; open it if it is new, wanted, and there is room."""
@@ -282,14 +272,15 @@ class Sorter:
     def _learn(self, track: Path, member: Member) -> None:
         """Take the metadata and drop the stems that it shows to be of no use."""
         if member.size > LARGEST_METADATA:
-            raise Unusable(f"metadata.yaml of {member.size} bytes")
+            return self._close(track, f"metadata.yaml of {member.size} bytes")
         content = member.file.read()
         try:
             self._open[track] = metadata = parse_metadata(content, "metadata.yaml")
         except HybridsepError as error:
-            raise Unusable(str(error)) from None
+            return self._close(track, error)
         wanted = self._wanted(metadata)
-        self._hold_complete(metadata, wanted, "stem")
+        if lacking := self._lacking(metadata, wanted):
+            return self._close(track, f"no stem of class {lacking}")
         (track / "metadata.yaml").write_bytes(content)
         for name, path in _waiting(track).items():
             if name not in wanted:
@@ -300,8 +291,7 @@ class Sorter:
         if stem in _waiting(track) or (metadata is not None and stem not in self._wanted(metadata)):
             return
         if member.size > LARGEST_STEM:
-            self._reject(track, f"{member.size} bytes are too many", stem)
-            return
+            return self._reject(track, f"{member.size} bytes are too many", stem)
         with (track / "stem.tmp").open("wb") as target:
             shutil.copyfileobj(member.file, target, CHUNK)
         (track / "stem.tmp").rename(track / name)
@@ -310,7 +300,7 @@ class Sorter:
         """Write a track, if it is of use and still wanted."""
         split, metadata, waiting = track.parent.name, self._open[track], _waiting(track)
         if metadata is None:
-            raise Unusable("no metadata.yaml in the archive")
+            return self._close(track, "no metadata.yaml in the archive")
         if self.counts[split] < self.quota[split]:
             shutil.rmtree(work := self.partial / "finished", ignore_errors=True)
             (work / "stems").mkdir(parents=True)
@@ -318,12 +308,12 @@ class Sorter:
             for stem in sorted(self._wanted(metadata)):
                 try:
                     content = _converted(waiting.get(stem), self.settings["sample_rate"])
-                except Unusable as reason:
-                    self._reject(track, reason, stem)
-                    continue
-                (work / "stems" / f"{stem}.flac").write_bytes(content)
-                kept[stem] = {**metadata["stems"][stem], "audio_rendered": True}
-            self._hold_complete(metadata, set(kept), "usable stem")
+                    (work / "stems" / f"{stem}.flac").write_bytes(content)
+                    kept[stem] = {**metadata["stems"][stem], "audio_rendered": True}
+                except HybridsepError as error:
+                    self._reject(track, str(error).removeprefix(f"{waiting.get(stem)} "), stem)
+            if lacking := self._lacking(metadata, kept):
+                return self._close(track, f"no usable stem of class {lacking}")
             (work / "metadata.yaml").write_bytes(yaml.safe_dump({**metadata, "stems": kept}).encode())
             self._target(track).parent.mkdir(exist_ok=True)
             work.rename(self._target(track))
@@ -351,25 +341,23 @@ def _waiting(track: Path) -> dict[str, Path]:
 
 
 def _converted(path: Path | None, sample_rate: int) -> bytes:
-    """Return a 16-bit FLAC file, mono at `sample_rate` Hz, of a stem that sounds."""
+    """Return a 16-bit FLAC file, mono at `sample_rate` Hz, of a stem that sounds; HybridsepError says why it is of no use."""
     if path is None:
-        raise Unusable("not in the archive")
+        raise HybridsepError("not in the archive")
     try:
         info = soundfile.info(path)
-        if not 0 < info.frames <= LONGEST_STEM * info.samplerate:
-            raise Unusable(f"{info.frames} samples long")
-        samples = read_mono(path, sample_rate)
     except soundfile.SoundFileError:
-        raise Unusable("not audio") from None
-    except HybridsepError as error:
-        raise Unusable(str(error).removeprefix(f"{path} ")) from None
+        raise HybridsepError("not audio") from None
+    if not 0 < info.frames <= LONGEST_STEM * info.samplerate:
+        raise HybridsepError(f"{info.frames} samples long")
+    samples = read_mono(path, sample_rate)
     if abs(len(samples) - info.frames * sample_rate / info.samplerate) > 1:
-        raise Unusable("cut off")
+        raise HybridsepError("cut off")
     level, flatness = measure(samples, sample_rate, info.samplerate)
     if level < SILENT_DBFS:
-        raise Unusable(f"silent: {level:.1f} dBFS")
+        raise HybridsepError(f"silent: {level:.1f} dBFS")
     if flatness > NOISE_FLATNESS:
-        raise Unusable(f"white noise: flatness {flatness:.3f}")
+        raise HybridsepError(f"white noise: flatness {flatness:.3f}")
     if info.samplerate < sample_rate:
         warnings.warn(f"stems of {info.samplerate} Hz: their band ends at {info.samplerate / 2000:g} kHz", stacklevel=2)
     file = io.BytesIO()  # libsndfile does not tell a full disk from other failures, Python's own files do
@@ -378,15 +366,10 @@ def _converted(path: Path | None, sample_rate: int) -> bytes:
 
 
 def measure(samples: np.ndarray, sample_rate: int, native_rate: int) -> tuple[float, float]:
-    """Measure what tells a stem from silence and from noise.
+    """Measure what tells a stem, mono [samples], from silence and from noise; nothing can be above half of `native_rate` Hz.
 
-    Args:
-        samples: mono, [samples] at `sample_rate` Hz.
-        native_rate: Hz; nothing can be above half of it.
-
-    Returns:
-        RMS level of the loudest second in dBFS, and the spectral flatness: geometric by arithmetic mean of the mean power
-        spectrum from 50 Hz to 0.8 of the highest frequency, in [0, 1].
+    Returns RMS level of the loudest second in dBFS, and the spectral flatness: geometric by arithmetic mean of the mean power
+    spectrum from 50 Hz to 0.8 of the highest frequency, in [0, 1].
     """
     whole = len(samples) // sample_rate * sample_rate
     seconds = samples[:whole].reshape(-1, sample_rate) if whole else samples[None]

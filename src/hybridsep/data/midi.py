@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import symusic
@@ -62,7 +62,7 @@ class Song:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What songs are made with; see `make_songs`."""
+    """What songs are made with; `seconds` of an excerpt, `variety` the share of training stems with a random timbre."""
 
     soundfonts: tuple[Path, ...]
     seconds: float = 30.0
@@ -81,14 +81,8 @@ class Recipe:
 class Variant:
     """One way to hear a song; with the song and the SoundFonts it says every sample.
 
-    Attributes:
-        start: of the excerpt, seconds of the song at its own tempo.
-        seconds: of the excerpt as heard.
-        tempo: factor.
-        transposition: of the bass, semitones.
-        soundfonts, programs, levels: file names, programs and RMS levels in dBFS of each stem.
-        effects: names from `EFFECTS`, "" where a stem has none.
-        timbres: names from `TIMBRES`, "" where a stem is what the SoundFont plays.
+    `start` is in seconds of the song at its own tempo, `seconds` as heard; `tempo` a factor, `transposition` of the bass in semitones.
+    For each stem: the SoundFont's file name, the program, the RMS level in dBFS, and a name from `EFFECTS` and from `TIMBRES` or "".
     """
 
     song: str
@@ -105,8 +99,7 @@ class Variant:
     timbres: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """What `make_songs` found and made; `tracks` by split, `skipped` rows of (file, reason)."""
 
     songs: int
@@ -121,20 +114,14 @@ class Made:
 
 
 def make_songs(
-    out: Path,
-    midi: Path,
-    recipe: Recipe,
-    workers: int | None = None,
-    skipped: Iterable[tuple[str, str]] = (),
-    split: str | None = None,
+    out: Path, midi: Path, recipe: Recipe, workers: int | None = None, skipped: Iterable = (), split: str | None = None
 ) -> Made:
-    """Render every MIDI file below a folder; what an earlier run has finished is kept.
+    """Render every MIDI file (.mid, .midi, .kar) below a folder; what an earlier run has finished is kept.
 
     A track is the same, byte for byte, whatever else is in the folder and however many processes work. Files that are broken,
     empty or absurd, that another equals, or in which bass and drums do not play together, are listed in OUT/skipped.csv.
 
     Args:
-        midi: folder of .mid, .midi and .kar files.
         workers: processes; as many as the machine has cores if None.
         skipped: (file, reason) of songs that are no MIDI files, to be listed with the others.
         split: make the songs of this split only; all if None.
@@ -146,20 +133,25 @@ def make_songs(
     _check(recipe)
     if split not in (None, *SPLITS):
         raise HybridsepError(f"unknown split '{split}': use one of {', '.join(SPLITS)}")
-    names = {name: file for name, file in _midi_files(midi).items() if split in (None, split_of(name))}
+    files = {name: file for name, file in _midi_files(midi).items() if split in (None, split_of(name))}
     claim_folder(out, "midi.json", recipe.settings())
-    songs, unusable = _survey(names, recipe.seconds, workers)
-    skipped = [*skipped, *unusable]
-    numbers = range(recipe.variants)
-    metadata = {(name, v): track_folder(out, name, v) / "metadata.yaml" for name in songs for v in numbers}
-    todo = {name: [v for v in numbers if not metadata[name, v].is_file()] for name in songs}
-    jobs = [partial(_make_tracks, out, name, names[name], missing, recipe) for name, missing in todo.items() if missing]
-    for refused in in_processes(jobs, "songs", workers, 4):
+    skipped = list(skipped)
+    songs: dict[str, str] = {}  # by their notes
+    jobs: list[partial] = [partial(_look, name, file, recipe.seconds) for name, file in files.items()]
+    for name, (fingerprint, reason) in zip(files, in_processes(jobs, "MIDI files", workers, 200), strict=True):
+        if not reason and songs.setdefault(fingerprint, name) != name:
+            reason = f"the same notes as {songs[fingerprint]}"
+        if reason:
+            skipped.append((name, reason))
+    tracks: Counter[str] = Counter()
+    jobs = [partial(_make_tracks, out, name, files[name], recipe) for name in songs.values()]
+    for name, refused in zip(songs.values(), in_processes(jobs, "songs", workers, 4), strict=True):
+        tracks[split_of(name)] += recipe.variants - len(refused)
         skipped += refused
     write_table(out / "skipped.csv", [("file", "reason"), *sorted(skipped)])
     if not songs:
         raise HybridsepError(f"no MIDI file in {midi} can be used: see {out / 'skipped.csv'}")
-    return Made(len(songs), dict(Counter(file.parts[-3] for file in metadata.values() if file.is_file())), skipped)
+    return Made(len(songs), dict(+tracks), skipped)
 
 
 def split_of(name: str) -> str:
@@ -175,11 +167,7 @@ def track_folder(out: Path, name: str, number: int) -> Path:
 
 
 def read_song(name: str, content: bytes) -> Song:
-    """Read the bass and drums of a MIDI file.
-
-    Raises:
-        HybridsepError: broken or absurd, or no bass or no drums; the message is the reason alone.
-    """
+    """Read the bass and drums of a MIDI file; HybridsepError, the reason alone, if it is broken, absurd or lacks either."""
     if not content.startswith(b"MThd"):
         raise HybridsepError("not a MIDI file: it does not begin with MThd")
     if len(content) > LARGEST_FILE:
@@ -197,7 +185,11 @@ def read_song(name: str, content: bytes) -> Song:
     for stem, found in tracks.items():
         if (count := sum(len(t.notes) for t in found)) > MOST_NOTES:
             raise HybridsepError(f"{count} notes of {stem}: no song has more than {MOST_NOTES}")
-    notes = {stem: sorted(_unison(n for t in found for n in _notes(t))) for stem, found in tracks.items()}
+    notes = {}
+    for stem, found in tracks.items():
+        heard = sorted([n for t in found for n in _notes(t)][::-1], key=lambda n: n.gain * n.velocity**2)
+        # What two tracks play as one is kept once, the louder.
+        notes[stem] = sorted({(round(n.start, 3), n.key): n for n in heard}.values())
     if silent := [stem for stem, found in notes.items() if not found]:
         raise HybridsepError(f"no {' and no '.join(silent)}")
     programs = {stem: max(found, key=lambda t: len(t.notes)).program for stem, found in tracks.items()}
@@ -236,22 +228,8 @@ def _bends(wheel: list[tuple[float, float]], start: float, end: float) -> tuple[
     return tuple(points) if any(abs(bend) > 0.05 for _, bend in points) else ()
 
 
-def _unison(notes: Iterator[Note]) -> list[Note]:
-    """Keep the louder of notes with one start and key: what two tracks play as one."""
-    kept: dict[tuple[float, int], Note] = {}
-    for note in notes:
-        place = (round(note.start, 3), note.key)
-        if place not in kept or kept[place].gain * kept[place].velocity ** 2 < note.gain * note.velocity**2:
-            kept[place] = note
-    return list(kept.values())
-
-
 def places(song: Song, seconds: float) -> np.ndarray:
-    """Return the seconds at which an excerpt may begin: those from which both are heard for most of the time.
-
-    Raises:
-        HybridsepError: bass and drums hardly ever play together; the message is the reason alone.
-    """
+    """Return the seconds at which an excerpt may begin: those from which both are heard for most of the time, or HybridsepError."""
     length = int(song.seconds) + 1
     heard = np.zeros((2, length), dtype=bool)
     for row, stem in enumerate(STEMS):
@@ -275,23 +253,8 @@ def _midi_files(folder: Path) -> dict[str, Path]:
     return {file.relative_to(folder).as_posix().removesuffix(".mid"): file for file in files}
 
 
-def _survey(names: dict[str, Path], seconds: float, workers: int | None) -> tuple[list[str], list]:
-    """Return the names of the songs that can be used, equal ones once, and (file, reason) of the rest."""
-    found: dict[str, str] = {}
-    skipped = []
-    jobs = [partial(_look, name, file, seconds) for name, file in names.items()]
-    for name, (fingerprint, reason) in zip(names, in_processes(jobs, "MIDI files", workers, 200), strict=True):
-        if not reason and fingerprint in found:
-            reason = f"the same notes as {found[fingerprint]}"
-        if reason:
-            skipped.append((name, reason))
-        else:
-            found[fingerprint] = name
-    return list(found.values()), skipped
-
-
 def _look(name: str, file: Path, seconds: float) -> tuple[str, str]:
-    """Return the fingerprint of a song and the reason why it cannot be used."""
+    """Return the fingerprint of a song, or "" and the reason why it cannot be used."""
     try:
         song = read_song(name, file.read_bytes())
         places(song, seconds)
@@ -336,13 +299,9 @@ def _drawn(draw: np.random.Generator, names: list[str], share: float) -> str:
 def render_variant(
     song: Song, variant: Variant, soundfonts: tuple[Path, ...], sample_rate: int
 ) -> dict[str, np.ndarray]:
-    """Play a variant with `soundfonts`, which are found by their names.
+    """Play a variant with `soundfonts`, which are found by their names; HybridsepError if one is not given or a stem is silent.
 
-    Returns:
-        {"bass": ..., "drums": ...}, mono float32 [samples], each at its level and within +-0.95.
-
-    Raises:
-        HybridsepError: a stem is silent, or a SoundFont is not given.
+    Each stem is mono float32 [samples], at its level and within +-0.95.
     """
     fonts = {font.name: font for font in soundfonts}
     stems = {}
@@ -355,52 +314,50 @@ def render_variant(
         else:
             bank = DRUM_BANK if stem == "drums" else 0
             voice = font_voice(fonts[variant.soundfonts[stem]], bank, variant.programs[stem], sample_rate)
-        notes = _heard_notes(song, variant, stem, LEAD_IN)
+        notes = _heard_notes(song, variant, stem)
         samples = play(notes, voice, variant.seconds + LEAD_IN, sample_rate, stem == "drums")
         samples = samples[round(LEAD_IN * sample_rate) :]
         if variant.timbres[stem]:
             samples = colour(samples, sample_rate, draw)
         if variant.effects[stem]:
             samples = apply_effect(variant.effects[stem], samples, sample_rate, draw)
-        stems[stem] = _levelled(samples, variant.levels[stem], stem)
+        loudness = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) if len(samples) else 0.0
+        if not 1e-5 < loudness < np.inf:
+            raise HybridsepError(f"the {stem} are silent: the SoundFont has none of their keys")
+        fade = min(len(samples), 256)
+        samples[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
+        gain = min(10 ** (variant.levels[stem] / 20) / loudness, PEAK / float(np.abs(samples).max()))
+        stems[stem] = samples * np.float32(gain)
     return stems
 
 
-def _heard_notes(song: Song, variant: Variant, stem: str, lead_in: float) -> list[Note]:
-    """Return the notes of a stem that a variant's excerpt plays, in seconds from `lead_in` before it."""
+def _heard_notes(song: Song, variant: Variant, stem: str) -> list[Note]:
+    """Return the notes of a stem that a variant's excerpt plays, in seconds from LEAD_IN before it."""
     shift = variant.transposition if stem == "bass" else 0
     heard = []
     for note in song.notes[stem]:
-        start = (note.start - variant.start) / variant.tempo + lead_in
-        if 0 <= start < variant.seconds + lead_in:
+        start = (note.start - variant.start) / variant.tempo + LEAD_IN
+        if 0 <= start < variant.seconds + LEAD_IN:
             bends = tuple((time / variant.tempo, bend) for time, bend in note.bends)
             key = min(127, max(0, note.key + shift))
             heard.append(note._replace(start=start, duration=note.duration / variant.tempo, key=key, bends=bends))
     return heard
 
 
-def _levelled(samples: np.ndarray, level: float, stem: str) -> np.ndarray:
-    """Bring a stem to an RMS level in dBFS, or as near as its peak allows, and fade its end."""
-    loudness = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) if len(samples) else 0.0
-    if not 1e-5 < loudness < np.inf:
-        raise HybridsepError(f"the {stem} are silent: the SoundFont has none of their keys")
-    fade = min(len(samples), 256)
-    samples[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
-    return samples * np.float32(min(10 ** (level / 20) / loudness, PEAK / float(np.abs(samples).max())))
-
-
-def _make_tracks(out: Path, name: str, file: Path, numbers: list[int], recipe: Recipe) -> list[tuple[str, str]]:
-    """Make the given variants of a song; return (file, reason) of those that could not be made."""
+def _make_tracks(out: Path, name: str, file: Path, recipe: Recipe) -> list[tuple[str, str]]:
+    """Make the variants of a song that are not there yet; return (file, reason) of those that could not be made."""
     song, refused = read_song(name, file.read_bytes()), []
-    for number in numbers:
+    for number in range(recipe.variants):
+        target = track_folder(out, name, number)
+        if (target / "metadata.yaml").is_file():
+            continue
         variant = draw_variant(song, number, recipe)
         try:
             stems = render_variant(song, variant, recipe.soundfonts, recipe.sample_rate)
         except HybridsepError as error:
             refused.append((f"{name} variant {number}", str(error)))
             continue
-        describe = partial(_describe, song, variant)
-        write_track(track_folder(out, name, number), list(stems.values()), recipe.sample_rate, {}, describe)
+        write_track(target, list(stems.values()), recipe.sample_rate, {}, partial(_describe, song, variant))
     return refused
 
 

@@ -11,8 +11,6 @@ The MIDI files are written to OUT/midi, from where `hybridsep data midi` plays t
 Source of the WAD format: "The Unofficial Doom Specs" 1.666, chapter 2.
 """
 
-import hashlib
-import os
 import struct
 import subprocess
 import sys
@@ -22,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+
+import pooch
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.files import write_atomically
@@ -56,22 +56,14 @@ FLUID = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
 
 
 def make_people(out: Path, recipe: Recipe, source: Path | None = None, split: str | None = None) -> Made:
-    """Render Freedoom's songs; what an earlier run has finished is kept.
+    """Render Freedoom's songs, with TimGM6mb and Merlin where the recipe has no SoundFonts; what an earlier run has finished is kept.
 
-    Args:
-        out: folder to write to.
-        recipe: without SoundFonts, TimGM6mb and Merlin are meant.
-        source: a .wad file, a folder of them (Debian's package has them in /usr/share/games/doom), or the wheel; fetched if None.
-        split: make the songs of this split only; all if None.
-
-    Raises:
-        HybridsepError: as `make_songs`; or a source without songs, a wheel that is not the pinned one, or no way to fetch it.
+    `source` is a .wad file, a folder of them (Debian's package has them in /usr/share/games/doom), or the wheel; fetched if None.
+    HybridsepError as `make_songs`, or for a source without songs, a wheel that is not the pinned one, or no way to fetch it.
     """
-    wads = _read_source(source) if source else {Path(m).name: read_member(fetch(VIZDOOM), m) for m in WADS}
+    wads = _read_source(source)
     recipe = replace(recipe, soundfonts=recipe.soundfonts or training_soundfonts())
-    lumps = [
-        (f"{Path(file).stem}/{name}", midi, why) for file, wad in wads.items() for name, midi, why in read_wad(wad)
-    ]
+    lumps = [(f"{Path(file).stem}/{n}", midi, why) for file, wad in wads.items() for n, midi, why in read_wad(wad)]
     songs = {place: midi for place, midi, reason in lumps if not reason}
     skipped = [(place, reason) for place, _, reason in lumps if reason]
     if not songs:
@@ -92,11 +84,7 @@ def training_soundfonts() -> tuple[Path, ...]:
 
 
 def unseen_soundfont() -> Path:
-    """Return FluidR3_GM.sf2, which nothing is trained or chosen with.
-
-    Raises:
-        HybridsepError: it is not there.
-    """
+    """Return FluidR3_GM.sf2, which nothing is trained or chosen with; HybridsepError if it is not there."""
     if not FLUID.is_file():
         raise HybridsepError(f"no {FLUID}: it comes with Debian's package fluid-soundfont-gm")
     return FLUID
@@ -126,7 +114,7 @@ def read_wad(content: bytes) -> Iterator[tuple[str, bytes, str]]:
 
 def cache_folder() -> Path:
     """Return the folder for what is fetched once, hybridsep in the user's cache."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybridsep"
+    folder = pooch.os_cache("hybridsep")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -134,7 +122,7 @@ def cache_folder() -> Path:
 def fetch(wheel: Wheel) -> Path:
     """Return a pinned wheel from the cache; pip fetches it when it is first asked for, or HybridsepError says why not."""
     for there in cache_folder().glob(f"{wheel.package}-{wheel.version}-*.whl"):
-        if _sha256(there) == wheel.sha256:
+        if pooch.file_hash(there) == wheel.sha256:
             return there
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         command = [
@@ -152,18 +140,14 @@ def fetch(wheel: Wheel) -> Path:
 
 def check(file: Path, wheel: Wheel) -> Path:
     """Return `file` if it is the pinned wheel; HybridsepError if it is another."""
-    if (found := _sha256(file)) != wheel.sha256:
+    if (found := pooch.file_hash(file)) != wheel.sha256:
         what = f"{file.name} is not {wheel.package} {wheel.version} as pinned"
         raise HybridsepError(f"{what}: its SHA-256 is {found[:16]}..., not {wheel.sha256[:16]}...")
     return file
 
 
 def read_member(archive: Path, member: str) -> bytes:
-    """Read one file of a zip.
-
-    Raises:
-        HybridsepError: no zip, no such member, a damaged one, or one that unpacks to more than LARGEST_MEMBER.
-    """
+    """Read one file of a zip; HybridsepError if it is damaged, absent or unpacks to more than LARGEST_MEMBER."""
     try:
         with zipfile.ZipFile(archive) as opened, opened.open(member) as file:
             content = file.read(LARGEST_MEMBER + 1)
@@ -176,10 +160,11 @@ def read_member(archive: Path, member: str) -> bytes:
     return content
 
 
-def _read_source(source: Path) -> dict[str, bytes]:
-    """Return the WADs of a file, folder or wheel by their names."""
-    if source.suffix == ".whl":
-        return {Path(member).name: read_member(check(source, VIZDOOM), member) for member in WADS}
+def _read_source(source: Path | None) -> dict[str, bytes]:
+    """Return the WADs of a file, folder or wheel by their names; of the wheel, which is fetched, if None."""
+    if source is None or source.suffix == ".whl":
+        wheel = check(source, VIZDOOM) if source else fetch(VIZDOOM)
+        return {Path(member).name: read_member(wheel, member) for member in WADS}
     files = sorted(source.glob("*.wad")) if source.is_dir() else [source]
     if not files:
         raise HybridsepError(f"no .wad files in {source}")
@@ -187,7 +172,3 @@ def _read_source(source: Path) -> dict[str, bytes]:
         if file.stat().st_size > LARGEST_MEMBER:
             raise HybridsepError(f"{file} has more than {LARGEST_MEMBER // 10**6} MB: no WAD is as large")
     return {file.name: file.read_bytes() for file in files}
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

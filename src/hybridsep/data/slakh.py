@@ -7,9 +7,9 @@ Source: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPA
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -26,8 +26,7 @@ def split_by_index(index: int) -> str:
     return SPLITS[(index % 10 >= 7) + (index % 10 >= 8)]
 
 
-@dataclass(frozen=True)
-class Stem:
+class Stem(NamedTuple):
     """One rendered part of a track, of one of Slakh's instrument classes."""
 
     name: str
@@ -35,8 +34,7 @@ class Stem:
     inst_class: str
 
 
-@dataclass(frozen=True)
-class Track:
+class Track(NamedTuple):
     """One song: its folder, the stems that can be heard, and its metadata.yaml as read."""
 
     name: str
@@ -72,14 +70,7 @@ def track_sources(track: Track, source_classes: dict[str, str]) -> dict[str, lis
 
 
 def load_source(track: Track, inst_class: str, sample_rate: int) -> np.ndarray:
-    """Sum all stems of one of Slakh's instrument classes at `sample_rate` Hz.
-
-    Returns:
-        Mono float32 [samples], as long as the longest stem.
-
-    Raises:
-        HybridsepError: the track has no such stem, or a file is not audio or holds values that are not finite.
-    """
+    """Sum all stems of one of Slakh's instrument classes, float32 [samples] as long as the longest; HybridsepError without any."""
     stems = [stem for stem in track.stems if stem.inst_class == inst_class]
     if not stems:
         raise HybridsepError(f"{track.path} has no stem of class {inst_class!r}")
@@ -91,11 +82,7 @@ def load_source(track: Track, inst_class: str, sample_rate: int) -> np.ndarray:
 
 
 def parse_metadata(content: bytes, file: Path | str) -> dict:
-    """Read a metadata.yaml, called `file` in messages; its `stems` map names to entries, each with an inst_class.
-
-    Raises:
-        HybridsepError: not plain YAML, no stems, or a stem without a class or with a name that is no file name.
-    """
+    """Read a metadata.yaml, called `file` in messages, whose `stems` map names to entries with an inst_class; or HybridsepError."""
     try:
         metadata = yaml.safe_load(content.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -132,19 +119,12 @@ def _read_track(path: Path, split: str) -> Track:
 
 
 def read_mono(path: Path, sample_rate: int) -> np.ndarray:
-    """Read a sound file as mono float32 [samples] at `sample_rate` Hz; channels are averaged.
-
-    Raises:
-        HybridsepError: not audio, or samples that are not finite.
-    """
+    """Read a sound file as mono float32 [samples] at `sample_rate` Hz; HybridsepError if it is not audio or not finite."""
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
         raise HybridsepError(f"{path} is not audio that can be read: {error}") from error
     if not np.isfinite(samples).all():
         raise HybridsepError(f"{path} holds samples that are not finite numbers")
-    mono = samples.mean(axis=1)
-    if rate != sample_rate:
-        shared = gcd(rate, sample_rate)
-        mono = resample_poly(mono, sample_rate // shared, rate // shared)
-    return mono.astype(np.float32)
+    shared = gcd(rate, sample_rate)
+    return resample_poly(samples.mean(axis=1), sample_rate // shared, rate // shared).astype(np.float32)

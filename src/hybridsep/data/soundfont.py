@@ -1,6 +1,4 @@
-"""Plays SoundFont 2 files: keys of presets through pitch, filter and envelope, as mono samples.
-
-symusic 0.5.9 has a synthesiser, but it ignores velocity, pitch bends and the font's decays: a snare lasts 10 ms in it, a tom never ends.
+"""Plays SoundFont 2 files, as symusic's synthesiser ignores velocity, pitch bends and decays: a snare lasts 10 ms in it, a tom never ends.
 
 Source: SoundFont Technical Specification 2.04, chapters 7 to 9.
 """
@@ -8,16 +6,16 @@ Source: SoundFont Technical Specification 2.04, chapters 7 to 9.
 import mmap
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.signal import butter, resample_poly, sosfilt
+from scipy.signal import resample_poly
 
 from hybridsep.core.errors import HybridsepError
+from hybridsep.data.effects import low_pass
 
 DRUM_BANK = 128
 BASSES = range(32, 40)  # General MIDI programs, counted from 0
@@ -32,12 +30,11 @@ _DEFAULTS = {
 _KEY_RANGE, _VELOCITY_RANGE, _INSTRUMENT, _SAMPLE = 43, 44, 41, 53
 
 
-@dataclass(frozen=True)
-class Strike:
-    """What to play: a key of a preset; `tuning` and `slide` in semitones, `rate` in Hz.
+class Strike(NamedTuple):
+    """What to play: a key of a preset, held for so many seconds at most; `tuning` and `slide` in semitones, `rate` in Hz.
 
-    `seconds` is how long the key is held at most. The pitch begins `slide` semitones off and reaches the key after `slide_seconds`;
-    `bends` are (second, semitones) of a pitch wheel instead. `change` is added to the font's generators: (number, amount).
+    The pitch begins `slide` semitones off and reaches the key after `slide_seconds`; `bends` are (second, semitones) of a pitch wheel
+    instead. `change` is added to the font's generators: (number, amount).
     """
 
     bank: int
@@ -54,8 +51,7 @@ class Strike:
     change: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True)
-class Tone:
+class Tone(NamedTuple):
     """A held note: mono float32 [samples], its release time (seconds for 100 dB) and exclusive class (0: none)."""
 
     samples: np.ndarray
@@ -63,8 +59,7 @@ class Tone:
     exclusive: int
 
 
-@dataclass(frozen=True)
-class SoundFont:
+class SoundFont(NamedTuple):
     """The tables of an .sf2 file: waves int16, and for presets and instruments their zones of generators."""
 
     waves: np.ndarray
@@ -83,42 +78,34 @@ def load_soundfont(file: Path | None = None) -> SoundFont:
             raise HybridsepError(f"{file} is no SoundFont: expected an .sf2 file, which begins with RIFF and sfbk")
         data = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
     try:
-        return _read_tables(dict(_riff_chunks(data, 12, len(data))))
+        chunks = dict(_riff_chunks(data, 12, len(data)))
+        names = list(struct.iter_unpack("<20sHHHIII", chunks["phdr"]))
+        zones = _read_zones(chunks["pbag"], chunks["pgen"], [row[3] for row in names])
+        presets = {(row[2], row[1]): zone for row, zone in zip(names, zones, strict=False)}
+        starts = [row[1] for row in struct.iter_unpack("<20sH", chunks["inst"])]
+        instruments = _read_zones(chunks["ibag"], chunks["igen"], starts)
+        headers = list(struct.iter_unpack("<20sIIIIIBbHH", chunks["shdr"]))
+        waves = np.frombuffer(chunks["smpl"], dtype="<i2", count=len(chunks["smpl"]) // 2)
     except KeyError as missing:
         raise HybridsepError(f"{file} is no whole SoundFont: it lacks {missing}") from None
     except (struct.error, IndexError, ValueError) as error:
         raise HybridsepError(f"{file} is no SoundFont that can be played: {error}") from None
-
-
-def _read_tables(chunks: dict[str, memoryview]) -> SoundFont:
-    names = list(struct.iter_unpack("<20sHHHIII", chunks["phdr"]))
-    zones = _read_zones(chunks["pbag"], chunks["pgen"], [row[3] for row in names])
-    presets = {(row[2], row[1]): zone for row, zone in zip(names, zones, strict=False)}
-    starts = [row[1] for row in struct.iter_unpack("<20sH", chunks["inst"])]
-    instruments = _read_zones(chunks["ibag"], chunks["igen"], starts)
-    headers = list(struct.iter_unpack("<20sIIIIIBbHH", chunks["shdr"]))
-    waves = np.frombuffer(chunks["smpl"], dtype="<i2", count=len(chunks["smpl"]) // 2)
     return SoundFont(waves, headers, presets, instruments)
 
 
 def presets(soundfont: Path) -> dict[str, list[int]]:
     """Return the programs of a SoundFont's basses and drum kits, and "all" of bank 0; HybridsepError if it lacks either."""
     known = load_soundfont(soundfont).presets
-    found = {
-        "bass": [p for p in BASSES if known.get((0, p))],
-        "drums": sorted(p for bank, p in known if bank == DRUM_BANK),
-        "all": sorted(p for bank, p in known if bank == 0),
-    }
-    if not found["bass"] or not found["drums"]:
+    basses, kits = [p for p in BASSES if known.get((0, p))], sorted(p for bank, p in known if bank == DRUM_BANK)
+    if not basses or not kits:
         lacking = "no General MIDI basses (bank 0, programs 32 to 39) or no drum kit (bank 128)"
         raise HybridsepError(f"{soundfont} has {lacking}")
-    return found
+    return {"bass": basses, "drums": kits, "all": sorted(p for bank, p in known if bank == 0)}
 
 
 def own_soundfont() -> Path:
     """Return TimGM6mb.sf2 of pretty_midi, which MiniSlakh is played with; FileNotFoundError without pretty_midi."""
-    # find_spec, as importing pretty_midi takes a second in every worker
-    package = find_spec("pretty_midi")
+    package = find_spec("pretty_midi")  # importing it takes a second in every worker
     if package is None or package.origin is None:
         raise FileNotFoundError("MiniSlakh plays the SoundFont that comes with pretty_midi: pip install pretty_midi")
     return Path(package.origin).parent / "TimGM6mb.sf2"
@@ -194,23 +181,24 @@ def _play_layer(font: SoundFont, sample: int, zone: dict, strike: Strike) -> np.
     speed = sample_rate / (2 * rate) * 2.0 ** (semitones / 12)
     looped = zone[54] in (1, 3) and loop_end - loop_begin > 8 and begin <= loop_begin and loop_end <= end
     begin += max(0, min(zone[0] + 32768 * zone[4], loop_begin - begin if looped else (end - begin) // 2))
-    wheeled = slide or strike.bends
-    count = round(2 * rate * min(strike.seconds, _life(zone)))
-    if not (looped or wheeled):
+    attack, steady, decay = (_seconds(zone[g]) for g in (34, 35, 36))
+    life = attack + steady + 0.7 * decay if zone[37] >= 700 else np.inf  # seconds until it has fallen by 70 dB
+    count = round(2 * rate * min(strike.seconds, life))
+    if not (looped or slide or strike.bends):
         count = min(count, int((end - begin - 1) / speed))
     if count < 2 or end - begin < 2:
         return np.zeros(1, dtype=np.float32)
     times = np.arange(count) / (2 * rate)
     place = speed * np.arange(count)
-    if wheeled:
+    if slide or strike.bends:
         if slide:
             bend = slide * np.clip(1 - times / strike.slide_seconds, 0, 1)
         else:
             bend = np.interp(times, *np.transpose(strike.bends))
         place = np.concatenate([[0.0], np.cumsum(speed * 2.0 ** (bend[:-1] / 12))])
     if looped:
-        first, loop = loop_begin - begin, loop_end - loop_begin
-        place = np.where(place < loop_end - begin, place, first + (place - first) % loop)
+        first = loop_begin - begin
+        place = np.where(place < loop_end - begin, place, first + (place - first) % (loop_end - loop_begin))
     else:
         place = place[place < end - begin - 1]
     whole = place.astype(np.int64)
@@ -218,22 +206,11 @@ def _play_layer(font: SoundFont, sample: int, zone: dict, strike: Strike) -> np.
     wave = font.waves[begin : end + 2].astype(np.float32) / 32768
     x = wave[whole] * (1 - part) + wave[whole + 1] * part
     times = times[: len(x)]
-    x = _filter(x, zone, times, strike.velocity, 2 * rate) * _envelope(zone, times)
+    # Linear attack, then held, then a decay linear in dB to the sustain level.
+    fallen = np.clip((times - attack - steady) * (100 / decay), 0, min(100.0, max(0.0, zone[37] / 10)))
+    envelope = np.clip(times / attack, 0, 1) * 10 ** (-fallen / 20)
+    x = _filter(x, zone, times, strike.velocity, 2 * rate) * envelope
     return (resample_poly(x, 1, 2) * 10 ** (-0.4 * zone[48] / 200)).astype(np.float32)
-
-
-def _life(zone: dict) -> float:
-    """Return after how many seconds a held note has fallen by 70 dB; infinity if it never does."""
-    attack, hold, decay = (_seconds(zone[g]) for g in (34, 35, 36))
-    return attack + hold + 0.7 * decay if zone[37] >= 700 else float("inf")
-
-
-def _envelope(zone: dict, times: np.ndarray) -> np.ndarray:
-    """Return the volume envelope up to the sustain level: linear attack, hold, decay linear in dB."""
-    attack, hold, decay = (_seconds(zone[g]) for g in (34, 35, 36))
-    sustain_db = min(100.0, max(0.0, zone[37] / 10))
-    fallen = np.clip((times - attack - hold) * (100 / decay), 0, sustain_db)
-    return np.clip(times / attack, 0, 1) * 10 ** (-fallen / 20)
 
 
 def _filter(x: np.ndarray, zone: dict, times: np.ndarray, velocity: int, rate: int) -> np.ndarray:
@@ -241,40 +218,18 @@ def _filter(x: np.ndarray, zone: dict, times: np.ndarray, velocity: int, rate: i
     # Softer notes are duller by up to an octave, half of what the standard's default modulator asks for.
     dull = 1200 * (1 - velocity / 127)
     sustain = min(1.0, max(0.0, 1 - zone[29] / 1000))
-    opened = _low_pass(x, zone[8] + zone[11] - dull, rate)
+    opened = _closed(x, zone[8] + zone[11] - dull, rate)
     if sustain == 1.0 or zone[11] == 0:
         return opened
-    settled = _low_pass(x, zone[8] + zone[11] * sustain - dull, rate)
+    settled = _closed(x, zone[8] + zone[11] * sustain - dull, rate)
     falling = max(_seconds(zone[28]) * (1 - sustain), 1e-3)
     share = np.clip(1 - (times - _seconds(zone[27])) / falling, 0, 1)
     return opened * share + settled * (1 - share)
 
 
-def _low_pass(x: np.ndarray, cents: float, rate: int) -> np.ndarray:
+def _closed(x: np.ndarray, cents: float, rate: int) -> np.ndarray:
     hertz = 8.176 * 2.0 ** (cents / 1200)
-    return x if hertz > 0.45 * rate else sosfilt(_design(round(max(hertz, 40.0), 2), rate), x)
-
-
-@lru_cache(maxsize=1024)
-def _design(hertz: float, rate: int) -> np.ndarray:
-    return butter(2, hertz, fs=rate, output="sos")
-
-
-def release(samples: np.ndarray, held: int, seconds: float, rate: int) -> np.ndarray:
-    """Fade a note after `held` samples; `seconds` is the time for 100 dB, as in the SoundFont standard."""
-    tail = min(len(samples), held + round(max(0.02, seconds) * rate))
-    samples = samples[:tail].copy()
-    after = np.arange(max(0, tail - held), dtype=np.float32)
-    samples[held:] *= np.float32(10.0) ** (after * np.float32(-5.0 / (max(0.02, seconds) * rate)))
-    return samples
-
-
-def choke(out: np.ndarray, began: int, sounding: np.ndarray, now: int, rate: int) -> None:
-    """Take back what would still ring after `now`, with a fade of 15 ms."""
-    rest = sounding[now - began :]
-    if len(rest):
-        fade = np.clip(np.arange(len(rest), dtype=np.float32) / np.float32(0.015 * rate), 0, 1)
-        out[now : now + len(rest)] -= rest * fade
+    return x if hertz > 0.45 * rate else low_pass(x, rate, round(max(hertz, 40.0), 2))
 
 
 class Note(NamedTuple):
@@ -298,7 +253,6 @@ def font_voice(
     """Return the voice of a preset at `rate` Hz; `change` and `tuning` as in Strike."""
 
     def voice(key: int, velocity: int, seconds: float, bends: tuple[tuple[float, float], ...]) -> Tone | None:
-        """Play a key; None where the preset has none."""
         strike = Strike(bank, program, key, velocity, rate, seconds, tuning, 0.0, 0.0, soundfont, bends, change)
         try:
             return hold.__wrapped__(strike)
@@ -318,15 +272,10 @@ def play(
     stretch: float = 1.0,
     damping: float = 0.0,
 ) -> np.ndarray:
-    """Add up the notes of one part; drums ring on after their note-offs, and a closing hat damps the open one.
+    """Add up the notes of one part, mono float32 [seconds * rate]; drums ring on, and a closing hat damps the open one.
 
-    Args:
-        lengths: seconds that tones come in, so that notes can share them.
-        stretch: how much longer a tone is at least than its note, a factor.
-        damping: seconds of an extra exponential decay on every note; 0 for none.
-
-    Returns:
-        mono float32 [seconds * rate].
+    Tones come in so many `lengths` in seconds, so that notes can share them, and are at least `stretch` times as long as their notes;
+    `damping` is the seconds of an extra exponential decay on every note, 0 for none.
     """
     out = np.zeros(round(seconds * rate), dtype=np.float32)
     ringing: dict[int, tuple[int, np.ndarray]] = {}
@@ -338,12 +287,18 @@ def play(
         if tone is None or start >= len(out):
             continue
         samples = tone.samples * np.float32(note.gain * (note.velocity / 127) ** 2)
-        if not drums:
-            samples = release(samples, round(note.duration * rate), tone.release, rate)
+        if not drums:  # it falls by 100 dB in the release time, as in the SoundFont standard
+            held, fading = round(note.duration * rate), max(0.02, tone.release) * rate
+            samples = samples[: held + round(fading)]
+            after = np.arange(max(0, len(samples) - held), dtype=np.float32)
+            samples[held:] *= np.float32(10.0) ** (after * np.float32(-5.0 / fading))
         if damping:
             samples = samples * np.exp(np.arange(len(samples), dtype=np.float32) / np.float32(-damping * rate))
-        if tone.exclusive in ringing:
-            choke(out, *ringing[tone.exclusive], start, rate)
+        if tone.exclusive in ringing:  # what would still sound of the earlier is taken back, with a fade of 15 ms
+            began, sounding = ringing[tone.exclusive]
+            rest = sounding[start - began :]
+            fade = np.clip(np.arange(len(rest), dtype=np.float32) / np.float32(0.015 * rate), 0, 1)
+            out[start : start + len(rest)] -= rest * fade
         samples = samples[: len(out) - start]
         out[start : start + len(samples)] += samples
         if tone.exclusive:

@@ -1,14 +1,12 @@
 """Solo stems of one split, resampled once and memory-mapped, and the random crops and pairs drawn from them."""
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -27,19 +25,15 @@ LARGEST = 2.0
 SAMPLE = "<i2"
 # Share of random pairs that come from one place of one song.
 SAME_SONG_SHARES = {"same-song": 0.5, "random": 0.0}
+GAIN_DB = 6.0
 
 
 @dataclass(frozen=True)
 class StemSet:
-    """Stems of the songs of one split, one after the other.
+    """Stems of the songs of one split, one after the other, memory-mapped: `audio` is int16 [P, samples] of P sources.
 
-    Attributes:
-        audio: int16 [P, samples], P sources on a common time axis, memory-mapped.
-        names: track names.
-        starts, lengths: first sample and number of samples of each track.
-        sample_rate: Hz.
-        pairing: what a mixture is of. "same-song": sources that sound together in a song; training sees as many pairs of independent
-            places besides. "random": sources of independent places only, as if no song were known to have both.
+    `pairing` says what a mixture is of. "same-song": sources that sound together in a song; training sees as many pairs of independent
+    places besides. "random": sources of independent places only, as if no song were known to have both.
     """
 
     audio: np.ndarray
@@ -70,27 +64,20 @@ class StemSet:
         """Draw crops at random places of random songs, float32 [count, length]."""
         return torch.stack([self.crop(source, *place, length) for place in self._places(count, length, generator)])
 
-    def random_pairs(
-        self,
-        count: int,
-        length: int,
-        generator: torch.Generator,
-        same_song_share: float | None = None,
-        gain_db: float = 6.0,
-    ) -> Tensor:
-        """Draw one crop per source, each at a random gain within ± gain_db / 2, float32 [P, count, length].
+    def random_pairs(self, count: int, length: int, generator: torch.Generator) -> Tensor:
+        """Draw one crop per source, each at a random gain within ± GAIN_DB / 2, float32 [P, count, length].
 
-        The first `same_song_share` of the pairs (what `pairing` says where it is None) comes from one place of one song, the
-        rest from independent places: the method needs no true mixtures, and more pairs are seen this way.
+        The first of the pairs, as many as `pairing` says, come from one place of one song each, the rest from independent places:
+        the method needs no true mixtures, and more pairs are seen this way.
         """
-        same = round(count * (SAME_SONG_SHARES[self.pairing] if same_song_share is None else same_song_share))
+        same = round(count * SAME_SONG_SHARES[self.pairing])
         places = self._places(count, length, generator)
         crops = []
         for source in range(len(self.audio)):
             if source > 0:
                 places = places[:same] + self._places(count, length, generator)[same:]
             crops.append(torch.stack([self.crop(source, *place, length) for place in places]))
-        gains = (torch.rand(len(crops), count, 1, generator=generator) - 0.5) * gain_db
+        gains = (torch.rand(len(crops), count, 1, generator=generator) - 0.5) * GAIN_DB
         return torch.stack(crops) * 10 ** (gains / 20)
 
     def _places(self, count: int, length: int, generator: torch.Generator) -> list[tuple[int, int]]:
@@ -106,22 +93,17 @@ def build_stems(
     roots: Sequence[Path],
     split: str,
     sources: dict[str, str],
-    sample_rate: int,
+    rate: int,
     out: Path,
     effects: float = 0.0,
     seed: int = 0,
 ) -> None:
-    """Read every track of `split` that has all `sources` and write them to `out` as one memory-mappable array.
+    """Read every track of `split` that has all `sources`, and write them to `out` as one memory-mappable array at `rate` Hz.
 
     A track's sources are scaled together so that their mixture has the RMS level MIXTURE_RMS, as any mixture to separate will be.
 
-    Args:
-        roots: data sets in Slakh's layout, one after the other.
-        effects: share of the stems of split "train" that a random sound effect is laid on, each by itself; see `vary`.
-        seed: of the effects; a track's depend on its name besides, and on no other track.
-
-    Raises:
-        HybridsepError: no track of the split has all sources.
+    On a share `effects` of the stems of split "train" a random sound effect is laid, each by itself (see `vary`), drawn from `seed` and
+    the track's name. HybridsepError if no track of the split has all sources.
     """
     found = [track for root in roots for track in read_tracks(root, split)]
     tracks = [track for track in found if all(track_sources(track, sources).values())]
@@ -135,11 +117,11 @@ def build_stems(
         # Song after song: those of Slakh2100 would fill the memory. A source is of one piece, so each has a file first.
         parts = [stack.enter_context(tempfile.TemporaryFile(dir=out)) for _ in sources]
         for track in tqdm(tracks, desc=f"stems of {split}", unit="song"):
-            stems = []
-            for source, inst_class in sources.items():
-                stem = load_source(track, inst_class, sample_rate)
-                stems.append(vary(stem, sample_rate, share, draws(seed, track.name, source)))
-            length = min(len(s) for s in stems)
+            stems = [
+                vary(load_source(track, inst_class, rate), rate, share, draws(seed, track.name, source))
+                for source, inst_class in sources.items()
+            ]
+            length = min(map(len, stems))
             song = np.stack([s[:length] for s in stems])
             level = float(np.sqrt(np.square(song.mean(0)).mean())) if length else 0.0
             if level > 0:
@@ -150,21 +132,15 @@ def build_stems(
                 lengths.append(length)
         if not names:
             raise HybridsepError(f"every track of split '{split}' in {where} is empty")
-        _join(parts, sum(lengths), out / f"{split}.npy")
-    index = {"names": names, "lengths": lengths, "sample_rate": sample_rate, "sources": sources}
+        with (out / f"{split}.tmp.npy").open("wb") as file:
+            header = {"descr": SAMPLE, "fortran_order": False, "shape": (len(parts), sum(lengths))}
+            np.lib.format.write_array_header_1_0(file, header)
+            for part in parts:
+                part.seek(0)
+                shutil.copyfileobj(part, file)
+        (out / f"{split}.tmp.npy").replace(out / f"{split}.npy")
+    index = {"names": names, "lengths": lengths, "sample_rate": rate, "sources": sources}
     (out / f"{split}.json").write_text(json.dumps(index))
-
-
-def _join(parts: Sequence[BinaryIO], samples: int, path: Path) -> None:
-    """Write the rows in `parts` as one array [P, samples], as np.save would."""
-    temporary = path.with_name(f"{path.stem}.tmp.npy")
-    with temporary.open("wb") as file:
-        header = {"descr": SAMPLE, "fortran_order": False, "shape": (len(parts), samples)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for part in parts:
-            part.seek(0)
-            shutil.copyfileobj(part, file)
-    os.replace(temporary, path)
 
 
 def open_stems(folder: Path, split: str, pairing: str = "same-song") -> StemSet:

@@ -6,7 +6,6 @@ Source of the plucked string: Karplus & Strong 1983, "Digital synthesis of pluck
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +42,10 @@ Sound = Callable[[int, np.ndarray, np.ndarray], np.ndarray]  # (key, seconds [T]
 
 
 def random_voice(stem: str, kind: str, soundfonts: tuple[Path, ...], rate: int, draw: Generator) -> Voice:
-    """Draw a voice.
+    """Draw a voice of a kind in `TIMBRES`.
 
-    Args:
-        stem: "bass" or "drums".
-        kind: one of `TIMBRES`. "changed": envelopes, filter, tuning and start of a SoundFont's samples; "layered": two
-            voices at once; "other": an instrument that is no bass; "mixed": each part of the kit from elsewhere.
+    "changed": envelopes, filter, tuning and start of a SoundFont's samples; "layered": two voices at once; "other": an instrument that
+    is no bass; "mixed": each part of the kit from elsewhere.
     """
     if stem == "drums":
         parts = {group: _drum(group, kind, soundfonts, rate, draw) for group in GROUPS}
@@ -96,7 +93,7 @@ def _layered(first: Voice, second: Voice, share: float) -> Voice:
         samples = np.zeros(max(len(one.samples), len(two.samples)), dtype=np.float32)
         samples[: len(one.samples)] += one.samples
         samples[: len(two.samples)] += share * as_loud_as(one.samples, two.samples)
-        return replace(one, samples=samples)
+        return one._replace(samples=samples)
 
     return layered
 
@@ -112,7 +109,7 @@ def _drum(group: str, kind: str, soundfonts: tuple[Path, ...], rate: int, draw: 
 
     def balanced(*strike) -> Tone | None:
         tone = voice(*strike)
-        return tone and replace(tone, samples=tone.samples * np.float32(gain))
+        return tone and tone._replace(samples=tone.samples * np.float32(gain))
 
     return balanced
 
@@ -148,7 +145,7 @@ def _oscillators(draw: Generator) -> Sound:
         return np.interp(hertz * times % 1, np.arange(1025) / 1024, np.append(cycle, cycle[0]))
 
     def sound(key: int, t: np.ndarray, _: np.ndarray) -> np.ndarray:
-        hertz, rate, closing = _hertz(key), 1 / t[1], np.exp(-t / falling)
+        hertz, rate, closing = 440 * 2 ** ((key - 69) / 12), 1 / t[1], np.exp(-t / falling)
         x = wave(hertz, t) + share * wave(hertz * ratio, t)
         low, high = (sosfilt(_resonance(hertz * settled * by, rate, quality), x) for by in (1.0, opened))
         return 0.2 * (low + (high - low) * closing) * np.exp(-t / lasting)
@@ -162,7 +159,7 @@ def _plucked(draw: Generator) -> Sound:
     half_life = draw.uniform(0.2, 2.0)
 
     def sound(key: int, t: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        hertz, rate = _hertz(key), 1 / t[1]
+        hertz, rate = 440 * 2 ** ((key - 69) / 12), 1 / t[1]
         length, part = divmod(rate / hertz - 1, 1)  # the loop's own low-pass delays by a sample
         burst = np.where(np.arange(len(t)) < length, noise, 0.0)
         cutoff = min(dull * hertz, 0.4 * rate)
@@ -190,10 +187,6 @@ def _struck(group: str, draw: Generator) -> Sound:
         return high_pass(mixed, 1 / t[1], min(lowest, 0.3 / t[1]))
 
     return sound
-
-
-def _hertz(key: int) -> float:
-    return 440 * 2 ** ((key - 69) / 12)
 
 
 def _resonance(hertz: float, rate: float, quality: float, decibels: float | None = None) -> np.ndarray:

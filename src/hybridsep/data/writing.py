@@ -23,11 +23,7 @@ PEAK = 0.95  # of a mix and its stems at most
 
 
 def claim_folder(out: Path, file: str, settings: dict) -> None:
-    """Write what songs are made with beside them, or hold it against what is there.
-
-    Raises:
-        HybridsepError: `out` holds songs made with other settings, or by another command.
-    """
+    """Write what songs are made with beside them; HybridsepError if `out` holds songs made with other settings or otherwise."""
     path = out / file
     if path.is_file():
         try:
@@ -37,11 +33,11 @@ def claim_folder(out: Path, file: str, settings: dict) -> None:
         if there != settings:
             what = f"{out} holds songs made with {there}, not {settings}"
             raise HybridsepError(f"{what}: choose another folder or remove it")
-        return
-    if any((out / split).exists() for split in SPLITS):
+    elif any((out / split).exists() for split in SPLITS):
         raise HybridsepError(f"{out} holds songs that another command made: choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def write_track(
@@ -49,10 +45,8 @@ def write_track(
 ) -> None:
     """Write one track and its mix in a temporary folder, and move it into place whole.
 
-    Args:
-        stems: mono float32 [samples] each, written as S00, S01, ... in 16-bit FLAC.
-        scores: symusic scores by names such as "MIDI/S00".
-        describe: what metadata.yaml says besides where files lie, given the gain of the mix.
+    `stems`, mono float32 [samples] each, are written as S00, S01, ... in 16-bit FLAC, `scores` of symusic by names such as "MIDI/S00";
+    `describe` returns what metadata.yaml says besides where files lie, given the gain of the mix.
     """
     mix = np.add.reduce(stems)
     gain = min(1.0, PEAK / max(float(np.abs(mix).max()), 1e-9))

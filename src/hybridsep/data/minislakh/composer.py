@@ -1,11 +1,10 @@
 """Composition of songs for bass, drums and piano as notes, each from (seed, index) alone.
 
-Nothing here makes sound: `compose_song` answers what a bassist, a drummer and a pianist play. Time inside a bar is
-counted in steps (see `styles`), the finished notes are in seconds.
+Nothing here makes sound. Time inside a bar is counted in steps (see `styles`), the finished notes are in seconds.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
@@ -25,13 +24,11 @@ MIX_DB = {"kick": 2.0, "snare": -3.0, "hats": -11.0, "cymbals": -11.0, "percussi
 LOWEST, HIGHEST = 28, 55  # E1 to G3, what a four-string bass plays comfortably
 PIANO_LOWEST, PIANO_HIGHEST = 50, 74  # D3 to D5, between bass and cymbals
 
+Chord = tuple[int, int, str]  # step where it begins, semitones of the root above the tonic, name
 
-@dataclass(frozen=True)
-class Note:
-    """One played note: seconds, MIDI key, velocity 1 to 127.
 
-    It begins `slide` semitones off and glides to its pitch in `slide_seconds`.
-    """
+class Note(NamedTuple):
+    """One note: seconds, MIDI key, velocity 1 to 127; begins `slide` semitones off, reaches its pitch in `slide_seconds`."""
 
     start: float
     duration: float
@@ -43,30 +40,19 @@ class Note:
 
 @dataclass(frozen=True)
 class Sound:
-    """How one stem is rendered: a player's instrument and a mixing desk's knobs.
+    """How one stem is rendered: a player's instrument and a mixing desk's knobs."""
 
-    Attributes:
-        level_dbfs: root mean square aimed at, dBFS.
-        brightness: tilt, dB between the lowest and the highest octaves.
-        drive: soft saturation, dB of gain into it; 0 for none.
-        room_seconds, room_wet: decay time of a short room and its share, 0 to 1.
-        damping: seconds of an extra exponential decay on every note; 0 for none.
-        tuning: semitones by voice group (kick, snare, toms, cymbals, percussion; bass; piano).
-        balance_db: gain by the same groups.
-    """
-
-    level_dbfs: float
-    brightness: float
-    drive: float
-    room_seconds: float
-    room_wet: float
-    damping: float
-    tuning: tuple[tuple[str, float], ...]
-    balance_db: tuple[tuple[str, float], ...]
+    level_dbfs: float  # root mean square aimed at
+    brightness: float  # tilt, dB between the lowest and the highest octaves
+    drive: float  # dB of gain into a soft saturation; 0 for none
+    room_seconds: float  # decay time of a short room
+    room_wet: float  # its share, 0 to 1
+    damping: float  # seconds of an extra exponential decay on every note; 0 for none
+    tuning: tuple[tuple[str, float], ...]  # semitones by voice group: kick, snare, toms, hats, ..., bass or piano
+    balance_db: tuple[tuple[str, float], ...]  # gain by the same groups
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What one player plays, on which General MIDI program or drum kit, and how it is rendered."""
 
     notes: tuple[Note, ...]
@@ -89,11 +75,12 @@ class Song:
 
 
 class Feel(NamedTuple):
-    """The players' habits: lags and jitter in seconds, swing as in `Style`, `register` the lowest MIDI key for a chord's root."""
+    """The bar and the players' habits: lags and jitter in seconds, swing as in `Style`, `register` the lowest key for a chord's root."""
 
     step_seconds: float
     steps: int
     pulse: int
+    grids: int | str  # key of this bar's grids in BASS_RHYTHMS and COMPING
     swing: float
     swing_unit: int
     lag: dict[str, float]
@@ -106,11 +93,7 @@ class Feel(NamedTuple):
 class Groove(NamedTuple):
     """One section's choices, grids as probabilities [steps]; `timekeeper` is the percussion key keeping time."""
 
-    kick: np.ndarray
-    snare: np.ndarray
-    ghost: np.ndarray
-    time: np.ndarray
-    open: np.ndarray
+    grids: dict[str, np.ndarray]  # kick, snare, ghost, time and open, as in Style
     extra: tuple[tuple[int, np.ndarray], ...]
     timekeeper: int
     kick_key: int
@@ -118,32 +101,19 @@ class Groove(NamedTuple):
     rhythm: str
     pitches: str
     gate: float
-    riff: tuple[tuple[int, int], ...]
+    riff: dict[int, int]
 
 
 class Bar(NamedTuple):
-    """One bar of the plan: which groove, the chords (step, root above the tonic, chord), who rests, how loud."""
+    """One bar of the plan: which groove and chords, who rests, how loud."""
 
     groove: Groove
-    chords: tuple[tuple[int, int, str], ...]
+    chords: tuple[Chord, ...]
     next_root: int
     intensity: float
     opens_section: bool
     fill_steps: int
     rests: str = ""
-
-
-class Comping(NamedTuple):
-    """How a section's chords are played: `grid` as probabilities [steps], `broken` one key after the other.
-
-    `register` is a chord's lowest MIDI key, `keys` how many it has at most, `gate` the share of the time to the next that it is held.
-    """
-
-    grid: np.ndarray
-    broken: bool
-    register: int
-    keys: int
-    gate: float
 
 
 class Hit(NamedTuple):
@@ -157,27 +127,8 @@ class Hit(NamedTuple):
     slide: float = 0.0
 
 
-class Moment(NamedTuple):
-    """What a bassist knows when choosing a note; times in steps, `root` and the `target` it moves to in semitones above the tonic.
-
-    `leads`: this is the last note before the change. `degree`: where a riff or whim would go.
-    """
-
-    step: int
-    since_change: int
-    root: int
-    chord: str
-    target: int
-    leads: bool
-    degree: int
-
-
 def compose_song(seed: int, index: int, seconds: float) -> Song:
-    """Compose song `index` >= 0 of the collection `seed` >= 0, at least 1 second long; it depends on no other song.
-
-    Raises:
-        ValueError: senseless arguments.
-    """
+    """Compose song `index` >= 0 of the collection `seed` >= 0, at least 1 second long; it depends on no other song."""
     if seed < 0 or index < 0 or not seconds >= 1:
         raise ValueError(f"a song takes seed and index >= 0 and seconds >= 1, got {seed}, {index} and {seconds}")
     rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(index,)))
@@ -194,9 +145,9 @@ def compose_song(seed: int, index: int, seconds: float) -> Song:
     drums, bass = [], []
     for number, bar in enumerate(bars):
         kicks, hits = _play_drums(bar, feel, rng)
-        drums += [] if "drums" in bar.rests else _perform(hits, number, feel, bar.intensity, rng)
+        drums += [] if bar.rests == "drums" else _perform(hits, number, feel, bar.intensity, rng)
         line = _play_bass(bar, feel, kicks, tonic, SCALES[mode], rng)
-        bass += [] if "bass" in bar.rests else _perform(line, number, feel, bar.intensity, rng)
+        bass += [] if bar.rests == "bass" else _perform(line, number, feel, bar.intensity, rng)
     parts = {
         "bass": Part(_one_at_a_time(bass, seconds), bass_program, _draw_sound("bass", rng)),
         "drums": Part(_within(drums, seconds), drum_kit, _draw_sound("drums", rng)),
@@ -219,16 +170,17 @@ def _cross_over(style: Style, rng: Generator) -> Style:
 
 
 def _draw_feel(style: Style, tempo: float, rng: Generator) -> Feel:
-    loose = 1 - style.tight
+    loose, quarter = 1 - style.tight, style.steps_per_quarter
     lag = {voice: float(rng.normal(0, 0.007 * loose)) for voice in ("kick", "time", "extra")}
     lag["snare"] = float(rng.uniform(-0.006, 0.018)) * loose
     lag["bass"] = float(rng.normal(0.002, 0.009)) * loose
-    quarters = 4 if style.meter == "4/4" else 3
+    steps, pulse = quarter * (4 if style.meter == "4/4" else 3), 6 if style.meter == "6/8" else quarter
     return Feel(
-        step_seconds=60 / tempo / style.steps_per_quarter,
-        steps=quarters * style.steps_per_quarter,
-        pulse=6 if style.meter == "6/8" else style.steps_per_quarter,
-        swing=float(rng.uniform(*style.swing)) if style.steps_per_quarter == 4 else 0.5,
+        step_seconds=60 / tempo / quarter,
+        steps=steps,
+        pulse=pulse,
+        grids="triplet" if pulse == 3 else "three" if steps == 12 else 16,
+        swing=float(rng.uniform(*style.swing)) if quarter == 4 else 0.5,
         swing_unit=style.swing_unit,
         lag=lag,
         jitter=float(rng.uniform(0.001, 0.009)) * loose,
@@ -254,14 +206,12 @@ def _draw_sound(stem: str, rng: Generator) -> Sound:
     )
 
 
-# ---- the plan: sections, chords, rests -------------------------------------------------------------------------
-
-
 def _plan_bars(style: Style, feel: Feel, mode: str, count: int, rng: Generator) -> list[Bar]:
-    """Lay out sections of a song form; each returning section keeps its groove and chords."""
+    """Lay out sections of a song form, from which one player at a time falls silent now and then."""
     # A verse and a chorus are remembered by letter, so that A comes back as A.
     letters = str(rng.choice(["AABA", "ABAB", "AABB", "ABAC", "AAAB", "ABCB"]))
-    length = int(rng.choice([2, 4, 4, 4, 8] if feel.steps * feel.step_seconds > 1.6 else [4, 4, 8, 8]))
+    bar_seconds = feel.steps * feel.step_seconds
+    length = int(rng.choice([2, 4, 4, 4, 8] if bar_seconds > 1.6 else [4, 4, 8, 8]))
     known: dict[str, tuple[Groove, list, float]] = {}
     bars: list[Bar] = []
     if rng.random() < 0.25:
@@ -273,25 +223,8 @@ def _plan_bars(style: Style, feel: Feel, mode: str, count: int, rng: Generator) 
             groove, chords = _draw_groove(style, feel, rng), _draw_chords(mode, feel, rng)
             known[letter] = groove, chords, float(rng.uniform(0.75, 1.05))
         bars += _plan_section(*known[letter], length, feel, rng)
-    return _add_rests(bars[:count], feel, rng)
-
-
-def _plan_section(groove: Groove, chords: list, intensity: float, length: int, feel: Feel, rng: Generator) -> list[Bar]:
-    bars = []
-    lively = rng.uniform(0.2, 0.9)
-    for number in range(length):
-        here, following = chords[number % len(chords)], chords[(number + 1) % len(chords)]
-        last = number == length - 1
-        fill = int(feel.pulse * rng.choice([0.5, 1, 1, 2, 2, 4])) if rng.random() < (lively if last else 0.12) else 0
-        crash = number == 0 and rng.random() < 0.8
-        loud = intensity * rng.uniform(0.97, 1.03)
-        bars.append(Bar(groove, tuple(here), following[0][1], loud, crash, min(fill, feel.steps)))
-    return bars
-
-
-def _add_rests(bars: list[Bar], feel: Feel, rng: Generator) -> list[Bar]:
-    """Let one player at a time fall silent for a bar or two, never for long and never much in all."""
-    longest = max(1, min(2, int(3.2 / (feel.steps * feel.step_seconds))))
+    bars = bars[:count]
+    longest = max(1, min(2, int(3.2 / bar_seconds)))  # bars of a rest
     left = {"bass": int(0.1 * len(bars)), "drums": int(0.1 * len(bars))}
     number = int(rng.integers(0, 4))
     while number < len(bars):
@@ -304,8 +237,21 @@ def _add_rests(bars: list[Bar], feel: Feel, rng: Generator) -> list[Bar]:
     return bars
 
 
-def _draw_chords(mode: str, feel: Feel, rng: Generator) -> list[list[tuple[int, int, str]]]:
-    """Return the chords of each bar as (step, semitones above the tonic, chord), at a drawn harmonic rhythm."""
+def _plan_section(groove: Groove, chords: list, intensity: float, length: int, feel: Feel, rng: Generator) -> list[Bar]:
+    bars = []
+    lively = rng.uniform(0.2, 0.9)
+    for number in range(length):
+        here, following = chords[number % len(chords)], chords[(number + 1) % len(chords)]
+        chance = lively if number == length - 1 else 0.12
+        fill = int(feel.pulse * rng.choice([0.5, 1, 1, 2, 2, 4])) if rng.random() < chance else 0
+        crash = number == 0 and rng.random() < 0.8
+        loud = intensity * rng.uniform(0.97, 1.03)
+        bars.append(Bar(groove, tuple(here), following[0][1], loud, crash, min(fill, feel.steps)))
+    return bars
+
+
+def _draw_chords(mode: str, feel: Feel, rng: Generator) -> list[list[Chord]]:
+    """Return the chords of each bar, at a drawn harmonic rhythm."""
     chords = [(int(r), c) for r, c in (item.split(":") for item in str(rng.choice(PROGRESSIONS[mode])).split())]
     pace = rng.choice([0.5, 1, 2], p=[0.22, 0.6, 0.18])
     if pace == 0.5 and len(chords) % 2 == 0:
@@ -320,24 +266,32 @@ def _grid(text: str, steps: int) -> np.ndarray:
     return np.array(digits or [0] * steps) / 9
 
 
+def _settled(text: str, feel: Feel, rng: Generator) -> np.ndarray:
+    """Decide each uncertain step of a grid for a whole section, keeping a remnant of doubt for the single bar."""
+    chances = _grid(text, feel.steps)
+    sure = (rng.random(len(chances)) < chances).astype(float)
+    return np.where((chances > 0) & (chances < 1), 0.12 + 0.76 * sure, sure)
+
+
 def _draw_groove(style: Style, feel: Feel, rng: Generator, sparse: bool = False) -> Groove:
     """Choose a section's variants and settle most of their chances, so that its bars resemble each other."""
-    steps = feel.steps
     timekeeper, time_grid = style.time[rng.integers(len(style.time))]
-    kick = _settle(_grid(str(rng.choice(style.kick)), steps), rng)
+    kick = _settled(rng.choice(style.kick), feel, rng)
     if rng.random() < 0.25:  # a pattern of this drummer's own: one kick is pushed by a step
-        place = int(rng.integers(1, steps))
+        place = int(rng.integers(1, feel.steps))
         kick[place], kick[place - 1] = kick[place - 1], kick[place]
     count = 0 if sparse else int(rng.choice([0, 0, 1, 1, 2]))
     chosen = rng.permutation(len(style.extra))[:count]
     rhythm, pitches = str(rng.choice(style.lines)).split("/")
     return Groove(
-        kick=kick * (rng.random() < 0.4) if sparse else kick,
-        snare=_settle(_grid(str(rng.choice(style.snare)), steps), rng) * (not sparse),
-        ghost=_grid(style.ghost, steps) * rng.choice([0, 0.5, 1, 1.5]),
-        time=_settle(_grid(time_grid, steps), rng) * (1 if rng.random() < 0.9 else 0.7),
-        open=_grid(style.open, steps) * rng.choice([0, 0.6, 1, 1.4]),
-        extra=tuple((style.extra[i][0], _settle(_grid(style.extra[i][1], steps), rng)) for i in chosen),
+        grids={
+            "kick": kick * (rng.random() < 0.4) if sparse else kick,
+            "snare": _settled(rng.choice(style.snare), feel, rng) * (not sparse),
+            "ghost": _grid(style.ghost, feel.steps) * rng.choice([0, 0.5, 1, 1.5]),
+            "time": _settled(time_grid, feel, rng) * (1 if rng.random() < 0.9 else 0.7),
+            "open": _grid(style.open, feel.steps) * rng.choice([0, 0.6, 1, 1.4]),
+        },
+        extra=tuple((key, _settled(grid, feel, rng)) for key, grid in (style.extra[i] for i in chosen)),
         timekeeper=timekeeper,
         kick_key=int(rng.choice([gm.KICK, gm.KICK, gm.KICK_2])),
         snare_key=int(rng.choice(style.snares)),
@@ -348,40 +302,36 @@ def _draw_groove(style: Style, feel: Feel, rng: Generator, sparse: bool = False)
     )
 
 
-def _settle(chances: np.ndarray, rng: Generator) -> np.ndarray:
-    """Decide each uncertain step for a whole section, keeping a remnant of doubt for the single bar."""
-    sure = (rng.random(len(chances)) < chances).astype(float)
-    return np.where((chances > 0) & (chances < 1), 0.12 + 0.76 * sure, sure)
-
-
-def _draw_riff(feel: Feel, rng: Generator) -> tuple[tuple[int, int], ...]:
-    """Return a figure of (step, scale degrees above the root), always beginning on the root."""
+def _draw_riff(feel: Feel, rng: Generator) -> dict[int, int]:
+    """Return a figure, step -> scale degrees above the root, always beginning on the root."""
     weights = np.array([1.0 if s % feel.pulse == 0 else 0.6 if s % 2 == 0 else 0.3 for s in range(1, feel.steps)])
     count = int(rng.integers(3, max(5, feel.steps // 2)))
     places = np.sort(rng.choice(np.arange(1, feel.steps), size=count, replace=False, p=weights / weights.sum()))
-    degree, figure = 0, [(0, 0)]
+    degree, figure = 0, {0: 0}
     for place in places:
         degree = int(np.clip(degree + rng.choice([-2, -1, 0, 0, 1, 1, 2, 4]), -3, 8))
-        figure.append((int(place), degree))
-    return tuple(figure)
-
-
-# ---- the drummer -------------------------------------------------------------------------------------------------
+        figure[int(place)] = degree
+    return figure
 
 
 def _play_drums(bar: Bar, feel: Feel, rng: Generator) -> tuple[list[int], list[Hit]]:
     """Return the steps of the bass drum (the bassist listens to them) and all strokes of one bar."""
     groove, steps = bar.groove, feel.steps
     fill_from = steps - bar.fill_steps
-    voices = ("kick", "snare", "ghost", "time", "open")
-    struck = {name: np.flatnonzero(rng.random(steps) < getattr(groove, name)).tolist() for name in voices}
-    kicks = struck["kick"]
+    struck = {name: np.flatnonzero(rng.random(steps) < grid).tolist() for name, grid in groove.grids.items()}
+    kicks, snares = struck["kick"], struck["snare"]
     hits = [Hit(s, 2, groove.kick_key, _weight(s, feel, 0.8), "kick") for s in kicks if s < fill_from]
-    hits += [Hit(s, 2, groove.snare_key, 0.85, "snare") for s in struck["snare"] if s < fill_from]
+    hits += [Hit(s, 2, groove.snare_key, 0.85, "snare") for s in snares if s < fill_from]
     if groove.snare_key in (gm.SNARE, gm.SNARE_2):
-        free = [s for s in struck["ghost"] if s not in {*struck["snare"], *kicks} and s < fill_from]
+        free = [s for s in struck["ghost"] if s not in {*snares, *kicks} and s < fill_from]
         hits += [Hit(s, 1, gm.SNARE, float(rng.uniform(0.25, 0.45)), "snare") for s in free]
-    hits += _keep_time(groove, struck, feel, fill_from, bar.opens_section)
+    # An opened hat rings until the next stroke on either hat closes it; of a ride the bell is struck instead.
+    timekeeper, accented = groove.timekeeper, {*struck["open"]}
+    other = {gm.HAT: gm.OPEN, gm.RIDE: gm.BELL}.get(timekeeper, timekeeper)
+    for step in sorted({*struck["time"], *(accented if timekeeper == gm.HAT else ())}):
+        if step < fill_from and not (step == 0 and bar.opens_section):
+            key = other if step in accented else timekeeper
+            hits.append(Hit(step, 1 if key == gm.HAT else steps, key, _weight(step, feel, 0.72), "time"))
     for key, chances in groove.extra:
         places = np.flatnonzero(rng.random(steps) < chances).tolist()
         hits += [Hit(s, 2, key, _weight(s, feel, 0.6), "extra") for s in places if s < fill_from]
@@ -397,17 +347,6 @@ def _weight(step: int, feel: Feel, level: float) -> float:
     """Accent a step by its place in the bar: the first of a pulse most, odd steps least."""
     place = 1.0 if step % feel.pulse == 0 else 0.4 if step % 2 == 0 else 0.0
     return level * (1 - feel.accent + feel.accent * place)
-
-
-def _keep_time(groove: Groove, struck: dict, feel: Feel, fill_from: int, crashed: bool) -> Iterator[Hit]:
-    """Yield hats or ride; an opened hat rings until the next stroke on either hat closes it."""
-    opened = set(struck["open"]) if groove.timekeeper == gm.HAT else set()
-    bells = set(struck["open"]) if groove.timekeeper == gm.RIDE else set()
-    for step in sorted({*struck["time"], *opened}):
-        if step >= fill_from or (step == 0 and crashed):
-            continue
-        key = gm.OPEN if step in opened else gm.BELL if step in bells else groove.timekeeper
-        yield Hit(step, feel.steps if key != gm.HAT else 1, key, _weight(step, feel, 0.72), "time")
 
 
 def _play_fill(start: int, length: int, feel: Feel, rng: Generator) -> list[Hit]:
@@ -433,26 +372,20 @@ def _play_fill(start: int, length: int, feel: Feel, rng: Generator) -> list[Hit]
     return hits
 
 
-# ---- the bassist -------------------------------------------------------------------------------------------------
-
-
 def _play_bass(bar: Bar, feel: Feel, kicks: list[int], tonic: int, scale: tuple[int, ...], rng: Generator) -> list[Hit]:
     """Play one bar: choose where to play, then what, then how long."""
-    groove, steps = bar.groove, feel.steps
-    riff = dict(groove.riff)
-    places = _bass_steps(groove, feel, kicks, rng)
-    hits = []
-    for number, step in enumerate(places):
-        until = places[number + 1] if number + 1 < len(places) else steps
-        start, root, chord = next(c for c in reversed(bar.chords) if c[0] <= step)
+    groove, hits = bar.groove, []
+    for step, until in pairwise([*_bass_steps(groove, feel, kicks, rng), feel.steps]):
+        chord = next(c for c in reversed(bar.chords) if c[0] <= step)
         # The chord that the note must lead to, if it is the last one before a change.
-        change = next((c for c in bar.chords if c[0] > step), None)
-        target = change[1] if change else bar.next_root
-        leads = until >= (change[0] if change else steps)
-        degree = riff.get(step, 0) if groove.rhythm == "riff" else int(rng.integers(-1, 5))
-        moment = Moment(step, step - start, root, chord, target, leads, degree)
-        interval = _choose_pitch(groove.pitches, moment, scale, feel, rng) - root
-        key = _place(root + tonic, interval, feel.register)
+        change = next(((start, root) for start, root, _ in bar.chords if start > step), (feel.steps, bar.next_root))
+        target = change[1] if until >= change[0] else None
+        degree = groove.riff.get(step, 0) if groove.rhythm == "riff" else int(rng.integers(-1, 5))
+        pitch = _choose_pitch(groove.pitches, step, chord, target, degree, scale, feel, rng)
+        # Measured from the root, which lies in the octave above the register, and moved into the range by octaves.
+        key = feel.register + (chord[1] + tonic - feel.register) % 12 + pitch - chord[1]
+        key -= 12 * max(0, ceil((key - HIGHEST) / 12))
+        key += 12 * max(0, ceil((LOWEST - key) / 12))
         hits.append(_articulate(groove, step, until - step, key, feel, rng))
     return hits
 
@@ -460,42 +393,48 @@ def _play_bass(bar: Bar, feel: Feel, kicks: list[int], tonic: int, scale: tuple[
 def _bass_steps(groove: Groove, feel: Feel, kicks: list[int], rng: Generator) -> list[int]:
     """Return the steps on which the bass plays, at least one."""
     if groove.rhythm == "riff":
-        places = [s for s, _ in groove.riff if rng.random() < 0.95]
+        places = [s for s in groove.riff if rng.random() < 0.95]
     elif groove.rhythm == "kick":
         places = [s for s in range(feel.steps) if rng.random() < (0.95 if s in kicks else 0.05)]
     elif groove.rhythm == "antikick":
         places = [s for s in range(feel.steps) if s not in kicks and rng.random() < 0.7]
     else:
-        grids = BASS_RHYTHMS[_bar_family(feel)]
+        grids = BASS_RHYTHMS[feel.grids]
         # A line borrowed from another style may name a rhythm that this meter has not.
         chances = _grid(grids.get(groove.rhythm, grids["quarters"]), feel.steps)
         places = np.flatnonzero(rng.random(feel.steps) < chances).tolist()
     return places or [0]
 
 
-def _bar_family(feel: Feel) -> int | str:
-    """Return the key of this bar's grids in BASS_RHYTHMS and COMPING."""
-    if feel.pulse == 3:
-        return "triplet"
-    return "three" if feel.steps == 12 else 16
+def _choose_pitch(
+    kind: str,
+    step: int,
+    now: Chord,
+    target: int | None,
+    degree: int,
+    scale: tuple[int, ...],
+    feel: Feel,
+    rng: Generator,
+) -> int:
+    """Return semitones above the tonic for one note of the line kind `kind`.
 
-
-def _choose_pitch(kind: str, now: Moment, scale: tuple[int, ...], feel: Feel, rng: Generator) -> int:
-    """Return semitones above the tonic for one note of the line kind `kind`."""
-    root, tones, beat = now.root, CHORDS[now.chord], now.since_change // feel.pulse
-    fifth = next((t for t in tones if t in (6, 7, 8)), 7)
+    `target` is the root to lead to, if this is the last note before a change; `degree` where a riff or whim would go.
+    """
+    begin, root, chord = now
+    tones, beat = CHORDS[chord], (step - begin) // feel.pulse
+    fifth, third = next((t for t in tones if t in (6, 7, 8)), 7), 4 if 4 in tones else 3
     if kind in ("root", "pedal", "slide", "glide"):
         octave = 12 * (rng.random() < {"root": 0.06, "pedal": 0.2, "slide": 0.04, "glide": 0.12}[kind])
         return (0 if kind == "pedal" else root) + octave
     if kind == "octave":
-        return root + 12 * ((now.step // max(1, feel.pulse // 2)) % 2 if rng.random() < 0.92 else 0)
+        return root + 12 * ((step // max(1, feel.pulse // 2)) % 2 if rng.random() < 0.92 else 0)
     if kind == "boogie":
-        figure = (0, 4 if 4 in tones else 3, 7, 9, 10, 9, 7, 4 if 4 in tones else 3)
-        return root + figure[((now.step * 2) // feel.pulse) % 8 if rng.random() < 0.9 else 0]
-    if now.since_change == 0 and kind != "scale":
+        figure = (0, third, 7, 9, 10, 9, 7, third)
+        return root + figure[((step * 2) // feel.pulse) % 8 if rng.random() < 0.9 else 0]
+    if step == begin and kind != "scale":
         return root
-    if now.leads and kind in ("walk", "approach", "funk", "chord", "scale") and rng.random() < 0.75:
-        return now.target + int(rng.choice([-1, 1, -2, 2, 7, -5]))  # a step above, below, or the dominant of what comes
+    if target is not None and kind in ("walk", "approach", "funk", "chord", "scale") and rng.random() < 0.75:
+        return target + int(rng.choice([-1, 1, -2, 2, 7, -5]))  # a step above, below, or the dominant of what comes
     if kind == "fifth":
         return root + (fifth if beat % 2 and rng.random() < 0.85 else int(rng.choice([0, 0, 12, fifth - 12])))
     if kind == "chord":
@@ -505,16 +444,9 @@ def _choose_pitch(kind: str, now: Moment, scale: tuple[int, ...], feel: Feel, rn
     if kind in ("walk", "scale"):
         passing = scale if kind == "scale" or rng.random() < 0.5 else ()
         ladder = sorted({(root + t) % 12 for t in tones} | {root % 12, *passing})
-        at = ladder.index(root % 12) + (now.degree if kind == "scale" else int(rng.choice([beat, beat, -beat, 1, 2])))
+        at = ladder.index(root % 12) + (degree if kind == "scale" else int(rng.choice([beat, beat, -beat, 1, 2])))
         return ladder[at % len(ladder)] + 12 * (at // len(ladder))
     return root
-
-
-def _place(root: int, interval: int, register: int) -> int:
-    """Return the MIDI key `interval` semitones from the root, the root in the octave above `register`."""
-    key = register + (root - register) % 12 + interval
-    key -= 12 * max(0, ceil((key - HIGHEST) / 12))
-    return key + 12 * max(0, ceil((LOWEST - key) / 12))
 
 
 def _articulate(groove: Groove, step: int, room: int, pitch: int, feel: Feel, rng: Generator) -> Hit:
@@ -529,46 +461,31 @@ def _articulate(groove: Groove, step: int, room: int, pitch: int, feel: Feel, rn
     return Hit(step, max(0.3, room * gate), pitch, _weight(step, feel, 0.82), "bass", slide)
 
 
-# ---- the pianist -------------------------------------------------------------------------------------------------
-
-
 def _play_piano(bars: list[Bar], feel: Feel, tonic: int, rng: Generator) -> list[Note]:
     """Play the chords of all bars, each section in its own way; now and then the pianist rests for a bar."""
     feel = feel._replace(lag={**feel.lag, "piano": float(rng.normal(0.002, 0.006))})
-    ways: dict[int, Comping] = {}
+    ways: dict[int, tuple] = {}
     notes = []
     for number, bar in enumerate(bars):
-        way = ways.setdefault(id(bar.groove), _draw_comping(feel, rng))
-        hits = _play_chords(bar, way, feel, tonic, rng)
+        drawn = (
+            _settled(rng.choice(COMPING[feel.grids]), feel, rng),  # chances of each step
+            bool(rng.random() < 0.25),  # one key after the other
+            int(rng.integers(PIANO_LOWEST, PIANO_HIGHEST - 12)),
+            int(rng.choice([3, 3, 4])),  # keys of a chord at most
+            float(rng.choice([0.4, 0.8, 0.95, 1.0])),  # share of the time to the next chord that one is held
+        )
+        chances, broken, lowest, most, gate = ways.setdefault(id(bar.groove), drawn)
+        places = np.flatnonzero(rng.random(feel.steps) < chances).tolist() or [0]
+        hits = []
+        for count, (step, until) in enumerate(pairwise([*places, feel.steps])):
+            _, root, chord = next(c for c in reversed(bar.chords) if c[0] <= step)
+            # Every tone lies in the octave above the lowest key, so that chords move by the shortest ways.
+            keys = sorted({lowest + (tonic + root + tone - lowest) % 12 for tone in CHORDS[chord][:most]})
+            struck = [keys[count % len(keys)]] if broken else keys
+            length = max(0.5, (until - step) * gate)
+            hits += [Hit(step, length, key, _weight(step, feel, 0.75), "piano") for key in struck]
         notes += [] if rng.random() < 0.05 else _perform(hits, number, feel, bar.intensity, rng)
     return notes
-
-
-def _draw_comping(feel: Feel, rng: Generator) -> Comping:
-    return Comping(
-        grid=_settle(_grid(str(rng.choice(COMPING[_bar_family(feel)])), feel.steps), rng),
-        broken=bool(rng.random() < 0.25),
-        register=int(rng.integers(PIANO_LOWEST, PIANO_HIGHEST - 12)),
-        keys=int(rng.choice([3, 3, 4])),
-        gate=float(rng.choice([0.4, 0.8, 0.95, 1.0])),
-    )
-
-
-def _play_chords(bar: Bar, way: Comping, feel: Feel, tonic: int, rng: Generator) -> list[Hit]:
-    """Play one bar. Every tone lies in the octave above the register, so that chords move by the shortest ways."""
-    places = [int(s) for s in np.flatnonzero(rng.random(feel.steps) < way.grid)] or [0]
-    hits = []
-    for number, step in enumerate(places):
-        until = places[number + 1] if number + 1 < len(places) else feel.steps
-        _, root, chord = next(c for c in reversed(bar.chords) if c[0] <= step)
-        keys = sorted({way.register + (tonic + root + tone - way.register) % 12 for tone in CHORDS[chord][: way.keys]})
-        struck = [keys[number % len(keys)]] if way.broken else keys
-        length = max(0.5, (until - step) * way.gate)
-        hits += [Hit(step, length, key, _weight(step, feel, 0.75), "piano") for key in struck]
-    return hits
-
-
-# ---- the performance ---------------------------------------------------------------------------------------------
 
 
 def _perform(hits: list[Hit], bar: int, feel: Feel, intensity: float, rng: Generator) -> list[Note]:
@@ -596,7 +513,7 @@ def _swung(step: float, feel: Feel) -> float:
 def _within(notes: list[Note], seconds: float) -> tuple[Note, ...]:
     """Keep what begins before the end, in order of time."""
     kept = (n for n in notes if n.start < seconds - 0.02)
-    cut = (replace(n, duration=round(min(n.duration, seconds - n.start), 4)) for n in kept)
+    cut = (n._replace(duration=round(min(n.duration, seconds - n.start), 4)) for n in kept)
     return tuple(sorted(cut, key=lambda n: (n.start, n.pitch, n.velocity)))
 
 
@@ -604,9 +521,9 @@ def _one_at_a_time(notes: list[Note], seconds: float) -> tuple[Note, ...]:
     """Make a line monophonic: a note ends where the next begins; notes on top of another are dropped."""
     line: list[Note] = []
     for note in _within(notes, seconds):
-        if line and note.start - line[-1].start < 0.03:
-            continue
-        if line and line[-1].start + line[-1].duration > note.start:
-            line[-1] = replace(line[-1], duration=round(note.start - line[-1].start, 4))
-        line.append(note)
+        after = note.start - line[-1].start if line else np.inf
+        if after >= 0.03:
+            if line and line[-1].start + line[-1].duration > note.start:
+                line[-1] = line[-1]._replace(duration=round(after, 4))
+            line.append(note)
     return tuple(line)

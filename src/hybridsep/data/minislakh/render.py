@@ -1,7 +1,4 @@
-"""MiniSlakh: composed songs, played through a General MIDI SoundFont and written in Slakh2100's layout.
-
-The SoundFont is pretty_midi's TimGM6mb.sf2; symusic writes the MIDI files.
-"""
+"""MiniSlakh: composed songs, played through pretty_midi's TimGM6mb.sf2 and written in Slakh2100's layout."""
 
 import uuid
 from collections.abc import Iterable
@@ -52,21 +49,15 @@ def make_minislakh(
     progress: bool = True,
     parts: tuple[str, ...] = PARTS,
 ) -> Path:
-    """Compose and render a collection; what an earlier run has finished is kept.
+    """Compose and render a collection in `out`, which is returned; what an earlier run has finished is kept.
 
     Track i is the same, byte for byte, whatever `tracks` and `workers` are. Of every ten tracks seven are for
     training, one for validation, two for testing.
 
     Args:
-        out: folder to write to.
-        seconds: length of a song, at least 1.
-        seed: collection, >= 0.
-        sample_rate: Hz.
+        seconds: length of a song.
         workers: processes; as many as the machine has cores if None.
         parts: which of "bass", "drums" and "piano" are heard, one stem each; a stem is the same whatever is beside it.
-
-    Returns:
-        `out`.
 
     Raises:
         HybridsepError: `out` holds a collection made with other settings, or other songs; or a senseless setting.
@@ -96,16 +87,7 @@ def track_folder(out: Path, index: int) -> Path:
 def render_song(
     song: Song, sample_rate: int, parts: Iterable[str] = PARTS, soundfont: Path | None = None
 ) -> dict[str, np.ndarray]:
-    """Play a song.
-
-    Args:
-        sample_rate: Hz.
-        parts: which of "bass", "drums" and "piano".
-        soundfont: an .sf2 file; see `load_soundfont`.
-
-    Returns:
-        {"bass": ..., "drums": ...}, float32 mono [samples], each at its level and within +-0.95.
-    """
+    """Play the named parts, each float32 mono [samples] at `sample_rate` Hz, at its level and within +-0.95."""
     # Bass and drums share one stream of noise, as they did before there was a piano.
     noises = [np.random.default_rng(np.random.SeedSequence(song.seed, spawn_key=(song.index, key))) for key in (1, 3)]
     stems = {}
@@ -151,28 +133,25 @@ def _write_track(out: Path, seed: int, seconds: float, sample_rate: int, parts: 
 def _describe(song: Song, stems: dict[str, np.ndarray], mix_gain: float) -> dict:
     """Return metadata with Slakh2100's keys and a `minislakh` block of our own."""
     played = {name: song.parts[name] for name in stems}
+    entries = {}
+    for i, (name, part) in enumerate(played.items()):
+        inst_class, names = CLASSES[name]
+        power = float(np.mean(stems[name] ** 2, dtype=np.float64))
+        entries[f"S{i:02d}"] = {
+            "audio_rendered": True, "midi_saved": True, "plugin_name": "TimGM6mb.sf2", "inst_class": inst_class,
+            "is_drum": name == "drums", "program_num": part.program, "midi_program_name": names.get(part.program, "Drums"),
+            # RMS level in dBFS, which stands in for Slakh's LUFS
+            "integrated_loudness": round(10 * float(np.log10(power + 1e-18)), 3),
+        }  # fmt: skip
     return {
         "UUID": uuid.uuid5(uuid.NAMESPACE_URL, f"minislakh/{COMPOSER_VERSION}/{song.seed}/{song.index}").hex,
-        "normalization_factor": None,
-        "target_peak": round(20 * float(np.log10(PEAK)), 3),
-        "stems": {f"S{i:02d}": _describe_stem(n, part, stems[n]) for i, (n, part) in enumerate(played.items())},
+        "normalization_factor": None, "target_peak": round(20 * float(np.log10(PEAK)), 3), "stems": entries,
         "minislakh": {
             "style": song.style, "tempo_bpm": song.tempo_bpm, "key": song.key, "meter": song.meter,
             "kit": gm.KITS[song.parts["drums"].program], "mix_gain": mix_gain, "seed": song.seed, "index": song.index,
             # what the mixing desk was set to, relative to the loudest setting there is
             "gain_db": {name: round(part.sound.level_dbfs - LOUDEST_DBFS, 2) for name, part in played.items()},
         },
-    }  # fmt: skip
-
-
-def _describe_stem(name: str, part: Part, samples: np.ndarray) -> dict:
-    """Return a stem's entry; its integrated_loudness is the RMS level in dBFS, which stands in for Slakh's LUFS."""
-    inst_class, names = CLASSES[name]
-    power = float(np.mean(samples**2, dtype=np.float64))
-    return {
-        "audio_rendered": True, "midi_saved": True, "plugin_name": "TimGM6mb.sf2", "inst_class": inst_class,
-        "is_drum": name == "drums", "program_num": part.program, "midi_program_name": names.get(part.program, "Drums"),
-        "integrated_loudness": round(10 * float(np.log10(power + 1e-18)), 3),
     }  # fmt: skip
 
 

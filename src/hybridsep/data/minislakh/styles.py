@@ -20,41 +20,28 @@ KEYS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 
 @dataclass(frozen=True)
 class Style:
-    """One way of playing: what each voice may do on every step of a bar.
+    """One way of playing: what each voice may do on every step of a bar. Of alternatives a song or section draws one; repeats weigh."""
 
-    Attributes:
-        meter: "4/4", "3/4" or "6/8"; steps_per_quarter is 4, or 3 in triplet feel.
-        tempo: lowest and highest tempo, quarters per minute.
-        kits, basses: General MIDI programs to choose from; repeats weigh.
-        modes: keys of PROGRESSIONS.
-        kick, snare: alternative grids; a section draws one of each.
-        time: alternative timekeepers, pairs (percussion key, grid).
-        lines: alternative bass lines "rhythm/pitch", see BASS_RHYTHMS and composer.
-        ghost, open: grids of soft snare notes and of opened hats.
-        extra: percussion to add, pairs (percussion key, grid).
-        snares: percussion keys for the back beat.
-        swing: range of the share of a pair of units that its first member takes; 0.5 is straight.
-        swing_unit: 2 to swing eighths, 1 to swing sixteenths, in steps.
-        tight: 0 for loose human timing to 1 for a machine.
-    """
-
-    meter: str
-    tempo: tuple[int, int]
-    kits: tuple[int, ...]
+    meter: str  # "4/4", "3/4" or "6/8"
+    tempo: tuple[int, int]  # lowest and highest, quarters per minute
+    kits: tuple[int, ...]  # General MIDI programs, as `basses`
     basses: tuple[int, ...]
-    modes: tuple[str, ...]
-    kick: tuple[str, ...]
+    modes: tuple[str, ...]  # keys of PROGRESSIONS
+    kick: tuple[str, ...]  # alternative grids, as `snare`
     snare: tuple[str, ...]
-    time: tuple[tuple[int, str], ...]
-    lines: tuple[str, ...]
-    steps_per_quarter: int = 4
-    ghost: str = ""
-    open: str = ""
-    extra: tuple[tuple[int, str], ...] = ()
-    snares: tuple[int, ...] = (SNARE, SNARE_2)
-    swing: tuple[float, float] = (0.5, 0.52)
-    swing_unit: int = 1
-    tight: float = 0.3
+    time: tuple[tuple[int, str], ...]  # alternative timekeepers: percussion key and grid
+    lines: tuple[str, ...]  # alternative bass lines "rhythm/pitch", see BASS_RHYTHMS and composer
+    steps_per_quarter: int = 4  # 3 in triplet feel
+    ghost: str = ""  # grid of soft snare notes
+    open: str = ""  # grid of opened hats
+    extra: tuple[tuple[int, str], ...] = ()  # percussion to add: key and grid
+    snares: tuple[int, ...] = (SNARE, SNARE_2)  # percussion keys for the back beat
+    swing: tuple[float, float] = (
+        0.5,
+        0.52,
+    )  # range of the share of a pair of units that its first one takes; 0.5 is straight
+    swing_unit: int = 1  # steps: 2 to swing eighths, 1 to swing sixteenths
+    tight: float = 0.3  # from 0 for loose human timing to 1 for a machine
 
 
 def _named(table: Any, names: dict) -> Any:
