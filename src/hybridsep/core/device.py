@@ -16,19 +16,14 @@ def default_device() -> torch.device:
 
 
 def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """The dtype of matrix products under `precision` ("auto", "fp32" or "bf16") on `device`.
+    """Return the dtype of matrix products on `device` under `precision`: "fp32", "bf16" or "auto".
 
-    "auto" means float16 on CUDA, bfloat16 on CPUs that multiply it in hardware (AVX512-BF16 or AMX), else float32:
-    an emulated bfloat16 product is slower than float32.
+    "auto" means float16 on CUDA, bfloat16 on CPUs that multiply it in hardware (AVX512-BF16 or AMX), else float32: an emulated product is slower.
     """
-    if precision == "fp32":
-        return torch.float32
-    if precision == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
+    if precision == "auto" and device.type == "cuda":
         return torch.float16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and native) else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:
