@@ -16,10 +16,7 @@ def default_device() -> torch.device:
 
 
 def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """Return the dtype of matrix products on `device` under `precision`: "fp32", "bf16" or "auto".
-
-    "auto" means float16 on CUDA, bfloat16 on CPUs that multiply it in hardware (AVX512-BF16 or AMX), else float32: an emulated product is slower.
-    """
+    """Return the dtype of matrix products; "auto" is float16 on CUDA, bfloat16 on CPUs with AVX512-BF16 or AMX, else the faster float32."""
     if precision == "auto" and device.type == "cuda":
         return torch.float16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

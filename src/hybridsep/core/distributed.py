@@ -1,7 +1,4 @@
-"""Processes that train one model together, started as by `torchrun --standalone --nproc-per-node 2 -m hybridsep.cli train hybrid`.
-
-A process started without `torchrun` or `accelerate launch` is alone, and everything here is the identity.
-"""
+"""Processes that work together, as `torchrun --standalone --nproc-per-node 2 -m hybridsep.cli train hybrid` starts them; or one alone."""
 
 import atexit
 import functools

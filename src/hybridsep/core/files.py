@@ -15,10 +15,7 @@ SUMS = "SHA256SUMS"
 
 
 def write_atomically(path: Path, content: bytes, former: Path | None = None) -> None:
-    """Write to a temporary name beside `path`, flush to disk, rename: a reader sees the old file or the new one.
-
-    The old file is kept under the name `former` where one is given. HybridsepError: the disk is full or the folder not writable.
-    """
+    """Write beside `path`, flush, rename: a reader sees the old file or the new one; `former` keeps the old. HybridsepError: full or read-only."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -202,7 +202,7 @@ class Profile(Settings):
         return tuple(self.sources)
 
 
-class MethodSpec(Settings):
+class MethodSpec(NamedTuple):
     """A method is a pair: the kind of VQ-VAE and the kind of likelihood."""
 
     vqvae: VQVAEKind
@@ -210,10 +210,10 @@ class MethodSpec(Settings):
 
 
 METHODS: dict[str, MethodSpec] = {
-    "plain-sum": MethodSpec(vqvae="plain", likelihood="sum"),
-    "lass": MethodSpec(vqvae="plain", likelihood="counts"),
-    "lqvae": MethodSpec(vqvae="linear", likelihood="sum"),
-    "hybrid": MethodSpec(vqvae="linear", likelihood="counts"),
+    "plain-sum": MethodSpec("plain", "sum"),
+    "lass": MethodSpec("plain", "counts"),
+    "lqvae": MethodSpec("linear", "sum"),
+    "hybrid": MethodSpec("linear", "counts"),
 }
 
 
@@ -278,8 +278,6 @@ def _read_with_base(name: str, seen: tuple[str, ...]) -> dict:
 
 def _merge(base: dict, changes: dict) -> dict:
     """`changes` over `base`, block by block; lists and the map of sources are replaced whole."""
-    merged = dict(base)
-    for key, value in changes.items():
-        both_blocks = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "sources"
-        merged[key] = _merge(merged[key], value) if both_blocks else value
-    return merged
+    blocks = {key for key, value in changes.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
+    merged = {key: _merge(base[key], changes[key]) for key in blocks - {"sources"}}
+    return base | changes | merged
