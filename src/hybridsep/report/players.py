@@ -1,7 +1,4 @@
-"""Audio players for the book: tables of them, and a synchronised player for the stems of one mixture.
-
-Sounds, style and script travel inside the page, so that it also plays from a file and without a network.
-"""
+"""Audio players for the book, whose sounds, style and script travel inside the page: it plays from a file and without a network."""
 
 import base64
 import io
@@ -24,21 +21,21 @@ _next_id = count(1)
 
 
 def player_table(rows: Sequence[Mapping[str, Any]], sample_rate: int, caption: str) -> HTML:
-    """Return a table of players at one common gain.
+    """Return a table of players at one common gain; ValueError: no rows, other headings in a row, or a waveform that `mono` refuses.
 
-    Args:
-        rows: one mapping of column heading to cell for each row. The first cell is text and names the row; of the
-            others a string is shown as text, None as a dash, anything else is a waveform [T].
-        sample_rate: Hz.
-        caption: what to listen for; LaTeX between \\( and \\) is typeset.
-
-    Raises:
-        ValueError: no rows, headings that differ between rows, or a waveform that `mono` refuses.
+    A row is heading to cell. The first cell is text and names the row; of the others a string is shown as text, None as a dash, anything else
+    is a waveform [T]. In the caption LaTeX between \\( and \\) is typeset.
     """
     if not rows:
         raise ValueError("player_table needs at least one row")
-    headings = list(rows[0])
-    lines = [_line(number, row, headings) for number, row in enumerate(rows)]
+    headings, lines = list(rows[0]), []
+    for number, row in enumerate(rows):
+        if list(row) != headings:
+            raise ValueError(f"row {number} of the player table has columns {list(row)}, the first has {headings}")
+        name, *cells = ("–" if cell is None else cell for cell in row.values())
+        if not isinstance(name, str):
+            raise ValueError(f"the first column must be text, row {number} has {type(name).__name__}")
+        lines.append([name, *(c if isinstance(c, str) else mono(c, f"row {number}, {name}") for c in cells)])
     gain = common_gain([cell for line in lines for cell in line if not isinstance(cell, str)])
     shown = [[cell if isinstance(cell, str) else _sound(cell, sample_rate, gain) for cell in line] for line in lines]
     return HTML(render("table.html", headings=headings, lines=shown, caption=caption))
@@ -51,18 +48,13 @@ def stem_player(
 
     Args:
         stems: name to waveform [T], all of one length; all are played at one common gain.
-        sample_rate: Hz.
         title: heading of the player and its accessible name.
-        groups: heading to names of stems, for example {"mixture": [...], "truth": [...], "Hybrid": [...]}; every stem
-            in exactly one group. The first group is heard at the start, the others are muted, and each gets a button
-            that plays it alone. Without groups all stems are heard. A name that ends with its group in parentheses,
-            as in "bass (Hybrid)", is shown without it.
+        groups: heading to names of stems, for example {"mixture": [...], "truth": [...], "Hybrid": [...]}; every stem in exactly one group. The
+            first group is heard at the start, the others are muted, and each gets a button that plays it alone. Without groups all stems are
+            heard. A name that ends with its group in parentheses, as in "bass (Hybrid)", is shown without it.
 
-    Raises:
-        ValueError: no stems, lengths that differ, stems missing from the groups, or a waveform that `mono`
-            refuses.
-
-    A script may read `element.gains` of the element `.hs-stems`: {stem: gain as the browser applies it}.
+    A script may read `element.gains` of the element `.hs-stems`: {stem: gain as the browser applies it}. ValueError: no stems, lengths that
+    differ, stems missing from the groups, or a waveform that `mono` refuses.
     """
     if not stems:
         raise ValueError("stem_player needs at least one stem")
@@ -108,8 +100,7 @@ def mp3_bytes(waveform: Any, sample_rate: int, gain: float = 1.0) -> bytes:
 
 def mono(waveform: Any, label: str) -> np.ndarray:
     """Return a waveform as float32 [T]; refuse what cannot be heard."""
-    if hasattr(waveform, "detach"):
-        waveform = waveform.detach().cpu().float().numpy()
+    waveform = waveform.detach().cpu().float() if hasattr(waveform, "detach") else waveform
     samples = np.asarray(waveform, dtype=np.float32)
     if samples.ndim == 2 and samples.shape[0] == 1:
         samples = samples[0]
@@ -118,16 +109,6 @@ def mono(waveform: Any, label: str) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise ValueError(f"{label}: {int((~np.isfinite(samples)).sum())} of {samples.size} samples are NaN or infinite")
     return samples
-
-
-def _line(number: int, row: Mapping[str, Any], headings: Sequence[str]) -> list[str | np.ndarray]:
-    """Return the cells of a row: its name, then texts and waveforms."""
-    if list(row) != headings:
-        raise ValueError(f"row {number} of the player table has columns {list(row)}, the first has {headings}")
-    name, *cells = ("–" if cell is None else cell for cell in row.values())
-    if not isinstance(name, str):
-        raise ValueError(f"the first column must be text, row {number} has {type(name).__name__}")
-    return [name, *(cell if isinstance(cell, str) else mono(cell, f"row {number}, {name}") for cell in cells)]
 
 
 def _sound(samples: np.ndarray, sample_rate: int, gain: float) -> dict[str, Any]:
