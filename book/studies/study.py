@@ -24,10 +24,10 @@ from hybridsep.core.files import load_weights, write_atomically
 from hybridsep.core.profiles import load_profile
 from hybridsep.core.provenance import provenance
 from hybridsep.evaluation.chunks import Chunks
-from hybridsep.evaluation.comparisons import SOURCES_MEAN, interval_columns, permutation_p
+from hybridsep.evaluation.comparisons import SOURCES_MEAN, interval_columns
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.evaluation.rows import read_rows, write_rows
-from hybridsep.evaluation.statistics import holm
+from hybridsep.evaluation.statistics import holm, permutation_p
 from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline
 
