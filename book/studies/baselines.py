@@ -61,7 +61,7 @@ def baselines(study: Study) -> None:
     }
     separations = {"hpss": hpss, "nmf": bases.separate, "convtasnet": network_separation(network)}
     own = {name: scored(evaluation, name, separate) for name, separate in separations.items()}
-    table = pd.concat([hybrid.rows, evaluation.references(), *own.values()], ignore_index=True)
+    table = pd.concat([hybrid, evaluation.references(), *own.values()], ignore_index=True)
     for name, known in times.items():
         known["seconds_per_chunk"] = song_values(table, method=name, metric="seconds").mean()
     study.write("scores", table)

@@ -126,7 +126,7 @@ def cached_tensors(
 
     def write() -> dict:
         tensors, figures = make()
-        step.save("tensors", tensors)
+        pipeline.cache.save(step, "tensors", tensors)
         return figures
 
     pipeline.cache.make(step, write)

@@ -17,12 +17,7 @@ NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
 
 class Checkpoint(NamedTuple):
-    """All that a training needs to go on as if it had never stopped.
-
-    Attributes:
-        tensors: weights, buffers and the optimisers' moments by name.
-        state: numbers and lists that JSON keeps to the bit, the next step among them.
-    """
+    """All that a training needs to go on: weights, buffers and moments by name, and what JSON keeps to the bit, the next step among it."""
 
     tensors: dict[str, Tensor]
     state: dict
