@@ -34,9 +34,9 @@ def contributions(study: Study) -> None:
 
         for name, chain in known.items():
             run = evaluation.blind_run(method, change=with_chain, priors=name)
-            rows.append(run.rows.assign(priors=name))
+            rows.append(run.assign(priors=name))
             nats += [{"method": method, "priors": name, **row} for row in held_out_nats(evaluation, method, chain)]
-        rows.append(evaluation.blind_run(method).rows.assign(priors="transformer"))
+        rows.append(evaluation.blind_run(method).assign(priors="transformer"))
         rows.append(random_codes(evaluation, method).assign(priors="random codes"))
     table = pd.concat(rows, ignore_index=True)
     study.write("scores", table[table.metric.isin(KEPT_METRICS) & table.reference.isin(("real", ""))])

@@ -28,7 +28,7 @@ def counting(study: Study) -> None:
     for pairs in PAIRS:
         seconds = pairs * profile.vqvae.hop / profile.data.sample_rate
         evaluation = study.evaluation("validation", CHUNKS, likelihood={"counted_seconds": seconds})
-        run = evaluation.blind_run(METHOD).rows
+        run = evaluation.blind_run(METHOD)
         likelihood = evaluation.pipeline.likelihood(spec.vqvae, spec.likelihood)
         counted = int(likelihood.counts.sum())
         rows.append(run[run.metric.isin(("sdr", "log_evidence"))].assign(pairs=counted))

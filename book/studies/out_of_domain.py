@@ -49,7 +49,7 @@ def out_of_domain(study: Study) -> None:
     conditions = {AS_RENDERED: plain} | {name: Evaluation(plain.pipeline, chunks=x) for name, x in found.items()}
     for method in SEPARATED_BY:
         for name, evaluation in conditions.items():
-            rows.append(evaluation.blind_run(method).rows.assign(condition=name))
+            rows.append(evaluation.blind_run(method).assign(condition=name))
             nats.append(true_nats(evaluation, method).assign(condition=name, method=method))
     rows += [evaluation.references().assign(condition=name) for name, evaluation in conditions.items()]
     table = pd.concat(rows, ignore_index=True)

@@ -19,7 +19,7 @@ def precision(study: Study) -> None:
     for name in PRECISIONS:
         for seed in range(SEEDS):
             run = evaluation.blind_run("hybrid", seed=seed, change=with_precision, precision=name)
-            rows.append(run.rows.assign(precision=name, seed=seed))
+            rows.append(run.assign(precision=name, seed=seed))
     table = pd.concat(rows, ignore_index=True)
     study.write("scores", table[table.metric.isin(("sdr", "log_evidence", "seconds"))])
     study.write("differences", precision_differences(table))

@@ -19,7 +19,7 @@ def repeatability(study: Study) -> None:
     searched, tables = study.evaluation(chunks=CHUNKS), []
     for seed in range(SEEDS):
         for kind, evaluation, search_seed in (("training", trained(study, seed), None), ("search", searched, seed)):
-            rows = pd.concat([evaluation.blind_run(method, seed=search_seed).rows for method in METHODS])
+            rows = pd.concat([evaluation.blind_run(method, seed=search_seed) for method in METHODS])
             tables.append(rows[rows.metric.isin(("sdr", "log_evidence"))].assign(varied=kind, seed=seed))
     table = pd.concat(tables, ignore_index=True)
     study.write("scores", table)

@@ -31,7 +31,7 @@ def rungs(study: Study) -> None:
     levels, gains, effects, scores = [], [], [], []
     for rung in RUNGS:
         evaluation = study.evaluation(rung, CHUNKS)
-        runs = [evaluation.blind_run(method, search).rows for search in SEARCHES for method in METHODS]
+        runs = [evaluation.blind_run(method, search) for search in SEARCHES for method in METHODS]
         borrowed = with_borrowing(study, rung) if rung == RUNGS[0] else []
         found = pd.concat([*runs, *borrowed, evaluation.references()], ignore_index=True)
         effects.append(effects_table(found.assign(track=song_of(found.track), start_s=0.0)).assign(rung=rung))
@@ -61,7 +61,7 @@ def with_borrowing(study: Study, rung: str) -> list[pd.DataFrame]:
     # The pseudo-counts were tuned for the other base: here those of highest likelihood on validation pairs count.
     fitted = {name: tuning.model_copy(update={"smoothing": None}) for name, tuning in cells.items()}
     evaluation = study.evaluation(rung, CHUNKS, likelihood={"base": "sum"}, search=fitted)
-    return [evaluation.blind_run(method).rows.assign(method=f"{method}{BORROWING}") for method in counting]
+    return [evaluation.blind_run(method).assign(method=f"{method}{BORROWING}") for method in counting]
 
 
 def levels_table(table: pd.DataFrame) -> pd.DataFrame:

@@ -25,10 +25,10 @@ from hybridsep.core.process import settle_process
 from hybridsep.core.profiles import load_profile
 from hybridsep.core.provenance import provenance
 from hybridsep.evaluation.chunks import Chunks
-from hybridsep.evaluation.comparisons import SOURCES_MEAN, interval_columns, permutation_p
+from hybridsep.evaluation.comparisons import SOURCES_MEAN, interval_columns
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.evaluation.rows import read_rows, write_rows
-from hybridsep.evaluation.statistics import holm
+from hybridsep.evaluation.statistics import holm, permutation_p
 from hybridsep.pipeline.evaluate import Evaluation
 from hybridsep.pipeline.pipeline import Pipeline
 
@@ -128,7 +128,7 @@ def cached_tensors(
 
     def write() -> dict:
         tensors, figures = make()
-        step.save("tensors", tensors)
+        pipeline.cache.save(step, "tensors", tensors)
         return figures
 
     pipeline.cache.make(step, write)

@@ -96,7 +96,7 @@ def scores(pipeline: Pipeline, network: torch.nn.Module, places: list[int]) -> p
     """Return scores of the Hybrid, of the references, and of the network, whose outputs are put in these places."""
     evaluation = Evaluation(pipeline)
     by_network = network_separation(network)(evaluation.chunks.mixture)[places]
-    runs = [evaluation.blind_run(METHOD).rows, score_estimates(evaluation.chunks, by_network, "convtasnet")]
+    runs = [evaluation.blind_run(METHOD), score_estimates(evaluation.chunks, by_network, "convtasnet")]
     table = pd.concat([*runs, evaluation.references()], ignore_index=True)
     return table.assign(pair=" + ".join(pipeline.profile.source_names))
 

@@ -25,7 +25,6 @@ Runs = Annotated[Path, option("--runs", help="folder of all runs")]
 Data = Annotated[Path | None, option("--data", help="songs in Slakh's layout; synthesised without it")]
 Anew = Annotated[bool, option("--train", help="train every model here, those too that come with the project")]
 Limit = Annotated[float | None, option("--max-minutes", min=0.0, help="stop then; the same command goes on")]
-Model = Annotated[Path | None, option(readable=False, help="folder such as runs/cpu/hybrid; else the shipped Hybrid")]
 SoundFonts = Annotated[list[Path], option("--soundfont", help="an .sf2 file; may be given several times")]
 Seconds = Annotated[float, option(min=1.0, help="length of a song or excerpt")]
 Variants = Annotated[int, option("--variants", help="excerpts of a song, each played differently")]
@@ -113,7 +112,7 @@ def train(
 def separate(
     recording: Annotated[Path, typer.Argument(metavar="IN", readable=False)],
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", readable=False)],
-    model: Model = None,
+    model: Annotated[Path | None, option(readable=False, help="as runs/cpu/hybrid; else the shipped Hybrid")] = None,
     search: Annotated[str, option(help="particle, ancestral, topk, beam, lass-beam, lass-topk")] = "particle",
     particles: Annotated[int | None, option(min=1, help="N; the model's own setting when not given")] = None,
     seed: int = 0,
@@ -142,14 +141,14 @@ def evaluate(
 
     Where the models were trained on songs that people wrote too, other such songs are a second rung: evaluation-people.csv.
     """
+    from hybridsep.evaluation.comparisons import BLIND
     from hybridsep.evaluation.rows import summarise
     from hybridsep.pipeline.evaluate import Evaluation
 
     pipeline = _pipeline(profile, runs, data, limit, anew)
     for rung in ("test", "people") if pipeline.profile.data.people and not data else ("test",):
         evaluation = Evaluation(pipeline, rung)
-        table = evaluation.table()
-        summary = summarise(table, metric="sdr", selection="blind", refine="wiener", reference="real")
+        summary = summarise(evaluation.table(), **BLIND, refine="wiener")
         if pipeline.ranks.first:
             print(summary.to_string(index=False, float_format="%.2f"))
             print(f"all rows in {evaluation.file('evaluation')}")

@@ -33,7 +33,7 @@ from toy import additive_world, enumerate_posterior
 from hybridsep.core.profiles import METHODS, load_profile
 from hybridsep.data.effects import EFFECTS
 from hybridsep.data.soundfont import own_soundfont
-from hybridsep.evaluation import comparisons
+from hybridsep.evaluation import statistics
 from hybridsep.evaluation.rows import read_rows
 from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.search import particle_filter
@@ -75,7 +75,7 @@ SMALL = {
         "make_tasnet": lambda: ConvTasNet(2, 32, 8, msk_num_feats=8, msk_num_hidden_feats=8, msk_num_layers=2),
     },
     rungs: {"CHUNKS": 2, "RUNGS": ("minislakh",)},
-    comparisons: {"PERMUTATIONS": 5000},
+    statistics: {"PERMUTATIONS": 5000},
 }
 SCRIPTS = [
     *(

@@ -7,12 +7,12 @@ import pytest
 from scores import by_columns
 
 from hybridsep.core.profiles import METHODS
-from hybridsep.evaluation import comparisons
+from hybridsep.evaluation import comparisons, statistics
 
 
 def test_planted_effects_are_found_and_noise_is_not(monkeypatch):
     """The linear codebook is worth 1 dB with counts, and nothing with sums."""
-    monkeypatch.setattr(comparisons, "PERMUTATIONS", 5000)
+    monkeypatch.setattr(statistics, "PERMUTATIONS", 5000)
     rng, rows = np.random.default_rng(0), []
     for song, source in product(range(30), ("bass", "drums")):
         level = rng.normal(5, 3)

@@ -255,7 +255,7 @@ def test_run_takes_recorded_models_as_its_own(fresh, trained, no_training):
 def test_what_is_made_with_recorded_models_is_the_same_each_time(fresh, profile, records, tmp_path, no_training):
     other = Pipeline(profile, tmp_path / "other", records=records)
     shutil.copytree(fresh.root, other.root)
-    runs = [Evaluation(each).blind_run("hybrid").rows for each in (fresh, other)]
+    runs = [Evaluation(each).blind_run("hybrid") for each in (fresh, other)]
     assert runs[0][runs[0].metric != "seconds"].equals(runs[1][runs[1].metric != "seconds"])
 
 
@@ -276,10 +276,10 @@ def test_training_anew_takes_nothing_recorded_and_later_runs_take_what_was_train
     # Later without the wish: own models stay, those of the other method are still recorded, and what was made with recorded ones is made again.
     kept = {step.folder.name: contents(step.folder) for step in steps}
     later = again(fresh)
-    evaluated = Evaluation(later).blind_run("hybrid").rows
+    evaluated = Evaluation(later).blind_run("hybrid")
     assert {step.folder.name: contents(step.folder) for step in steps} == kept
     assert all(step.recorded for step in later.method_steps("lass"))
-    expected = Evaluation(anew(fresh)).blind_run("hybrid").rows
+    expected = Evaluation(anew(fresh)).blind_run("hybrid")
     assert evaluated.equals(expected)
     loaded = Separator.load(later.export("hybrid"))
     assert torch.equal(loaded.vqvae.codebook, own.vqvae("linear").codebook)

@@ -16,19 +16,11 @@ def default_device() -> torch.device:
 
 
 def fast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """The dtype of matrix products under `precision` ("auto", "fp32" or "bf16") on `device`.
-
-    "auto" means float16 on CUDA, bfloat16 on CPUs that multiply it in hardware (AVX512-BF16 or AMX), else float32:
-    an emulated bfloat16 product is slower than float32.
-    """
-    if precision == "fp32":
-        return torch.float32
-    if precision == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
+    """Return the dtype of matrix products; "auto" is float16 on CUDA, bfloat16 on CPUs with AVX512-BF16 or AMX, else the faster float32."""
+    if precision == "auto" and device.type == "cuda":
         return torch.float16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and native) else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -1,8 +1,4 @@
-"""Processes that train one model together: which of them this one is, and what they tell each other.
-
-`torchrun` or `accelerate launch` start several, such as `torchrun --standalone --nproc-per-node 2 -m hybridsep.cli train hybrid`; a
-process started without them is alone, and everything here is the identity.
-"""
+"""Processes that work together, as `torchrun --standalone --nproc-per-node 2 -m hybridsep.cli train hybrid` starts them; or one alone."""
 
 import atexit
 import functools
@@ -51,11 +47,7 @@ class Ranks:
         return self.index == 0
 
     def parts(self, batch: int, rounds: int) -> list[Part]:
-        """List the parts of a batch of `batch` items that this process computes, one after the other in `rounds` rounds.
-
-        Raises:
-            HybridsepError: the batch cannot be cut into so many parts.
-        """
+        """List the parts of a batch that this process computes one after the other; HybridsepError: it cannot be cut into so many."""
         count = self.count * rounds
         if batch % count:
             parts = f"{count} equal parts, {rounds} for each of {self.count} processes"
@@ -80,9 +72,7 @@ class Ranks:
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Average each number over the processes."""
-        if self.count == 1:
-            return list(values)
-        return self.join(torch.tensor([list(values)], dtype=torch.float64)).mean(0).tolist()
+        return self.join(torch.tensor([values], dtype=torch.float64)).mean(0).tolist()
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` holds in one process at least; all wait for each other here."""
@@ -101,11 +91,7 @@ class Ranks:
         self.any(False)
 
     def together(self, calls: Iterable[Callable[[], object]]) -> None:
-        """Make this process's own calls and wait for those of the others.
-
-        Raises:
-            OutOfTime: in every process, where the time is up in any.
-        """
+        """Make this process's own calls and wait for those of the others; OutOfTime in every process where the time is up in any."""
         late = False
         try:
             for call in calls:

@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,48 +14,30 @@ from hybridsep.core.errors import HybridsepError
 SUMS = "SHA256SUMS"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name beside `path`, flush to disk, rename: a reader sees the old file or the new one.
-
-    Raises:
-        HybridsepError: the disk is full or the folder not writable.
-    """
-    with written(path, content) as temporary:
+def write_atomically(path: Path, content: bytes, former: Path | None = None) -> None:
+    """Write beside `path`, flush, rename: a reader sees the old file or the new one; `former` keeps the old. HybridsepError: full or read-only."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if former and path.exists():
+            os.replace(path, former)
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise HybridsepError(f"cannot write {path}: {error.strerror}") from None
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
-
-    Raises:
-        HybridsepError: missing, truncated or not safetensors.
-    """
+    """Return the tensors of a safetensors file; HybridsepError: missing, truncated or not safetensors."""
     if not path.is_file():
         raise HybridsepError(f"missing weights {path}")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise HybridsepError(f"{path} is no intact safetensors file: {error}") from None
-
-
-@contextmanager
-def written(path: Path, content: bytes) -> Iterator[Path]:
-    """`content` on the disk under a temporary name; an error of the disk is told with the name it was meant for."""
-    temporary = temporary_name(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise HybridsepError(f"cannot write {path}: {error.strerror}") from None
-
-
-def temporary_name(path: Path) -> Path:
-    """Return the name beside `path` under which its content is written first."""
-    return path.with_name(path.name + ".tmp")
 
 
 def write_sums(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -72,11 +53,7 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def check_sums(folder: Path, names: Iterable[str]) -> None:
-    """Compare files with SHA256SUMS.
-
-    Raises:
-        HybridsepError: a file is missing, or not the one that was summed.
-    """
+    """Compare files with SHA256SUMS; HybridsepError: one is missing, or not the one that was summed."""
     known = read_sums(folder)
     for name in names:
         if not (folder / name).is_file():

@@ -11,11 +11,10 @@ THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
 # By default every tensor of some megabytes is handed back to the system and its pages are zeroed again at the next step: encoding three
 # seconds of 48 waveforms took 1.7 s of processor time that way and 0.75 s with this. Larger blocks still go back at once: kept as well, they
 # saved another 0.1 s, but songs of all lengths, encoded one after the other, left 3.5 GB of holes between them instead of 1.7 GB in all.
-MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = 64 * 2**20, 256 * 2**20, 64 * 2**20
 MALLOC = {
-    (-3, "MALLOC_MMAP_THRESHOLD_"): MMAP_THRESHOLD,
-    (-1, "MALLOC_TRIM_THRESHOLD_"): TRIM_THRESHOLD,
-    (-2, "MALLOC_TOP_PAD_"): TOP_PAD,
+    (-3, "MALLOC_MMAP_THRESHOLD_"): 64 * 2**20,
+    (-1, "MALLOC_TRIM_THRESHOLD_"): 256 * 2**20,
+    (-2, "MALLOC_TOP_PAD_"): 64 * 2**20,
 }
 
 

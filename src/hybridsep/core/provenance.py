@@ -1,5 +1,6 @@
 """On what and with what a figure was made."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -15,12 +16,16 @@ PACKAGES = (
 
 def provenance(device: torch.device, processes: int = 1) -> dict:
     """Hardware, number of processes that computed together, package versions and git commit, as plain JSON values."""
+    packages = {}
+    for name in PACKAGES.split():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
     return {
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
         **({"processes": processes} if processes > 1 else {}),
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES.split() if (version := _version(name))},
+        "packages": packages,
         "commit": commit(),
     }
 
@@ -29,7 +34,12 @@ def hardware(device: torch.device) -> str:
     """One line that names the processor that computed."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {os.cpu_count()} cores, no GPU"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()
+    return f"{processor}, {os.cpu_count()} cores, no GPU"
 
 
 def commit(folder: Path = Path(__file__).parent) -> str:
@@ -39,18 +49,3 @@ def commit(folder: Path = Path(__file__).parent) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

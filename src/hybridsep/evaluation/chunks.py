@@ -16,15 +16,7 @@ PLACES_TRIED = 20
 
 @dataclass(frozen=True)
 class Chunks:
-    """Pieces of B different songs.
-
-    Attributes:
-        tracks: names of the songs.
-        starts: first sample of each piece in its song.
-        sources: float32 [P, B, T].
-        names: names of the P sources.
-        sample_rate: Hz.
-    """
+    """Pieces of B different songs: names of the songs, first sample of each piece, sources float32 [P, B, T], names of the P sources, Hz."""
 
     tracks: tuple[str, ...]
     starts: tuple[int, ...]
@@ -57,13 +49,7 @@ def choose_chunks(
 ) -> Chunks:
     """Choose one chunk from each of `count` songs, at a random place where every source is audible in every second.
 
-    Args:
-        names: names of the sources.
-        seconds: length of a chunk, rounded up to a multiple of `hop` samples.
-        split: name of the songs in the error.
-
-    Raises:
-        HybridsepError: fewer songs than chunks have such a place.
+    Its length is rounded up to a multiple of `hop` samples. HybridsepError, which names the split: fewer songs have such a place.
     """
     length = -(-round(seconds * stems.sample_rate) // hop) * hop
     order = torch.randperm(len(stems), generator=seeded_generator(seed)).tolist()
@@ -87,11 +73,10 @@ def pair_sources(sources: Tensor, pairing: str) -> Tensor:
 
 
 def _audible_start(stems: StemSet, track: int, length: int, seed: int) -> int | None:
-    generator = seeded_generator(seed, track)
-    room = stems.lengths[track] - length
+    generator, room = seeded_generator(seed, track), stems.lengths[track] - length
+    whole = length // stems.sample_rate * stems.sample_rate or length
     for _ in range(PLACES_TRIED if room >= 0 else 0):
         start = int(torch.randint(room + 1, (1,), generator=generator))
-        whole = length // stems.sample_rate * stems.sample_rate or length
         sources = torch.stack([stems.crop(p, track, start, whole) for p in range(len(stems.audio))])
         level = sources.view(len(sources), -1, min(whole, stems.sample_rate)).square().mean(-1).sqrt()
         if (level > AUDIBLE).all():

@@ -25,24 +25,22 @@ def sdr(estimate: np.ndarray, reference: np.ndarray, window: int) -> np.ndarray:
 
     With one channel, museval's four components add up to the estimate, so its SDR needs none of its 512-tap filters: this is the same
     figure thousands of times faster (a test compares them). museval also leaves out windows in which another source or an estimate is
-    silent (`nan_windows`); here a window counts wherever its own reference sounds.
-
-    Args:
-        estimate, reference: float [..., T], in the same units, of shapes that broadcast.
-        window: samples per window (and hop); a last, shorter window is left out.
-
-    Returns:
-        float [...]; NaN where the reference is silent in every window.
+    silent (`nan_windows`); here a window counts wherever its own reference sounds. NaN where it is silent in all of them.
+    float [..., T], of shapes that broadcast -> float [...]. `window` is in samples, the hop as well; a last, shorter window is left out.
     """
-    count = reference.shape[-1] // window
-    windows = slice(0, count * window)
-    target, estimated = (x[..., windows].reshape(*x.shape[:-1], count, window) for x in (reference, estimate))
+    target, estimated = _windows(reference, window), _windows(estimate, window)
     with np.errstate(divide="ignore", invalid="ignore"):
         values = 10 * np.log10(_energy(target) / _energy(target - estimated))
     values = np.where(_energy(target) > 0, values, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanmedian(values, axis=-1)
+
+
+def _windows(x: np.ndarray, window: int) -> np.ndarray:
+    """Return the whole windows of signals: [..., T] -> [..., windows, window]."""
+    count = x.shape[-1] // window
+    return x[..., : count * window].reshape(*x.shape[:-1], count, window)
 
 
 def _energy(x: np.ndarray) -> np.ndarray:
@@ -69,14 +67,8 @@ def si_sdr_improvement(estimate: np.ndarray, reference: np.ndarray, mixture: np.
 def stft_distance(estimate: np.ndarray, reference: np.ndarray, sizes: tuple[int, ...] = STFT_SIZES) -> np.ndarray:
     """Return the multi-resolution STFT distance ‖|S| − |Ŝ|‖ / ‖|S|‖, mean over window lengths: blind to phase, 0 at best, 1 for silence.
 
-    Args:
-        estimate, reference: float [..., T], of shapes that broadcast.
-        sizes: lengths of the Hann windows in samples; the hop is a quarter of each.
-
-    Returns:
-        float [...]; NaN where the reference is silent.
-
-    Source: Yamamoto et al. 2020 (arXiv 1910.11480), eq. 6.
+    float [..., T] that broadcast -> float [...]; NaN where the reference is silent. `sizes` are lengths of the Hann windows in samples, whose
+    hop is a quarter. Source: Yamamoto et al. 2020 (arXiv 1910.11480), eq. 6.
     """
     distances = []
     for size in sizes:
@@ -97,41 +89,19 @@ def _magnitudes(waveform: np.ndarray, size: int) -> np.ndarray:
 
 
 def nan_windows(estimates: np.ndarray, references: np.ndarray, window: int) -> np.ndarray:
-    """Count the windows that BSS Eval leaves out as not defined: those in which any reference or any estimate is silent.
-
-    Args:
-        estimates, references: float [P, ..., T].
-        window: samples per window (and hop).
-
-    Returns:
-        int [...].
-    """
-    count = references.shape[-1] // window
-
-    def silent(x: np.ndarray) -> np.ndarray:
-        """Return which windows of each signal [..., T] hold zeros only, bool [..., windows]."""
-        return np.logical_not(x[..., : count * window].reshape(*x.shape[:-1], count, window).any(-1))
-
-    return (silent(estimates) | silent(references)).any(0).sum(-1)
+    """Count the windows in which any reference or any estimate is silent, which BSS Eval leaves out: float [P, ..., T] -> int [...]."""
+    sounds = _windows(estimates, window).any(-1) & _windows(references, window).any(-1)
+    return np.logical_not(sounds.all(0)).sum(-1)
 
 
 def bss_eval(
     estimates: np.ndarray, references: np.ndarray, window: int, label: str | None = None
 ) -> dict[str, np.ndarray]:
-    """Return SDR, ISR, SIR and SAR of BSS Eval v4 by museval, dB, with win = hop = `window` samples.
+    """Return SDR, ISR, SIR and SAR of BSS Eval v4 by museval, dB, with win = hop = `window` samples: float [P, ..., T] -> float [P, ...].
 
-    Many mixtures are scored in as many processes as there are cores. Each computes on one thread, here too, so that the figures are the
-    same bit for bit however many processes there are.
-
-    Args:
-        estimates, references: float [P, ..., T]; sources of one mixture, or of several.
-        label: of the progress bar; none without it.
-
-    Returns:
-        name -> float [P, ...], median over windows; windows where any reference or estimate is silent are NaN and left out.
-
-    Raises:
-        HybridsepError: a reference or an estimate is silent throughout, for which BSS Eval is not defined.
+    Median over windows; those where any reference or estimate is silent are left out. HybridsepError: one is silent throughout, for which BSS
+    Eval is not defined. Many mixtures are scored in as many processes as there are cores. Each computes on one thread, here too, so that the
+    figures are the same bit for bit however many processes there are. A progress bar is shown where it has a label.
     """
     for what, signals in (("reference", references), ("estimate", estimates)):
         if not np.abs(signals).sum(-1).all():

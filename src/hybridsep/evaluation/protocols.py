@@ -1,6 +1,5 @@
-"""Scores of separated chunks under protocols that are never mixed.
+"""Scores of separated chunks under protocols, named in the column `selection`, that are never mixed:
 
-Protocols, in the column `selection`:
     seed: the better sample of each source on its own, picked with the ground truth, scored in museval's default window of 44 100 samples.
     oracle: the pair of samples (one particle) that is best on average over the sources, picked with the ground truth.
     blind: what a user can do; no ground truth.
@@ -19,6 +18,7 @@ from torch import Tensor
 from hybridsep.evaluation.chunks import Chunks
 from hybridsep.evaluation.metrics import bss_eval, nan_windows, sdr, si_sdr, si_sdr_improvement, stft_distance
 from hybridsep.evaluation.rows import chunk_rows, source_rows
+from hybridsep.inference.search import SearchResult
 from hybridsep.inference.selection import SELECTIONS, take_particle
 from hybridsep.inference.separator import Candidates
 from hybridsep.inference.wiener import STFT_SIZE, wiener
@@ -28,13 +28,7 @@ BLIND_RULE = "lagged mean"
 
 
 class Scored(NamedTuple):
-    """Stems of all chunks, float32 [P, B, T], and what they are held against.
-
-    Attributes:
-        selection: protocol.
-        refine: "none" or "wiener".
-        reference: name of the target, "real" or "codec".
-    """
+    """Stems of all chunks, float32 [P, B, T], and the target that they are held against, "real" or "codec"."""
 
     selection: str
     refine: str
@@ -46,14 +40,7 @@ class Scored(NamedTuple):
 def score_candidates(
     chunks: Chunks, found: Candidates, codec: Tensor, method: str, search: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Score what a search left to choose from under every protocol.
-
-    Args:
-        codec: the sources as the method's VQ-VAE reconstructs them, float32 [P, B, T].
-
-    Returns:
-        Scores; and scores of every blind selection rule, whose column `selection` names the rule.
-    """
+    """Score what a search left under every protocol, and every blind selection rule; `codec` are the sources through the VQ-VAE, [P, B, T]."""
     mixture, targets = found.mixture.cpu(), {"real": chunks.sources, "codec": codec}
     chosen = {rule: both_refined(select(found).cpu(), mixture) for rule, select in SELECTIONS.items()}
     frames, rules, blind = [], [], []
@@ -67,10 +54,16 @@ def score_candidates(
                 rules.append(rows[rows.metric == "sdr"].assign(selection=rule))
             blind += scored if rule == BLIND_RULE else []
     frames.append(_full_rows(chunks, method, search, blind))
-    frames.append(chunk_rows(chunks, method, search, "seconds", found.seconds / len(chunks)))
-    per_code = found.search.log_evidence / found.search.codes.shape[-1]
-    frames.append(chunk_rows(chunks, method, search, "log_evidence", per_code.cpu().numpy()))
+    frames.append(search_rows(chunks, method, search, found.search, found.seconds))
     return pd.concat(frames, ignore_index=True), pd.concat(rules, ignore_index=True)
+
+
+def search_rows(chunks: Chunks, method: str, search: str, found: SearchResult, seconds: float) -> pd.DataFrame:
+    """Return the rows of a search on all chunks: seconds, of so many in all, and evidence in nats per code."""
+    per_code = found.log_evidence / found.codes.shape[-1]
+    time_rows = chunk_rows(chunks, method, search, "seconds", seconds / len(chunks))
+    evidence = chunk_rows(chunks, method, search, "log_evidence", per_code.cpu().numpy())
+    return pd.concat([time_rows, evidence], ignore_index=True)
 
 
 def score_estimates(chunks: Chunks, stems: Tensor, method: str, search: str = "") -> pd.DataFrame:

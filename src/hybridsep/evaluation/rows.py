@@ -14,12 +14,7 @@ COLUMNS = ("track", "start_s", "method", "search", "selection", "refine", "sourc
 def source_rows(
     chunks: Chunks, protocol: tuple[str, str, str, str], reference: str, values: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
-    """Make the rows of metrics of every source and chunk.
-
-    Args:
-        protocol: method, search, selection, refine.
-        values: metric -> float [P, B].
-    """
+    """Make the rows of metrics -> float [P, B] of every source and chunk; `protocol` is method, search, selection, refine."""
     rows = [
         (track, start, *protocol, source, reference, metric, value[p, b])
         for metric, value in values.items()

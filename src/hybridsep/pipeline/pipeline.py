@@ -1,9 +1,4 @@
-"""Profile -> songs -> stems -> VQ-VAE -> codes -> priors -> likelihood -> method.
-
-Every step can be asked for by itself, makes what it needs and is kept (see `hybridsep.pipeline.steps`).
-"""
-
-from __future__ import annotations
+"""Profile -> songs -> stems -> VQ-VAE -> codes -> priors -> likelihood -> method, each of which is kept (see `hybridsep.pipeline.steps`)."""
 
 import json
 from dataclasses import asdict
@@ -42,26 +37,22 @@ from hybridsep.inference.sums import SumLikelihood
 from hybridsep.models.prior import Prior, nats_per_code
 from hybridsep.models.vqvae import VQVAE
 from hybridsep.pipeline.steps import Step, StepCache
-from hybridsep.training.codec import VQVAETask, codec_dtype
+from hybridsep.training.codec import VQVAETask
 from hybridsep.training.encoding import encode_songs, random_triples
 from hybridsep.training.loop import train
 from hybridsep.training.prior import PriorTask
 
 SPLITS = ("train", "validation", "test")
-RUNGS = ("minislakh", "people", "unseen-font")
-"""Test songs, each further from the training songs than those before it."""
-EXCERPTS = 4
-"""Of each song that people wrote, where it is not trained on."""
+RUNGS = ("minislakh", "people", "unseen-font")  # test songs, each further from the training songs than those before it
+EXCERPTS = 4  # of each song that people wrote, where it is not trained on
 
 
 class Pipeline:
-    """Make or load any part of a run.
+    """Make or load any part of a run, and what it needs.
 
     Args:
-        profile: settings.
         runs: folder of all runs; this one lives in runs/<profile name>.
         data: a data set in Slakh's layout; MiniSlakh is synthesised without it.
-        deadline: when to stop, in a state to go on from.
         ranks: the processes that work together; those that `torchrun` or `accelerate launch` started when not given.
         records: folder of the records that models are taken from; None to train all of them here.
     """
@@ -75,26 +66,18 @@ class Pipeline:
         ranks: Ranks | None = None,
         records: Path | None = RECORDS,
     ):
-        self.profile = profile
-        self.data = Path(data) if data else None
-        self.records = records
+        self.profile, self.data, self.records = profile, Path(data) if data else None, records
         self.ranks = ranks or ranks_here()
         self.device = default_device()
         self.dtype = fast_dtype(self.device, profile.precision)
         record = records / profile.name if records else None
-        self.cache = StepCache(Path(runs) / profile.name, self.device, deadline, self.ranks, record)
+        self.root = Path(runs) / profile.name
+        self.cache = StepCache(self.root, self.device, deadline, self.ranks, record)
         self._separator: tuple[str, Separator] | None = None
 
-    @property
-    def root(self) -> Path:
-        """Return the folder of this run."""
-        return self.cache.root
-
-    def alone(self) -> Pipeline:
+    def alone(self) -> "Pipeline":
         """Return the same run for this process by itself, where the others do something else."""
         return Pipeline(self.profile, self.root.parent, self.data, self.cache.deadline, ALONE, self.records)
-
-    # --- songs -------------------------------------------------------------------------------------------------------------
 
     def songs(self) -> Path:
         """Return the folder of the songs in Slakh's layout."""
@@ -112,8 +95,7 @@ class Pipeline:
                 make_minislakh(out, settings.tracks, settings.seconds, settings.seed, settings.sample_rate)
             return size
 
-        self.cache.make(step, make)
-        return step.folder / "MiniSlakh"
+        return self.cache.make(step, make) / "MiniSlakh"
 
     def people(self, split: str) -> Path:
         """Return the folder of one split of the songs that people wrote, in Slakh's layout."""
@@ -125,8 +107,7 @@ class Pipeline:
         def make() -> dict:
             return make_people(step.folder, recipe, split=split).tracks if self.ranks.first else {}
 
-        self.cache.make(step, make)
-        return step.folder
+        return self.cache.make(step, make)
 
     def unseen_font(self) -> Path:
         """Return the folder of the test songs that people wrote, played by a SoundFont that is never trained on."""
@@ -138,8 +119,7 @@ class Pipeline:
             midi = self.people("test") / "midi"
             return make_songs(step.folder, midi, recipe, split="test").tracks if self.ranks.first else {}
 
-        self.cache.make(step, make)
-        return step.folder
+        return self.cache.make(step, make)
 
     def stems(self, split: str) -> StemSet:
         """Return the memory-mapped stems of "train", "validation", "test", or of a rung: `RUNGS`, the first of which is "test"."""
@@ -154,18 +134,13 @@ class Pipeline:
             build_stems(roots, inside, sources, settings.sample_rate, step.folder, settings.effects, settings.seed)
             return {"songs": len(open_stems(step.folder, inside))}
 
-        self.cache.make(step, make)
-        return open_stems(step.folder, inside, settings.pairing)
+        return open_stems(self.cache.make(step, make), inside, settings.pairing)
 
     def _roots(self, split: str) -> list[Path]:
-        if split == "people":
-            return [self.people("test")]
-        if split == "unseen-font":
-            return [self.unseen_font()]
+        if split in RUNGS:
+            return [self.unseen_font() if split == "unseen-font" else self.people("test")]
         mixed = self.profile.data.people and not self.data and split != "test"
         return [self.songs(), self.people(split)] if mixed else [self.songs()]
-
-    # --- models ------------------------------------------------------------------------------------------------------------
 
     def vqvae(self, kind: VQVAEKind) -> VQVAE:
         """Return the trained VQ-VAE of a kind."""
@@ -173,19 +148,13 @@ class Pipeline:
         module = initialised(lambda: VQVAE(settings), self.profile.seed)
 
         def make() -> dict:
-            dtype = codec_dtype(self.dtype)
+            # Convolutions gain by half precision on a GPU only.
+            dtype = self.dtype if self.dtype == torch.float16 else torch.float32
             task = VQVAETask(module.to(self.device), self.stems("train"), self._linear_weight(kind), dtype)
             figures = self._train(step, task, f"VQ-VAE {kind}")
-            seconds = settings.training.steps * task.audio_seconds
-            return {
-                "parameters": _parameters(module),
-                "dtype": dtype_name(dtype),
-                "seconds_of_audio": seconds,
-                **figures,
-            }
+            return {"seconds_of_audio": settings.training.steps * task.audio_seconds, **figures}
 
-        self.cache.make(step, make)
-        return self._loaded(step, module)
+        return self._loaded(self.cache.make(step, make), module)
 
     def codes(self, kind: VQVAEKind, split: str) -> CodeSet:
         """Return the codes of every song of a split."""
@@ -193,11 +162,10 @@ class Pipeline:
 
         def make() -> dict:
             codes = encode_songs(self.vqvae(kind), self.stems(split), silent=not self.ranks.first)
-            self._save(step, "codes", codes.to_tensors())
+            self.cache.save(step, "codes", codes.to_tensors())
             return {"songs": len(codes.songs)}
 
-        self.cache.make(step, make)
-        return CodeSet.from_tensors(load_weights(step.folder / "codes.safetensors"))
+        return CodeSet.from_tensors(load_weights(self.cache.make(step, make) / "codes.safetensors"))
 
     def prior(self, kind: VQVAEKind, source: str) -> Prior:
         """Return the trained prior of a source over the codes of a kind of VQ-VAE."""
@@ -215,12 +183,9 @@ class Pipeline:
             figures = self._train(step, task, f"prior {source} ({kind})")
             validation, generator = self.codes(kind, "validation"), seeded_generator(seed, 4)
             held_out = validation.random_crops(names.index(source), 32, settings.crop_codes, generator)
-            nats = nats_per_code(module, held_out.to(self.device))
-            known = {"parameters": _parameters(module), "dtype": dtype_name(self.dtype)}
-            return {**known, "validation_nats_per_code": nats, **figures}
+            return {"validation_nats_per_code": nats_per_code(module, held_out.to(self.device)), **figures}
 
-        self.cache.make(step, make)
-        return self._loaded(step, module)
+        return self._loaded(self.cache.make(step, make), module)
 
     def likelihood(self, kind: VQVAEKind, likelihood: LikelihoodKind) -> Likelihood:
         """Return the likelihood of a kind over the codes of a kind of VQ-VAE, fitted on validation songs and tuned by the profile."""
@@ -228,13 +193,15 @@ class Pipeline:
 
         def make() -> dict:
             made = self._fit_likelihood(kind, likelihood)
-            self._save(step, "likelihood", made.to_tensors())
-            triples = self.triples(kind, "validation")
-            nats = -float(made.log_likelihood(triples[2], triples[0], triples[1]).mean())
-            return {"validation_nats_per_code": nats, **_scalars(made)}
+            tensors, triples = made.to_tensors(), self.triples(kind, "validation")
+            self.cache.save(step, "likelihood", tensors)
+            figures = {"validation_nats_per_code": -float(made.log_likelihood(triples[2], *triples[:2]).mean())}
+            figures |= {name: float(value) for name, value in tensors.items() if value.ndim == 0}
+            figures["distinct_triples"] = len(tensors.get("keys", ()))
+            return {**figures, "counted_triples": int(tensors.get("counts", torch.zeros(1)).sum())}
 
-        self.cache.make(step, make)
-        tensors = tuned(load_weights(step.folder / "likelihood.safetensors"), self.profile.tuning(kind, likelihood))
+        fitted = load_weights(self.cache.make(step, make) / "likelihood.safetensors")
+        tensors = tuned(fitted, self.profile.tuning(kind, likelihood))
         return likelihood_from_tensors({name: value.to(self.device) for name, value in tensors.items()})
 
     def triples(self, kind: VQVAEKind, split: str) -> Tensor:
@@ -243,18 +210,14 @@ class Pipeline:
         seconds = self.profile.likelihood.fit_seconds
         return torch.cat(list(random_triples(self.vqvae(kind), self.stems(split), seconds, generator)), 1).cpu()
 
-    # --- methods -----------------------------------------------------------------------------------------------------------
-
     def separator(self, method: str) -> Separator:
         """Return a trained method. The last one asked for is kept."""
         version = self.method_version(method)
         if self._separator is None or self._separator[0] != version:
-            spec = method_spec(method)
             # Whatever was kept is given up first: a likelihood keeps a gigabyte of matrices.
-            self._separator = None
+            self._separator, spec = None, method_spec(method)
             priors = [self.prior(spec.vqvae, source) for source in self.profile.source_names]
-            cell = (spec.vqvae, spec.likelihood)
-            made = Separator(self.vqvae(spec.vqvae), priors, self.likelihood(*cell), self.profile.for_cell(*cell))
+            made = Separator(self.vqvae(spec.vqvae), priors, self.likelihood(*spec), self.profile.for_cell(*spec))
             self._separator = version, made
         return self._separator[1]
 
@@ -262,8 +225,7 @@ class Pipeline:
         """Write a trained method to runs/<profile>/<method>/, which `Separator.load` reads, and return that folder."""
         folder, version = self.root / method, self.method_version(method)
         marker = folder / "version.txt"
-        complete = marker.is_file() and (folder / SUMS).is_file() and marker.read_text() == version
-        if not complete:
+        if not (marker.is_file() and (folder / SUMS).is_file() and marker.read_text() == version):
             separator = self.separator(method)
             if self.ranks.first:
                 separator.save(folder)
@@ -279,7 +241,7 @@ class Pipeline:
         """List the models that a method is made of: VQ-VAE, likelihood, priors."""
         spec = method_spec(method)
         priors = (self.prior_step(spec.vqvae, source) for source in self.profile.source_names)
-        return [self.vqvae_step(spec.vqvae), self.likelihood_step(spec.vqvae, spec.likelihood), *priors]
+        return [self.vqvae_step(spec.vqvae), self.likelihood_step(*spec), *priors]
 
     def model_steps(self) -> list[Step]:
         """List the models of all methods, each once."""
@@ -295,13 +257,11 @@ class Pipeline:
             write_atomically(path, json.dumps(content, indent=1).encode())
         return path
 
-    # --- where they are kept -----------------------------------------------------------------------------------------------
-
     def stems_step(self, split: str = "train") -> Step:
         """Return where the stems of a split, or of a rung, are kept."""
         settings = self.profile.data
         written = (settings.people, settings.variety, RECIPE_VERSION) if settings.people or split in RUNGS else ()
-        made = {"tracks": settings.tracks, "seconds": settings.seconds, "seed": settings.seed}
+        made = settings.model_dump(include={"tracks", "seconds", "seed"})
         source = (_fingerprint(self.data),) if self.data else (made, *written)
         varied = (settings.effects, settings.seed, EFFECTS_VERSION)
         scale = (settings.sample_rate, MIXTURE_RMS, LARGEST)
@@ -325,22 +285,17 @@ class Pipeline:
         settings = self.profile.likelihood.model_dump(mode="json", exclude={"power"} | counted)
         return self.cache.step(f"likelihood-{kind}-{likelihood}", settings, inputs=inputs)
 
-    # --- inside ------------------------------------------------------------------------------------------------------------
+    def _train(self, step: Step, task: VQVAETask | PriorTask, label: str) -> dict:
+        """Train a model, keep its weights, and return its size, the dtype it was trained in and the last row of its history."""
+        module = task.module
+        history = train(task, module.settings.training, step.folder, label, self.profile.seed, self.cache.deadline)
+        self.cache.save(step, "model", module.state_dict())
+        parameters = sum(p.numel() for p in module.parameters())
+        return {"parameters": parameters, "dtype": dtype_name(task.dtype), **history[-1]}
 
-    def _train(self, step: Step, task: VQVAETask | PriorTask, label: str) -> dict[str, float]:
-        """Train a model, keep its weights, and return the last row of its history."""
-        training = task.module.settings.training
-        history = train(task, training, step.folder, label, self.profile.seed, self.cache.deadline)
-        self._save(step, "model", task.module.state_dict())
-        return history[-1]
-
-    def _loaded(self, step: Step, module: Module) -> Module:
-        module.load_state_dict(load_weights(step.folder / "model.safetensors"))
+    def _loaded(self, folder: Path, module: Module) -> Module:
+        module.load_state_dict(load_weights(folder / "model.safetensors"))
         return module.to(self.device).eval()
-
-    def _save(self, step: Step, name: str, tensors: dict[str, Tensor]) -> None:
-        if self.ranks.first:
-            step.save(name, tensors)
 
     def _linear_weight(self, kind: VQVAEKind) -> float:
         return self.profile.vqvae.linear_weight if kind == "linear" else 0.0
@@ -368,11 +323,10 @@ class Pipeline:
             keys, counts = count_batches(batches, self.profile.vqvae.codes)
             if self.ranks.count > 1:
                 keys, counts = merge_counts(self.ranks.join_uneven(keys), self.ranks.join_uneven(counts))
-            self._save(step, "counted", {"keys": keys, "counts": counts})
+            self.cache.save(step, "counted", {"keys": keys, "counts": counts})
             return {"distinct_triples": len(keys), "counted_triples": int(counts.sum())}
 
-        self.cache.make(step, make)
-        found = load_weights(step.folder / "counted.safetensors")
+        found = load_weights(self.cache.make(step, make) / "counted.safetensors")
         return found["keys"].to(self.device), found["counts"].to(self.device)
 
 
@@ -380,15 +334,3 @@ def _fingerprint(folder: Path) -> list[str]:
     """List names and sizes of all audio files: another data set gives another hash."""
     files = sorted(p for pattern in ("*.flac", "*.wav") for p in folder.rglob(pattern))
     return [f"{p.relative_to(folder)}:{p.stat().st_size}" for p in files]
-
-
-def _parameters(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _scalars(likelihood: Likelihood) -> dict[str, float]:
-    """Return the fitted numbers of a likelihood, for the record."""
-    return {name: float(value) for name, value in likelihood.to_tensors().items() if value.ndim == 0} | {
-        "distinct_triples": len(getattr(likelihood, "keys", ())),
-        "counted_triples": int(getattr(likelihood, "counts", torch.zeros(1)).sum()),
-    }

@@ -26,22 +26,23 @@ WEIGHTS = ("model.safetensors", "likelihood.safetensors")
 
 
 def record_run(pipeline: "Pipeline", out: Path, card: Callable[["Pipeline", dict], str]) -> Path:
-    """Write the record of a finished run and return its folder.
+    """Write the record of a finished run into the folder of all records and return its own.
 
-    Args:
-        out: folder of all records.
-        card: makes the model card of the run and the provenance of its models.
-
-    Raises:
-        HybridsepError: a model is not trained or nothing evaluated yet, or the record is too large.
+    `card` makes the model card of the run and the provenance of its models. HybridsepError: a model is not trained or nothing evaluated yet,
+    or the record is too large.
     """
     steps, name = pipeline.model_steps(), pipeline.profile.name
     missing = [step.label for step in steps if not step.done]
-    if not (pipeline.root / "evaluation.csv").is_file():
-        missing.append("evaluation.csv")
+    missing += ["evaluation.csv"] * (not (pipeline.root / "evaluation.csv").is_file())
     if missing:
         raise HybridsepError(f"{pipeline.root} has no {missing[0]} yet: hybridsep evaluate --profile {name} makes it")
-    provenance = {"profile": name, **provenance_of({step.key: step.record for step in steps})}
+    records = {step.key: step.record for step in steps}
+    known = ("hardware", "commit", "python")
+    distinct = {key: list(dict.fromkeys(r[key] for r in records.values() if key in r)) for key in known}
+    packages = {package: version for r in records.values() for package, version in r.get("packages", {}).items()}
+    made = {key: round(r["seconds"] / 60, 2) for key, r in records.items()}
+    minutes = {"minutes": made, "minutes_together": round(sum(made.values()), 1)}
+    provenance = {"profile": name, **distinct, "packages": packages, **minutes}
     files = {
         "profile.json": pipeline.profile.model_dump_json(indent=1),
         "provenance.json": json.dumps(provenance, indent=1),
@@ -53,20 +54,19 @@ def record_run(pipeline: "Pipeline", out: Path, card: Callable[["Pipeline", dict
 
 
 def write_record(steps: Mapping[str, Path], out: Path, files: Mapping[str, bytes]) -> None:
-    """Write a record; one that is there already is replaced once the new one is complete.
+    """Write a record of steps, key -> folder, and files, name -> content; one that is there is replaced once the new one is complete.
 
-    Args:
-        steps: key -> folder of finished steps.
-        out: folder of the record.
-        files: name -> content of what else belongs to it.
-
-    Raises:
-        HybridsepError: a file or the record is too large, or cannot be written; what was there stays as it was.
+    HybridsepError: a file or the record is too large, or cannot be written; what was there stays as it was.
     """
     contents = dict(files)
     for key, folder in steps.items():
         contents |= {f"{key}/{name}": content for name, content in _step_files(folder).items()}
-    _check_sizes({name: len(content) for name, content in contents.items()})
+    largest, total = max(contents, key=lambda name: len(contents[name])), sum(map(len, contents.values()))
+    if (size := len(contents[largest])) > LARGEST_FILE:
+        limit = f"no file of a record may have more than {LARGEST_FILE / 1e6:g} MB"
+        raise HybridsepError(f"{largest} would have {size / 1e6:.1f} MB; {limit}")
+    if total > LARGEST_RECORD:
+        raise HybridsepError(f"the record would have {total / 1e6:.1f} MB; it may have {LARGEST_RECORD / 1e6:g} MB")
     fresh = out.with_name(f"{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
@@ -83,16 +83,7 @@ def write_record(steps: Mapping[str, Path], out: Path, files: Mapping[str, bytes
 
 
 def restore_step(record: Path, key: str, folder: Path) -> None:
-    """Put a step of a record where a run finds it done: weights in float32, counts as they were counted.
-
-    Args:
-        record: folder of a profile's record.
-        key: of the step.
-        folder: of the step in the run.
-
-    Raises:
-        HybridsepError: the record is damaged.
-    """
+    """Put a step of a profile's record into its folder of a run: weights in float32, counts to the last; HybridsepError: it is damaged."""
     source = record / key
     try:
         names = [name for name in read_sums(record) if name.startswith(f"{key}/")]
@@ -110,21 +101,6 @@ def restore_step(record: Path, key: str, folder: Path) -> None:
     write_atomically(folder / DONE, json.dumps(done | {"finished": time.time(), "recorded": True}, indent=1).encode())
 
 
-def provenance_of(records: Mapping[str, dict]) -> dict:
-    """Sum up on what, with what and in how many minutes steps were made.
-
-    Args:
-        records: key of a step -> its done.json.
-    """
-    distinct = {
-        name: list(dict.fromkeys(r[name] for r in records.values() if name in r))
-        for name in ("hardware", "commit", "python")
-    }
-    packages = {name: version for r in records.values() for name, version in r.get("packages", {}).items()}
-    made = {key: round(r["seconds"] / 60, 2) for key, r in records.items()}
-    return {**distinct, "packages": packages, "minutes": made, "minutes_together": round(sum(made.values()), 1)}
-
-
 def _step_files(step: Path) -> dict[str, bytes]:
     """Return what a record holds of a finished step: name inside the step's folder -> content."""
     done = json.loads((step / DONE).read_text())
@@ -133,12 +109,3 @@ def _step_files(step: Path) -> dict[str, bytes]:
         files[HISTORY] = (step / HISTORY).read_bytes()
     weights = (name for name in WEIGHTS if (step / name).is_file())
     return files | {name: save(packed(load_weights(step / name))) for name in weights}
-
-
-def _check_sizes(sizes: Mapping[str, int]) -> None:
-    name, total = max(sizes, key=lambda name: sizes[name]), sum(sizes.values())
-    if sizes[name] > LARGEST_FILE:
-        limit = f"no file of a record may have more than {LARGEST_FILE / 1e6:g} MB"
-        raise HybridsepError(f"{name} would have {sizes[name] / 1e6:.1f} MB; {limit}")
-    if total > LARGEST_RECORD:
-        raise HybridsepError(f"the record would have {total / 1e6:.1f} MB; it may have {LARGEST_RECORD / 1e6:g} MB")

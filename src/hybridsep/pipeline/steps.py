@@ -2,10 +2,8 @@
 
 A step lives in `<root>/<name>-<hash>/`, where the hash covers every setting it depends on, those of the steps before it included.
 `done.json` is written last: a folder without it is unfinished and is gone on with.
-
 A model that a record has and that was not trained here is taken from there (see `hybridsep.pipeline.record`), into a folder `...-recorded`. What
 is made of it has another hash than what is made of a model trained here, so the two never mix.
-
 Several processes make a step together: all run the same lines, the first one writes, and none goes on before `done.json` is there.
 """
 
@@ -30,14 +28,7 @@ from hybridsep.training.checkpoint import clear_checkpoints
 
 @dataclass(frozen=True)
 class Step:
-    """One cached step.
-
-    Attributes:
-        folder: where it is kept.
-        label: its name without the hash.
-        key: its name in a record, which does not depend on where the models before it come from.
-        recorded: whether it comes from a record and is not made here.
-    """
+    """One cached step, its name without the hash, and its key in a record, which does not depend on where the models before it come from."""
 
     folder: Path
     label: str
@@ -54,22 +45,9 @@ class Step:
         """Return what done.json holds: wall time in seconds, figures and where the step was made."""
         return json.loads((self.folder / "done.json").read_text())
 
-    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write `name`.safetensors into the step's folder."""
-        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        write_atomically(self.folder / f"{name}.safetensors", save(plain))
-
 
 class StepCache:
-    """Make the steps of one run, or find them made.
-
-    Args:
-        root: folder of the run.
-        device: named in done.json.
-        deadline: when to stop, in a state to go on from.
-        ranks: the processes that work together.
-        record: folder of the record that models are taken from; None to make all of them here.
-    """
+    """Make the steps of a run in its folder `root`, or find them made there, or in the folder of a record where one is given."""
 
     def __init__(self, root: Path, device: torch.device, deadline: Deadline, ranks: Ranks, record: Path | None):
         self.root, self.device, self.deadline, self.ranks, self.record = root, device, deadline, ranks, record
@@ -77,11 +55,7 @@ class StepCache:
         self._made = False
 
     def step(self, name: str, *settings: object, inputs: Iterable[Step] = ()) -> Step:
-        """Return the step of that name under these settings, done or not.
-
-        Args:
-            inputs: the steps it is made from.
-        """
+        """Return the step of that name under these settings, made from these inputs, done or not."""
         inputs = tuple(inputs)
         key = f"{name}-{config_hash(*settings, *(step.key for step in inputs))}"
         own = Step(self.root / f"{name}-{config_hash(*settings, *(step.folder.name for step in inputs))}", name, key)
@@ -91,15 +65,10 @@ class StepCache:
             return own
         return Step(self.root / f"{key}-recorded", name, key, recorded=True)
 
-    def make(self, step: Step, make: Callable[[], dict]) -> None:
-        """Run `make` unless the step is done or recorded; keep what it returns, with the wall time it took itself, in seconds.
-
-        Raises:
-            OutOfTime: the deadline passed.
-            HybridsepError: the record is damaged.
-        """
+    def make(self, step: Step, make: Callable[[], dict]) -> Path:
+        """Run `make` unless the step is done or recorded, keep its figures and own seconds, return the folder; OutOfTime; HybridsepError: damaged."""
         if step.done:
-            return
+            return step.folder
         # All processes are past the question above before one can answer it differently.
         late = self.ranks.any(self.deadline.passed)
         if step.recorded and self.record:
@@ -112,6 +81,7 @@ class StepCache:
         else:
             self._make(step, make)
         self.ranks.wait()
+        return step.folder
 
     def _make(self, step: Step, make: Callable[[], dict]) -> None:
         step.folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +97,12 @@ class StepCache:
             write_atomically(step.folder / "done.json", json.dumps(content, indent=1).encode())
             clear_checkpoints(step.folder)
         self._made = True
+
+    def save(self, step: Step, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write `name`.safetensors into a step's folder."""
+        if self.ranks.first:
+            plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            write_atomically(step.folder / f"{name}.safetensors", save(plain))
 
     def finished(self) -> list[Step]:
         """List every finished step of this run's folder, oldest first."""

@@ -23,10 +23,9 @@ def stub(thing: Any) -> str:
     source = dedent(inspect.getsource(thing))
     (node,) = ast.parse(source).body
     methods = [n for n in node.body if isinstance(n, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
-    public = [method for method in methods if not method.name.startswith("_") and ast.get_docstring(method)]
-    return "\n\n".join(_head(part, source.splitlines()) for part in [node, *public])
-
-
-def _head(node: Any, lines: list[str]) -> str:
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    return "\n".join(lines[first - 1 : node.body[0].end_lineno])
+    parts: list[Any] = [node, *(m for m in methods if not m.name.startswith("_") and ast.get_docstring(m))]
+    heads = []
+    for part in parts:
+        first = min([part.lineno, *(decorator.lineno for decorator in part.decorator_list)])
+        heads.append("\n".join(source.splitlines()[first - 1 : part.body[0].end_lineno]))
+    return "\n\n".join(heads)

@@ -29,9 +29,6 @@ from hybridsep.report.api import fill_stubs
 from hybridsep.report.templates import render
 
 KERNEL_NAME = "hybridsep-book"
-_EXECUTION = {"kernel_name": KERNEL_NAME, "language": "python", "progress_bar": False}
-# Both cells only carry the build's settings; a reader gains nothing from them.
-PARAMETER_TAGS = {"parameters", "injected-parameters"}
 MAX_PAGE_BYTES = 6_000_000
 MAX_SITE_BYTES = 60_000_000
 
@@ -41,34 +38,23 @@ class BookError(HybridsepError):
 
 
 def build_book(profile: str, root: Path, runs: Path | None = None, anew: bool = False) -> Path:
-    """Execute every chapter, typeset the site, and return its `index.html`.
+    """Execute every chapter with a profile, typeset the site, and return its `index.html`.
 
-    Args:
-        profile: name handed to each chapter as its parameter `profile`.
-        root: repository root, with `_config.yml`, `_toc.yml` and `book/`.
-        runs: folder of trained models and results, default `root/runs`.
-        anew: whether the models that come with the project are trained anew.
-
-    Raises:
-        BookError: a chapter failed, or typesetting met a warning. What an earlier build left stays as it was.
+    The repository root has `_config.yml`, `_toc.yml` and `book/`; models and results are in `runs`, default `root/runs`, and `anew` trains those
+    that come with the project. BookError: a chapter failed, or typesetting met a warning. What an earlier build left stays as it was.
     """
     execute_book(profile, root, runs, anew)
     return build_html(root)
 
 
 def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool = False) -> Path:
-    """Execute the chapters of `_toc.yml` in order, the landing page last, and return `_build/executed`.
+    """Execute the chapters of `_toc.yml` in order, the landing page last, and return `_build/executed`; BookError: one failed.
 
     Each chapter runs in `book/` of a copy, with HYBRIDSEP_ROOT, HYBRIDSEP_RUNS and HYBRIDSEP_TRAIN in its environment.
-    While it runs the copy is called `_build/executing`; it gets its final name only when every chapter succeeded.
-    `status.json` beside the copy's `book/` lists the chapters so far: [{"chapter", "seconds", "status"}],
-    status one of executed, failed, waiting.
-
-    Raises:
-        BookError: a chapter failed or has no cell tagged `parameters`.
+    While it runs the copy is called `_build/executing`; it gets its final name only when every chapter succeeded. `status.json` beside the
+    copy's `book/` lists the chapters so far: [{"chapter", "seconds", "status"}], status one of executed, failed, waiting.
     """
-    root = root.resolve()
-    runs = (runs or root / "runs").resolve()
+    root, runs = root.resolve(), (runs or root / "runs").resolve()
     working, executed = (root / "_build" / name for name in ("executing", "executed"))
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
@@ -81,7 +67,6 @@ def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool 
 
     landing, *others = _pages(working)
     chapters = [page for page in (*others, landing) if page.suffix == ".ipynb"]
-    status_file = working / "status.json"
     status = [{"chapter": page.stem, "seconds": None, "status": "waiting"} for page in chapters]
     told = {"HYBRIDSEP_ROOT": str(root), "HYBRIDSEP_RUNS": str(runs), "HYBRIDSEP_TRAIN": "1" if anew else ""}
     with patch.dict(os.environ, told):  # kernels inherit it
@@ -94,7 +79,7 @@ def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool 
                 entry["status"] = "executed"
             finally:
                 entry["seconds"] = round(time.perf_counter() - started, 1)
-                status_file.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
+                (working / "status.json").write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
 
     shutil.rmtree(executed, ignore_errors=True)
     working.rename(executed)
@@ -102,15 +87,9 @@ def execute_book(profile: str, root: Path, runs: Path | None = None, anew: bool 
 
 
 def execute_notebook(path: Path, out: Path, parameters: dict[str, Any]) -> None:
-    """Execute one notebook with this interpreter, in the folder of `out`.
+    """Execute a notebook with this interpreter in the folder of `out`, which may be `path` itself and is written when a cell fails, too.
 
-    Args:
-        path: notebook to read; it must have one cell tagged `parameters`.
-        out: notebook to write, also when a cell fails; may be `path` itself.
-        parameters: values for the names in the cell tagged `parameters`.
-
-    Raises:
-        BookError: a cell raised, or there is no cell tagged `parameters`.
+    BookError: a cell raised, or there is no cell tagged `parameters`, whose names get these values.
     """
     notebook = nbformat.read(path, as_version=4)
     if not any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
@@ -119,9 +98,12 @@ def execute_notebook(path: Path, out: Path, parameters: dict[str, Any]) -> None:
     shown = sys.stderr if sys.stderr.isatty() else None
     try:
         with _kernel():
-            papermill.execute_notebook(path, out, parameters, stderr_file=shown, cwd=out.parent, **_EXECUTION)
+            options = {"kernel_name": KERNEL_NAME, "language": "python", "progress_bar": False, "stderr_file": shown}
+            papermill.execute_notebook(path, out, parameters, cwd=out.parent, **options)
     except PapermillExecutionError as error:
-        what = f"{error.ename}: {error.evalue}{_failing_line(error.traceback)}"
+        text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+        line = re.search(r"^\s*(---->.*)$", text, re.MULTILINE)  # that raised, as IPython marks it
+        what = f"{error.ename}: {error.evalue}" + (f"\n  {line[1].rstrip()}" if line else "")
         raise BookError(f"chapter {path.stem}, cell {error.cell_index + 1}: {what}") from None
     except (RuntimeError, OSError) as error:  # a killed kernel, a full disk
         raise BookError(f"chapter {path.stem}: {error}") from error
@@ -129,18 +111,18 @@ def execute_notebook(path: Path, out: Path, parameters: dict[str, Any]) -> None:
 
 
 def build_html(root: Path) -> Path:
-    """Typeset `_build/executed` into `_build/html`, warnings being errors, and return the site's `index.html`.
-
-    Raises:
-        BookError: jupyter-book printed a warning or an error, or the site is too heavy. The previous site is kept.
-    """
+    """Typeset `_build/executed` into `_build/html`, return its `index.html`; BookError: a warning or a heavy site; the previous one is kept."""
     root = root.resolve()
     executed, site = root / "_build" / "executed", root / "_build" / "html"
     with tempfile.TemporaryDirectory(dir=root / "_build", prefix="typeset-") as scratch:
+        config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+        if not config["repository"]["url"]:  # launch buttons would lead nowhere
+            config.pop("launch_buttons", None)
+        (Path(scratch) / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         # --all, since a page that is reused from an earlier build would hide its warnings.
-        command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(executed)]
-        command += ["-W", "--keep-going", "-n", "--all", "--quiet"]
-        command += ["--config", str(_configuration(root, Path(scratch))), "--path-output", scratch]
+        options = "-W --keep-going -n --all --quiet".split()
+        places = ["--config", f"{scratch}/_config.yml", "--path-output", scratch, str(executed)]
+        command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", *options, *places]
         # Its closing message on stdout names the scratch folder; its warnings come on stderr.
         result = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True)
         if result.returncode:
@@ -155,16 +137,6 @@ def build_html(root: Path) -> Path:
         shutil.rmtree(site, ignore_errors=True)
         typeset.rename(site)
     return site / "index.html"
-
-
-def _configuration(root: Path, folder: Path) -> Path:
-    """Write the book's configuration into `folder`, without launch buttons while the repository has no address."""
-    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
-    if not config["repository"]["url"]:
-        config.pop("launch_buttons", None)
-    copy = folder / "_config.yml"
-    copy.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    return copy
 
 
 def _pages(folder: Path) -> list[Path]:
@@ -190,29 +162,21 @@ def _kernel() -> Iterator[None]:
 
 
 def _hide_parameters(path: Path) -> None:
-    """Keep the cells with the build's parameters off the page."""
+    """Keep the cells that only carry the build's settings off the page."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
-        if PARAMETER_TAGS & set(tags) and "remove-cell" not in tags:
+        if {"parameters", "injected-parameters"} & set(tags) and "remove-cell" not in tags:
             cell.metadata["tags"] = [*tags, "remove-cell"]
     # Whoever downloads the notebook has no kernel of the build's name.
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, path)
 
 
-def _failing_line(traceback: list[str]) -> str:
-    """The line of the cell that raised, as IPython's traceback marks it; empty when there is none."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
-    marked = [line.strip() for line in text.splitlines() if line.lstrip().startswith("---->")]
-    return f"\n  {marked[0]}" if marked else ""
-
-
 def _check_weight(site: Path) -> None:
     """Refuse what a reader would wait for."""
     sizes = {path.relative_to(site).as_posix(): path.stat().st_size for path in site.rglob("*") if path.is_file()}
-    heavy = {name: size for name, size in sizes.items() if name.endswith(".html") and size > MAX_PAGE_BYTES}
-    if heavy:
+    if heavy := {name: size for name, size in sizes.items() if name.endswith(".html") and size > MAX_PAGE_BYTES}:
         raise BookError(f"pages over {MAX_PAGE_BYTES} bytes: {heavy}; use fewer or shorter sounds")
     if sum(sizes.values()) > MAX_SITE_BYTES:
         raise BookError(f"the site has {sum(sizes.values())} bytes, more than {MAX_SITE_BYTES}")

@@ -1,6 +1,5 @@
 """What the chapters of the book share: opening a run, numbers for the prose, scores as tables, and players for separations."""
 
-import functools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,13 +20,13 @@ from hybridsep.inference.wiener import wiener
 from hybridsep.pipeline.evaluate import Evaluation, Run
 from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.pipeline.steps import Step
-from hybridsep.report import runs_root
+from hybridsep.report import repository_root
 from hybridsep.report.figures import PALETTE, WIDTH, number, use_style
 from hybridsep.report.players import stem_player
 
 METHOD_LABELS = {"plain-sum": "plain-sum", "lass": "LASS", "lqvae": "LQ-VAE", "hybrid": "Hybrid"}
-COLOUR_NAMES = {"plain-sum": "purple", "lass": "blue", "lqvae": "green", "hybrid": "vermillion"}
-METHOD_COLOURS = {method: PALETTE[name] for method, name in COLOUR_NAMES.items()}
+COLOURS = ("purple", "blue", "green", "vermillion")
+METHOD_COLOURS = {method: PALETTE[name] for method, name in zip(METHOD_LABELS, COLOURS, strict=True)}
 SEARCH_LABELS = {"ancestral": "ancestral", "topk": "top-k", "beam": "beam", "particle": "particle filter"}
 SEARCH_LABELS |= {"lass-topk": "top-k as LASS runs it", "lass-beam": "beam as LASS runs it"}
 SEARCH_COLOURS = {
@@ -37,6 +36,7 @@ SEARCH_COLOURS = {
     "particle": PALETTE["blue"],
 }
 KIND_COLOURS = {"plain": PALETTE["blue"], "linear": PALETTE["vermillion"]}
+SPREAD = "mean ± standard deviation over chunks"
 # Of fewer chunks a mean says nothing about songs in general: no exact test of six differences gets below 5 %.
 SMALLEST_MEANINGFUL = 8
 TOO_SMALL = """<div role="note" style="border:2px solid #D55E00;border-radius:.4rem;padding:.5rem .8rem;margin:.5rem 0 1rem">
@@ -45,31 +45,19 @@ seconds and heard on {chunks} chunks: it shows that every step runs. Build it wi
 
 
 def open_book(profile: str) -> tuple[Pipeline, Evaluation]:
-    """Open the run of a profile, set the style of the figures, and warn the reader of a run too small to mean anything.
-
-    Args:
-        profile: name of a profile that ships with the library, or a YAML file.
-    """
+    """Open the run of a profile, by name or YAML file, set the style of figures, and warn of a run too small to mean anything."""
     use_style()
-    pipeline = _pipeline(profile)
+    runs = os.environ.get("HYBRIDSEP_RUNS") or repository_root() / "runs"
+    anew = bool(os.environ.get("HYBRIDSEP_TRAIN"))  # set by `make book TRAIN=1`
+    pipeline = Pipeline(load_profile(profile), runs, records=None if anew else RECORDS)
     evaluation = Evaluation(pipeline)
     if len(evaluation.chunks) < SMALLEST_MEANINGFUL:
         display(HTML(TOO_SMALL.format(profile=pipeline.profile.name, chunks=len(evaluation.chunks))))
     return pipeline, evaluation
 
 
-@functools.lru_cache
-def _pipeline(profile: str) -> Pipeline:
-    anew = bool(os.environ.get("HYBRIDSEP_TRAIN"))  # set by `make book TRAIN=1`
-    return Pipeline(load_profile(profile), runs_root(), records=None if anew else RECORDS)
-
-
 def publish(**values: Any) -> None:
-    """Glue values so that the prose of the chapter can quote them as {glue:text}`name`.
-
-    Args:
-        values: text as it is to be read; whole numbers get thousands separators, other numbers two decimals.
-    """
+    """Glue values for {glue:text}`name` in the prose: text, whole numbers with thousands separators, others with two decimals."""
     from myst_nb import glue
 
     for name, value in values.items():
@@ -101,10 +89,8 @@ def p_relation(p: float) -> str:
 def mean_std(values: Iterable[float], decimals: int = 2) -> str:
     """Return mean ± standard deviation over chunks, NaN left out; a dash where nothing is left."""
     found = np.asarray([v for v in values if np.isfinite(v)], dtype=float)
-    if not found.size:
-        return "–"
     spread = f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(found.std(ddof=1), decimals)}" if found.size > 1 else ""
-    return number(found.mean(), decimals) + spread
+    return number(found.mean(), decimals) + spread if found.size else "–"
 
 
 def minutes(seconds: float) -> str:
@@ -120,21 +106,11 @@ def chunk_values(table: pd.DataFrame, **where: str) -> np.ndarray:
 def score_table(
     rows: pd.DataFrame, index: Mapping[str, str], columns: Mapping[str, Mapping[str, str]], key: str, title: str
 ) -> pd.DataFrame:
-    """Return a table of "mean ± std" over chunks.
-
-    Args:
-        rows: scores, in the columns of evaluation.csv.
-        index: value in the column `key` -> label of the row.
-        columns: heading -> what selects its rows.
-        key: column that tells the lines apart.
-        title: heading of the first column.
-    """
-
-    def cells(value: str) -> dict[str, str]:
-        """Return a line's cells by heading."""
-        return {heading: mean_std(chunk_values(rows, **{key: value}, **w)) for heading, w in columns.items()}
-
-    return pd.DataFrame([{title: label, **cells(value)} for value, label in index.items()])
+    """Return a table of "mean ± std" over chunks: headings select scores, `index` maps their values of `key` to labels in the column `title`."""
+    table = pd.DataFrame({title: list(index.values())})
+    for heading, where in columns.items():
+        table[heading] = [mean_std(chunk_values(rows, **{key: value}, **where)) for value in index]
+    return table
 
 
 def sdr_columns(names: Sequence[str], **where: str) -> dict[str, dict[str, str]]:
@@ -143,10 +119,7 @@ def sdr_columns(names: Sequence[str], **where: str) -> dict[str, dict[str, str]]
 
 
 def provenance_line(
-    evaluation: Evaluation,
-    *facts: str,
-    spread: str = "mean ± standard deviation over chunks",
-    reference: str = "the real sources",
+    evaluation: Evaluation, *facts: str, spread: str = SPREAD, reference: str = "the real sources"
 ) -> str:
     """Return what a reader needs to judge a table of scores: n, spread, reference and hardware."""
     chunks = evaluation.chunks
@@ -208,17 +181,14 @@ def budget(pipeline: Pipeline, method: str) -> pd.DataFrame:
         **{f"prior-{spec.vqvae}-{source}": f"prior of {source}" for source in pipeline.profile.source_names},
         f"likelihood-{spec.vqvae}-{spec.likelihood}": f"likelihood, kind {spec.likelihood}",
     }
-    steps = {step.label: step for step in latest_steps(pipeline) if step.label in names}
-    sizes = {label: step.record["figures"].get("parameters") for label, step in steps.items()}
-    return pd.DataFrame(
-        {
-            "step": names[label],
-            "wall time": minutes(steps[label].record["seconds"]) + ", recorded" * steps[label].recorded,
-            "parameters": number(int(sizes[label])) if sizes[label] else "–",
-        }
-        for label in names
-        if label in steps
-    )
+    steps = {step.label: step for step in latest_steps(pipeline)}
+    rows = []
+    for label in (label for label in names if label in steps):
+        record, recorded = steps[label].record, steps[label].recorded
+        parameters = record["figures"].get("parameters")
+        size = number(int(parameters)) if parameters else "–"
+        rows.append((names[label], minutes(record["seconds"]) + ", recorded" * recorded, size))
+    return pd.DataFrame(rows, columns=["step", "wall time", "parameters"])
 
 
 def training_figure(pipeline: Pipeline, method: str) -> Figure:
@@ -262,14 +232,7 @@ def estimates(evaluation: Evaluation, run: Run, refine: bool = True) -> Tensor:
 
 
 def separation_player(evaluation: Evaluation, chunk: int, stems: Mapping[str, Tensor]) -> HTML:
-    """Return a stem player of one chunk: mixture, true sources and estimates in step, each estimate with its SDR.
-
-    Args:
-        chunk: its index.
-        stems: heading -> estimates [P, B, T] of all chunks.
-
-    Sources are played at half their level, as they are in the mixture.
-    """
+    """Return a stem player of one chunk: mixture, true sources and estimates [P, B, T] by heading, each with its SDR, at half level as in the mixture."""
     chunks = evaluation.chunks
     sounds: dict[str, Tensor] = {"mixture": chunks.mixture[chunk]}
     groups, notes = {"Mixture": ["mixture"]}, dict[str, str]()

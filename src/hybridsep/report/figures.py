@@ -46,17 +46,12 @@ def number(value: float | np.number, decimals: int = 2) -> str:
 
 
 def plot_spectrograms(signals: Mapping[str, Any], sample_rate: int, columns: int = 2) -> Figure:
-    """Draw magnitude spectrograms side by side, in one decibel scale, on a logarithmic frequency axis.
-
-    Args:
-        signals: title to waveform [T] or [1, T].
-        sample_rate: Hz.
-        columns: panels in a row.
-
-    Raises:
-        ValueError: a signal is not mono or not finite.
-    """
-    levels = {title: _level_db(signal, title) for title, signal in signals.items()}
+    """Draw magnitude spectrograms of waveforms [T] or [1, T], by title, in one decibel scale; ValueError: one is not mono or not finite."""
+    levels = {}
+    for title, signal in signals.items():
+        samples = torch.from_numpy(mono(signal, title))
+        spectrum = torch.stft(samples, WINDOW, WINDOW // 4, window=torch.hann_window(WINDOW), return_complex=True)
+        levels[title] = (20 * torch.log10(spectrum.abs() + 1e-7)).numpy()
     loudest = max(level.max() for level in levels.values())
     columns = min(columns, len(levels))
     lines = -(-len(levels) // columns)
@@ -79,16 +74,12 @@ def plot_spectrograms(signals: Mapping[str, Any], sample_rate: int, columns: int
 
 
 def show(figure: Figure, caption: str, alt: str, provenance: str = "") -> HTML:
-    """Return a figure as HTML with its caption, and close it.
+    """Return a figure as HTML, and close it; ValueError: caption or alt is empty, or the picture is too heavy for a page.
 
     Args:
-        figure: drawn figure.
         caption: what to see in it; LaTeX between \\( and \\) is typeset.
         alt: what someone who cannot see it needs to know, in one or two sentences.
         provenance: line below the caption: where the numbers come from.
-
-    Raises:
-        ValueError: caption or alt is empty, or the picture is too heavy for a page.
     """
     if not caption.strip() or not alt.strip():
         raise ValueError("a figure of the book needs a caption and an alt text")
@@ -101,24 +92,15 @@ def show(figure: Figure, caption: str, alt: str, provenance: str = "") -> HTML:
     if len(picture) > MAX_PNG_BYTES:
         raise ValueError(f"the figure weighs {len(picture)} bytes, more than {MAX_PNG_BYTES}: make it simpler")
     width = int.from_bytes(picture[16:20], "big")  # from the PNG's header
-    sizes = {"width": width, "least": min(width, MIN_WIDTH)}
-    words = {"caption": caption, "alt": alt, "provenance": provenance}
-    kind = "hs-picture" if picture_like else "hs-drawing"
-    return HTML(render("figure.html", kind=kind, png=base64.b64encode(picture).decode("ascii"), **sizes, **words))
+    kind, png = "hs-picture" if picture_like else "hs-drawing", base64.b64encode(picture).decode("ascii")
+    words = {"caption": caption, "alt": alt, "provenance": provenance, "kind": kind, "png": png}
+    return HTML(render("figure.html", width=width, least=min(width, MIN_WIDTH), **words))
 
 
 def results_table(table: pd.DataFrame, caption: str, provenance_line: str, decimals: int = 2) -> HTML:
-    """Return a table of results with what it shows above it and where it comes from beneath.
+    """Return a table of results with a caption as in `show` above it and where it comes from beneath; ValueError: it has no rows.
 
-    Args:
-        table: rows in reading order; its index is shown when it has a name, floats get `decimals` places, missing
-            values a dash.
-        caption: what to see; LaTeX between \\( and \\) is typeset.
-        provenance_line: profile, hardware, date, commit: what a reader needs to judge the numbers.
-        decimals: places after the point.
-
-    Raises:
-        ValueError: the table has no rows.
+    Its index is shown when it has a name, floats get `decimals` places, missing values a dash.
     """
     if table.empty:
         raise ValueError("results_table got a table without rows")
@@ -132,10 +114,3 @@ def results_table(table: pd.DataFrame, caption: str, provenance_line: str, decim
 def _format(value: Any, decimals: int) -> str:
     numeric = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     return "–" if pd.isna(value) else number(value, decimals) if numeric else str(value)
-
-
-def _level_db(signal: Any, title: str) -> np.ndarray:
-    """Return the level in dB of each bin, [WINDOW / 2 + 1, frames]."""
-    samples = torch.from_numpy(mono(signal, title))
-    spectrum = torch.stft(samples, WINDOW, WINDOW // 4, window=torch.hann_window(WINDOW), return_complex=True)
-    return (20 * torch.log10(spectrum.abs() + 1e-7)).numpy()

@@ -14,22 +14,12 @@ from hybridsep.models.vqvae import VQVAE
 LARGEST_PICTURE = 256  # pixels along a side; larger codebooks are averaged down to it
 
 
-def loudness_order(vqvae: VQVAE, repeats: int = 8) -> Tensor:
-    """Codes from quiet to loud, by the energy of a short run of each alone: int64 [K]."""
-    codes = torch.arange(len(vqvae.codebook), device=vqvae.codebook.device)
-    energy = torch.cat([vqvae.decode(part[:, None].expand(-1, repeats)).square().mean(1) for part in codes.split(64)])
-    return energy.argsort().cpu()
-
-
 def likelihood_figure(likelihood: CountLikelihood | SumLikelihood, vqvae: VQVAE, mixture: int) -> Figure:
-    """Draw what a pair adds up to, or how often it was counted, beside l(m | i, j) of one mixture code m.
-
-    Args:
-        likelihood: of either kind.
-        vqvae: whose codes they are; it says how loud each is.
-        mixture: the mixture code.
-    """
-    order = loudness_order(vqvae)
+    """Draw what a pair adds up to, or how often it was counted, beside l(m | i, j) of one mixture code m, codes from quiet to loud."""
+    codes = torch.arange(len(vqvae.codebook), device=vqvae.codebook.device)
+    # By the energy of a short run of each code alone.
+    energy = torch.cat([vqvae.decode(part[:, None].expand(-1, 8)).square().mean(1) for part in codes.split(64)])
+    order = energy.argsort().cpu()
     if isinstance(likelihood, CountLikelihood):
         counts = torch.zeros(likelihood.codes**2).index_add_(0, likelihood.pairs.cpu(), likelihood.counts.cpu().float())
         left = _reduced(counts.view(likelihood.codes, -1), order)
@@ -40,10 +30,8 @@ def likelihood_figure(likelihood: CountLikelihood | SumLikelihood, vqvae: VQVAE,
     values = _reduced(likelihood.matrix(mixture).cpu(), order)
     top = float(values.max())
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.9))
-    drawn = (
-        (left, title, scale, None),
-        (np.maximum(values, top * 1e-6), f"$l(m \\mid i, j)$ for m = {mixture}", LogNorm(top * 1e-5, top), "magma"),
-    )
+    right = np.maximum(values, top * 1e-6), f"$l(m \\mid i, j)$ for m = {mixture}", LogNorm(top * 1e-5, top), "magma"
+    drawn = (left, title, scale, None), right
     for axis, (picture, name, norm, cmap) in zip(axes, drawn, strict=True):
         image = axis.imshow(picture, origin="lower", interpolation="nearest", norm=norm, cmap=cmap)
         figure.colorbar(image, ax=axis, shrink=0.8)

@@ -1,18 +1,20 @@
 """The model card beside the weights: a page written by hand, with the numbers of a run put in."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from hybridsep.data.soundfont import own_soundfont
+from hybridsep.evaluation.comparisons import BLIND
 from hybridsep.evaluation.rows import read_rows, rows_where
 from hybridsep.pipeline.pipeline import RUNGS, Pipeline
 from hybridsep.report.chapter import METHOD_LABELS, minutes, number, score_table, sdr_columns
 from hybridsep.report.templates import render
 
-BLIND = {"search": "particle", "selection": "blind", "reference": "real"}
 RUNG_SIGNALS = {
     "mixture": "mixture, not separated",
     "hybrid": "Hybrid, refined",
@@ -21,19 +23,17 @@ RUNG_SIGNALS = {
     "codec-linear": "codec ceiling, linear",
     "irm": "ideal ratio mask",
 }
-REFINEMENTS = {"none": "as decoded", "wiener": "refined"}
 
 
 def model_card(pipeline: Pipeline, provenance: Mapping, results: Path) -> str:
-    """Return the card as Markdown.
-
-    Args:
-        pipeline: a finished run, evaluated.
-        provenance: of its models, from `provenance_of`.
-        results: folder of all studies' tables; it quotes rungs, if that is there.
-    """
+    """Return the card of a finished run as Markdown; it quotes the study `rungs`, if that is among the results."""
     profile, table = pipeline.profile, read_rows(pipeline.root / "evaluation.csv")
     floor, font = sdr_columns(profile.source_names, reference="real"), own_soundfont()
+    columns = {
+        f"{source}, {label} (dB)": {**BLIND, "search": "particle", "source": source, "refine": refine}
+        for refine, label in (("none", "as decoded"), ("wiener", "refined"))
+        for source in profile.source_names
+    }
     return render(
         "model_card.md",
         profile=profile,
@@ -44,21 +44,13 @@ def model_card(pipeline: Pipeline, provenance: Mapping, results: Path) -> str:
         budget=_markdown(_budget(pipeline)),
         chunks=table.track.nunique(),
         rounded=any(step.recorded for step in pipeline.model_steps()),
-        scores=_markdown(score_table(table, METHOD_LABELS, _sdr(profile.source_names), "method", "method")),
+        scores=_markdown(score_table(table, METHOD_LABELS, columns, "method", "method")),
         floor=_markdown(score_table(table, {"mixture": "mixture, not separated"}, floor, "method", "signal")),
-        rungs=_rungs(results / "rungs" / "levels.csv"),
-        hits=_hits(results / "rungs" / "linearity.csv"),
+        rungs=_rungs(levels) if (levels := results / "rungs" / "levels.csv").is_file() else "",
+        hits=_hits(linearity) if (linearity := results / "rungs" / "linearity.csv").is_file() else {},
         font=font,
         sha256=hashlib.sha256(font.read_bytes()).hexdigest(),
     )
-
-
-def _sdr(sources: Sequence[str]) -> dict[str, dict[str, str]]:
-    return {
-        f"{source}, {label} (dB)": {**BLIND, "metric": "sdr", "source": source, "refine": refine}
-        for refine, label in REFINEMENTS.items()
-        for source in sources
-    }
 
 
 def _budget(pipeline: Pipeline) -> pd.DataFrame:
@@ -73,26 +65,18 @@ def _budget(pipeline: Pipeline) -> pd.DataFrame:
 
 
 def _rungs(file: Path) -> str:
-    """Return the table of the study of the three rungs as Markdown, "" where it was not recorded."""
-    if not file.is_file():
-        return ""
+    """Return the table of the study of the three rungs as Markdown."""
     table = rows_where(read_rows(file), metric="sdr")
     table = table[table.method.isin(RUNG_SIGNALS) & (table.source != "mean") & table.search.isin(("particle", ""))]
-    table = table[(table.refine == "wiener") | ~table.method.isin(METHOD_LABELS)]
-    shown = table[(table.refine == "none") | table.method.isin(METHOD_LABELS)]
-    kept = shown.pivot(index=["rung", "method"], columns="source", values="mean").map(lambda score: number(score, 1))
-    columns, kept = kept.columns, kept.reset_index()
-    kept = kept.sort_values("method", key=lambda column: column.map(list(RUNG_SIGNALS).index))
-    kept = kept.sort_values("rung", key=lambda column: column.map(RUNGS.index), kind="stable")
-    return _markdown(kept[["rung", "method", *columns]].replace({"method": RUNG_SIGNALS}))
+    table = table[table.refine == np.where(table.method.isin(METHOD_LABELS), "wiener", "none")]
+    kept = table.pivot(index=["rung", "method"], columns="source", values="mean").map(lambda score: number(score, 1))
+    kept = kept.loc[[place for place in product(RUNGS, RUNG_SIGNALS) if place in kept.index]]
+    return _markdown(kept.reset_index().replace({"method": RUNG_SIGNALS}))
 
 
 def _hits(file: Path) -> dict[str, str]:
-    """Return how often the mean of two codes is nearest to the mixture's own, in percent, by codebook; nothing where it was not recorded."""
-    if not file.is_file():
-        return {}
-    rows = read_rows(file).itertuples()
-    return {row.kind: number(100 * row.hit_rate, 1) for row in rows}
+    """Return how often the mean of two codes is nearest to the mixture's own, in percent, by codebook."""
+    return {row.kind: number(100 * row.hit_rate, 1) for row in read_rows(file).itertuples()}
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -1,7 +1,4 @@
-"""The audio player of the book: for the stems of one mixture, and for one sound at a time.
-
-Sounds, style and script travel inside the page, so that it also plays from a file and without a network.
-"""
+"""The audio player of the book, whose sounds, style and script travel inside the page: it plays from a file and without a network."""
 
 import base64
 import io
@@ -68,20 +65,15 @@ def stem_player(
 
     Args:
         stems: name to waveform [T], all of one length; all are played at one common gain.
-        sample_rate: Hz.
         title: heading of the player and its accessible name.
-        groups: heading to names of stems, for example {"mixture": [...], "truth": [...], "Hybrid": [...]}; every stem
-            in exactly one group. The first group is heard at the start, the others are muted, and each gets a button
-            that plays it alone. Without groups all stems are heard. A name that ends with its group in parentheses,
-            as in "bass (Hybrid)", is shown without it.
+        groups: heading to names of stems, for example {"mixture": [...], "truth": [...], "Hybrid": [...]}; every stem in exactly one group. The
+            first group is heard at the start, the others are muted, and each gets a button that plays it alone. Without groups all stems are
+            heard. A name that ends with its group in parentheses, as in "bass (Hybrid)", is shown without it.
         notes: name to what stands beside it, such as its score.
         doubts: name to values from 0 to 1, evenly over time, which shade its waveform.
 
-    Raises:
-        ValueError: no stems, lengths that differ, stems missing from the groups, or a waveform that `mono`
-            refuses.
-
-    A script may read `element.gains` of the element `.hs-stems`: {stem: gain as the browser applies it}.
+    A script may read `element.gains` of the element `.hs-stems`: {stem: gain as the browser applies it}. ValueError: no stems, lengths that
+    differ, stems missing from the groups, or a waveform that `mono` refuses.
     """
     if not stems:
         raise ValueError("stem_player needs at least one stem")
@@ -187,8 +179,7 @@ def mp3_bytes(waveform: Any, sample_rate: int, gain: float = 1.0) -> bytes:
 
 def mono(waveform: Any, label: str) -> np.ndarray:
     """Return a waveform as float32 [T]; refuse what cannot be heard."""
-    if hasattr(waveform, "detach"):
-        waveform = waveform.detach().cpu().float().numpy()
+    waveform = waveform.detach().cpu().float() if hasattr(waveform, "detach") else waveform
     samples = np.asarray(waveform, dtype=np.float32)
     if samples.ndim == 2 and samples.shape[0] == 1:
         samples = samples[0]

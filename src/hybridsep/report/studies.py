@@ -48,11 +48,7 @@ class Study:
 
 
 def read_study(name: str) -> Study:
-    """Read a study from book/results.
-
-    Raises:
-        HybridsepError: it was never recorded.
-    """
+    """Read a study from book/results; HybridsepError: it was never recorded."""
     folder = repository_root() / "book" / "results" / name
     if not (folder / "provenance.json").is_file():
         raise HybridsepError(f"no recorded study in {folder}: its script is in book/studies")
@@ -61,11 +57,7 @@ def read_study(name: str) -> Study:
 
 
 def one_row(table: pd.DataFrame, **where: Any) -> pd.Series:
-    """Return the only row with column = value.
-
-    Raises:
-        ValueError: none, or several.
-    """
+    """Return the only row with column = value; ValueError: none, or several."""
     rows = rows_where(table, **where)
     if len(rows) != 1:
         raise ValueError(f"{len(rows)} rows have {where}")
@@ -75,9 +67,7 @@ def one_row(table: pd.DataFrame, **where: Any) -> pd.Series:
 def paired(table: pd.DataFrame, one: Mapping[str, Any], other: Mapping[str, Any], **both: Any) -> pd.Series:
     """Compare two groups of scores song by song: mean, low, high (95 % bootstrap interval over songs), std and n of one − other.
 
-    Args:
-        table: rows in the columns of evaluation.csv; where several match, as of two sources, their mean counts.
-        one, other, both: column = value of either group, and of both.
+    `one`, `other` and `both` are column = value of either group, and of both; where several rows match, as of two sources, their mean counts.
     """
     differences = song_values(table, **one, **both) - song_values(table, **other, **both)
     return pd.Series(interval_columns(differences.to_numpy()))
@@ -103,12 +93,9 @@ def band(axis: Axes, rows: pd.DataFrame, label: str, colour: str, style: str = "
 
 
 def forest(axis: Axes, series: Mapping[str, pd.DataFrame], places: Mapping[str, str], colours: Sequence[str]) -> None:
-    """Draw intervals one below the other around a line at zero.
+    """Draw intervals one below the other around a line at zero: label of each colour -> mean, low, high, and perhaps p_holm, by place.
 
-    Args:
-        series: label of each colour -> mean, low, high, and perhaps p_holm, by place. Dots of p_holm ≥ 0.05 are hollow.
-        places: index of these tables -> label, from top to bottom.
-        colours: one for each series.
+    `places` maps the index of these tables to labels, from top to bottom. Dots of p_holm ≥ 0.05 are hollow.
     """
     y, step = -np.arange(len(places)), 0.7 / len(series)
     for s, ((label, rows), colour) in enumerate(zip(series.items(), colours, strict=True)):

@@ -1,7 +1,5 @@
 """What one training step of the VQ-VAE is, for both kinds."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,37 +12,23 @@ from hybridsep.models.losses import SpectralLoss, linear_loss, normalised_error
 from hybridsep.models.vqvae import VQVAE
 from hybridsep.training.loop import StepResult
 
-WAVEFORMS = 3
-"""Of one pair: both sources and their mixture."""
-
-
-def codec_dtype(fast: torch.dtype) -> torch.dtype:
-    """Of a VQ-VAE's convolutions in training on a machine that is fastest in `fast`: half precision on a GPU only."""
-    return fast if fast == torch.float16 else torch.float32
+WAVEFORMS = 3  # of one pair: both sources and their mixture
 
 
 class VQVAETask:
     """The VQ-VAE's step: kind `plain` reconstructs sources and their mixtures, kind `linear` learns as LQ-VAE does.
 
     `linear` decodes the sources only. Quantised sums ½ q1 + ½ q2 pass through the bottleneck like the latents of sources and mixtures, so that
-    the codebook's moving averages follow them; they have a commitment term of their own, the mixtures have none, and L_lin draws the
-    quantised sum to the quantised mixture.
-
-    Args:
-        linear_weight: weight of L_lin, 0 for kind `plain`.
-        dtype: of the convolutions; the losses and the codebook stay in float32.
+    the codebook's moving averages follow them; they have a commitment term of their own, the mixtures have none, and L_lin, whose weight is 0
+    for `plain`, draws the quantised sum to the quantised mixture. `dtype` is that of the convolutions; losses and codebook stay in float32.
     """
 
     def __init__(self, module: VQVAE, stems: StemSet, linear_weight: float, dtype: torch.dtype):
-        self.module = module
-        self.stems = stems
-        self.linear_weight = linear_weight
-        self.dtype = dtype
+        self.module, self.stems, self.linear_weight, self.dtype = module, stems, linear_weight, dtype
         self.settings: VQVAESettings = module.settings
         self.first_quantised = max(1, round(self.settings.unquantised_share * self.settings.training.steps))
-        device = module.codebook.device
-        self.spectral = SpectralLoss().to(device)
-        self.device = device
+        self.device = module.codebook.device
+        self.spectral = SpectralLoss().to(self.device)
         # Latents [3, pairs, S, D] and codes [3, pairs, S] of the step, one entry for each part of the batch computed here.
         self._latents: list[Tensor] = []
         self._codes: list[Tensor] = []
@@ -56,22 +40,17 @@ class VQVAETask:
 
     def step(self, number: int, generator: torch.Generator, part: Part = WHOLE) -> StepResult:
         """Loss on a part of a batch of n crops of each source and their n mixtures."""
-        sources = part.of(
-            self.stems.random_pairs(self.settings.training.batch, self.settings.crop_samples, generator), 1
-        )
-        waveform = torch.cat([*sources, mix(sources)]).to(self.device)
-        quantised = number >= self.first_quantised
-        loss, figures = self.loss(waveform, quantised)
-        return StepResult(
-            loss, {"loss": loss.item(), **{name: value.item() for name, value in figures.items()}}, int(quantised)
-        )
+        pairs = self.stems.random_pairs(self.settings.training.batch, self.settings.crop_samples, generator)
+        sources, quantised = part.of(pairs, 1), number >= self.first_quantised
+        loss, terms = self.loss(torch.cat([*sources, mix(sources)]).to(self.device), quantised)
+        figures = {name: value.item() for name, value in {"loss": loss, **terms}.items()}
+        return StepResult(loss, figures, int(quantised))
 
     def loss(self, waveform: Tensor, quantised: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of waveforms [3n, T], n of the first source, n of the second, their n mixtures, and its terms."""
         settings = self.settings
         with lowered(waveform.device, self.dtype):
-            latent = self.module.latent(waveform)
-        latent = latent.float()
+            latent = self.module.latent(waveform).float()
         heard = [latent.detach()]
         values, loss, terms = latent, latent.new_zeros(()), {}
         if quantised:
@@ -80,8 +59,7 @@ class VQVAETask:
             first, second, mixture = values.chunk(WAVEFORMS)
             middle = 0.5 * first + 0.5 * second
             sums = self.module.bottleneck(middle)
-            linear, commit = linear_loss(sums.values, mixture), bottleneck.commit_loss
-            codes = [bottleneck.codes]
+            linear, commit, codes = linear_loss(sums.values, mixture), bottleneck.commit_loss, [bottleneck.codes]
             if self.linear_weight:
                 sources = 2 * len(first)
                 commit = F.mse_loss(latent[:sources], values[:sources].detach()) + sums.commit_loss
@@ -95,10 +73,8 @@ class VQVAETask:
         if self.linear_weight:
             values, waveform = (x[: len(x) // WAVEFORMS * 2] for x in (values, waveform))
         with lowered(waveform.device, self.dtype):
-            estimate = self.module.generate(values)
-        estimate = estimate.float()
-        error = normalised_error(estimate, waveform)
-        spectral = self.spectral(estimate, waveform)
+            estimate = self.module.generate(values).float()
+        error, spectral = normalised_error(estimate, waveform), self.spectral(estimate, waveform)
         loss = loss + settings.l2_weight * error + settings.stft_weight * spectral
         return loss, {"error": error, "spectral": spectral, **terms}
 
@@ -111,18 +87,16 @@ class VQVAETask:
         bottleneck = self.module.bottleneck
         # Every process sees the whole batch in one order, so that all draw the same codes anew. The first one's word is taken all the
         # same: a GPU adds up in any order.
-        latent = _whole(parts).flatten(0, 2)
-        figures = {}
+        ranks, figures = ranks_here(), {}
+        latent = ranks.join(torch.cat(parts, 1), 1).flatten(0, 2)
         if number == self.first_quantised - 1:
             bottleneck.start_from(latent, generator)
         else:
-            codes = _whole(code_parts).flatten()
+            codes = ranks.join(torch.cat(code_parts, 1), 1).flatten()
             used = torch.bincount(codes, minlength=len(bottleneck.codebook)) > 0
-            figures = {
-                "perplexity": bottleneck.update(latent, codes, generator),
-                "used_codes": float(used.float().mean()),
-            }
-        ranks_here().share(bottleneck.codebook, bottleneck.usage, bottleneck.sums)
+            figures["perplexity"] = bottleneck.update(latent, codes, generator)
+            figures["used_codes"] = float(used.float().mean())
+        ranks.share(bottleneck.codebook, bottleneck.usage, bottleneck.sums)
         return figures
 
 
@@ -130,8 +104,3 @@ def _by_pair(parts: list[Tensor]) -> Tensor:
     """[3n, ...] and perhaps [n, ...] as [3 or 4, n, ...]."""
     pairs = len(parts[0]) // WAVEFORMS
     return torch.cat([part.unflatten(0, (-1, pairs)) for part in parts])
-
-
-def _whole(parts: list[Tensor]) -> Tensor:
-    """The batch [3, pairs, ...] whose parts all processes computed."""
-    return ranks_here().join(torch.cat(parts, 1), 1)

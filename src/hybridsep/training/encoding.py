@@ -1,7 +1,5 @@
 """Songs and random pairs of places in them as codes of a trained VQ-VAE."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch
@@ -28,26 +26,12 @@ def encode_songs(vqvae: VQVAE, stems: StemSet, silent: bool = False) -> CodeSet:
 
 
 def random_triples(
-    vqvae: VQVAE,
-    stems: StemSet,
-    seconds: float,
-    generator: torch.Generator,
-    label: str | None = None,
-    ranks: Ranks = ALONE,
+    vqvae: VQVAE, stems: StemSet, seconds: float, generator: torch.Generator, label: str = "", ranks: Ranks = ALONE
 ) -> Iterator[Tensor]:
-    """Encode random pairs and their mixtures, batch after batch.
-
-    Args:
-        seconds: length of all pairs together.
-        label: of the progress bar; none without it.
-        ranks: all of them draw every batch, and each encodes its share of the batches.
-
-    Yields:
-        Codes (first, second, mixture), int64 [3, n].
-    """
+    """Yield codes (first, second, mixture), int64 [3, n], of random pairs of so many seconds together: all ranks draw, each encodes its share."""
     samples = int(PAIR_SECONDS * stems.sample_rate) // vqvae.hop * vqvae.hop
     batches = max(1, round(seconds / (PAIR_BATCH * PAIR_SECONDS)))
-    for number in tqdm(range(batches), desc=label, unit="batch", disable=label is None or not ranks.first):
+    for number in tqdm(range(batches), desc=label, unit="batch", disable=not (label and ranks.first)):
         sources = stems.random_pairs(PAIR_BATCH, samples, generator)
         if number % ranks.count == ranks.index:
             waveform = torch.cat([*sources, mix(sources)]).to(vqvae.codebook.device)

@@ -1,22 +1,15 @@
 """The training loop: seeded by step, checkpointed, resumed to the bit, on one process or several.
 
-A task draws its batch from a generator seeded by (seed, step). So a checkpoint needs no position in the data, no state of a random
-generator and no scheduler: they follow from the number of the next step. Weights, buffers (the codebook among them), the optimisers'
-moments, the loss scaler and the history are the rest of the state.
-
-Processes, gradients averaged over them and accumulation are accelerate's. Precision is the task's, whose losses and codebook stay in
-float32 inside a half-precision model; so the loss scaler is torch's own.
+A task draws its batch from a generator seeded by (seed, step), so a checkpoint needs no position in the data and no state of a generator.
+Processes and gradients averaged over them are accelerate's. Precision is the task's, whose losses stay in float32; so the scaler is torch's.
 """
-
-from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import torch
@@ -37,15 +30,8 @@ SUSPECT, DIVERGED = 2.0, 3.0
 SMALLEST_SCALE = 2.0**-14
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What a step computes before the optimiser's.
-
-    Attributes:
-        loss: scalar to differentiate.
-        figures: worth a column in the history.
-        phase: another number, another loss: values of different phases are not compared.
-    """
+class StepResult(NamedTuple):
+    """A scalar to differentiate, what is worth a column in the history, and a phase: losses of different phases are not compared."""
 
     loss: Tensor
     figures: dict[str, float]
@@ -53,15 +39,10 @@ class StepResult:
 
 
 class Task(Protocol):
-    """What the loop trains."""
+    """What the loop trains: a module in matrix products of a dtype, whose gradients are scaled where that is float16."""
 
-    @property
-    def module(self) -> nn.Module:
-        """Return what is trained."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the dtype of the matrix products; float16 gradients are scaled."""
+    module: Any
+    dtype: torch.dtype
 
     @property
     def audio_seconds(self) -> float:
@@ -81,15 +62,11 @@ class TrainingDiverged(HybridsepError):
 def train(
     task: Task, settings: TrainingSettings, folder: Path, label: str, seed: int, deadline: Deadline = NEVER
 ) -> list[dict[str, float]]:
-    """Train `task` to its last step, going on from the newest intact checkpoint in `folder`.
+    """Train `task` to its last step, going on from the newest intact checkpoint in `folder`, and return one row of figures per recorded step.
 
     Args:
         folder: holds the last two checkpoints while training runs, and history.csv.
-        label: of the progress bar.
         deadline: when to stop with a checkpoint, after one step at least.
-
-    Returns:
-        History, one row of figures per recorded step.
 
     Raises:
         TrainingDiverged: the loss became NaN, infinite or far larger than it was; the last checkpoint is kept.
@@ -105,12 +82,13 @@ def train(
             stop = run.step(number, deadline.passed) and number + 1 < settings.steps
             bar.set_postfix_str(run.progress, refresh=False)
             bar.update()
-            if stop or run.save_due:
+            # A checkpoint of a loss that climbs would take the place of a good one.
+            due = time.monotonic() - run.saved > settings.checkpoint_seconds and run.watch.rise <= SUSPECT
+            if stop or due:
                 run.save(number + 1)
             if stop:
-                done = f"stopped after step {number + 1} of {settings.steps} ({(number + 1) / settings.steps:.0%})"
-                how = f"checkpoint in {folder}. Run the same command again to go on"
-                raise OutOfTime(f"{label}: time is up, {done}; {how}")
+                done = f"{number + 1} of {settings.steps} ({(number + 1) / settings.steps:.0%}); checkpoint in {folder}"
+                raise OutOfTime(f"{label}: time is up, stopped after step {done}. Run the same command again to go on")
     task.module.eval()
     run.write_history()
     return run.history
@@ -120,10 +98,15 @@ class TrainingRun:
     """State of one training, and its steps."""
 
     def __init__(self, task: Task, settings: TrainingSettings, folder: Path, label: str, seed: int):
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
         self.task, self.settings, self.folder, self.label, self.seed = task, settings, folder, label, seed
         self.ranks = ranks_here()
         self.parts = self.ranks.parts(settings.batch, -(-settings.accumulate // self.ranks.count))
-        self.model, self.unsynchronised = _prepared(task)
+        # Buffers are the task's own to keep equal: what they hold is computed from all processes' data.
+        options = {"mixed_precision": "no", "kwargs_handlers": [DistributedDataParallelKwargs(broadcast_buffers=False)]}
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), device_placement=False, **options)
+        self.model = self.accelerator.prepare_model(_Loss(task), device_placement=False)
         self.optimisers = make_optimisers(task.module, settings)
         self.peaks = [group["lr"] for group in self._groups()]
         device = next(task.module.parameters()).device
@@ -134,59 +117,15 @@ class TrainingRun:
         self.every = max(1, settings.steps // RECORDS)
         self.started = self.saved = time.monotonic()
         self.recorded = (0, self.started)
-        self.seconds_before = 0.0
-
-    @property
-    def save_due(self) -> bool:
-        """Return whether it is time for a checkpoint; one of a loss that climbs would take the place of a good one."""
-        return time.monotonic() - self.saved > self.settings.checkpoint_seconds and self.watch.rise <= SUSPECT
 
     def resume(self) -> int:
         """Load the newest intact checkpoint and return the step to go on with."""
-        # The first process looks: it alone may remove a damaged file.
+        # The first process looks first: it alone may remove a damaged file.
         found = newest_checkpoint(self.folder) if self.ranks.first else None
         self.ranks.wait()
-        if not self.ranks.first:
-            found = newest_checkpoint(self.folder)
-        first = self._restore(found) if found else 0
-        self.recorded = (first, time.monotonic())
-        return first
-
-    def step(self, number: int, out_of_time: bool) -> bool:
-        """Do one optimiser step and return whether time is up for any of the processes."""
-        for group, peak in zip(self._groups(), self.peaks, strict=True):
-            group["lr"] = peak * schedule(number, self.settings)
-        loss, stop, figures, phase = self._backward(number, out_of_time)
-        self._check_loss(number, loss, phase)
-        self._optimise(number)
-        figures |= self.task.after_step(number, seeded_generator(self.seed, number, 1))
-        if number % self.every == 0 or number == self.settings.steps - 1:
-            self._record(number, figures)
-        return stop
-
-    def save(self, step: int) -> None:
-        """Write checkpoint and history, in the first process only."""
-        if self.ranks.first:
-            tensors = {f"module.{name}": value for name, value in self.task.module.state_dict().items()}
-            for number, optimiser in enumerate(self.optimisers):
-                for index, moments in optimiser.state_dict()["state"].items():
-                    tensors |= {f"optimiser.{number}.{index}.{name}": value for name, value in moments.items()}
-            state = {"step": step, "seconds": self._seconds(), "history": self.history}
-            state |= {"watch": asdict(self.watch), "scaler": self.scaler.state_dict()}
-            save_checkpoint(Checkpoint(tensors, state), self.folder)
-            self.write_history()
-        self.saved = time.monotonic()
-
-    def write_history(self) -> None:
-        """Write one row per recorded step to history.csv."""
-        if self.ranks.first:
-            pd.DataFrame(self.history).to_csv(self.folder / "history.csv", index=False)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        # Asked anew each time: loading a state replaces them.
-        return [group for optimiser in self.optimisers for group in optimiser.param_groups]
-
-    def _restore(self, found: Checkpoint) -> int:
+        found = found or newest_checkpoint(self.folder)
+        if found is None:
+            return 0
         state, modules = found.state, {}
         moments: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimisers]
         for key, value in found.tensors.items():
@@ -203,8 +142,48 @@ class TrainingRun:
             # Empty where the part before was trained in another precision, whose gradients need no scale.
             self.scaler.load_state_dict(state["scaler"])
         self.watch = LossWatch(**state["watch"])
-        self.history, self.seconds_before = state["history"], state["seconds"]
+        self.history, self.recorded = state["history"], (state["step"], time.monotonic())
+        self.started -= state["seconds"]  # of the runs before
         return state["step"]
+
+    def step(self, number: int, out_of_time: bool) -> bool:
+        """Do one optimiser step and return whether time is up for any of the processes."""
+        for group, peak in zip(self._groups(), self.peaks, strict=True):
+            group["lr"] = peak * schedule(number, self.settings)
+        loss, stop, figures, phase = self._backward(number, out_of_time)
+        if not math.isfinite(loss):
+            raise self._diverged(number, f"loss is {loss}")
+        self.watch.add(loss, phase)
+        if self.watch.rise > DIVERGED:
+            course = f"{self.watch.mean:.4g} over the last steps, {self.watch.best:.4g} at its best,"
+            raise self._diverged(number, f"loss diverges: {course}")
+        self._optimise(number)
+        figures |= self.task.after_step(number, seeded_generator(self.seed, number, 1))
+        if number % self.every == 0 or number == self.settings.steps - 1:
+            self._record(number, figures)
+        return stop
+
+    def save(self, step: int) -> None:
+        """Write checkpoint and history, in the first process only."""
+        if self.ranks.first:
+            tensors = {f"module.{name}": value for name, value in self.task.module.state_dict().items()}
+            for number, optimiser in enumerate(self.optimisers):
+                for index, moments in optimiser.state_dict()["state"].items():
+                    tensors |= {f"optimiser.{number}.{index}.{name}": value for name, value in moments.items()}
+            state = {"step": step, "seconds": time.monotonic() - self.started, "history": self.history}
+            state |= {"watch": asdict(self.watch), "scaler": self.scaler.state_dict()}
+            save_checkpoint(Checkpoint(tensors, state), self.folder)
+            self.write_history()
+        self.saved = time.monotonic()
+
+    def write_history(self) -> None:
+        """Write one row per recorded step to history.csv."""
+        if self.ranks.first:
+            pd.DataFrame(self.history).to_csv(self.folder / "history.csv", index=False)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        # Asked anew each time: loading a state replaces them.
+        return [group for optimiser in self.optimisers for group in optimiser.param_groups]
 
     def _backward(self, number: int, out_of_time: bool) -> tuple[float, bool, dict[str, float], int]:
         """Add up the gradient of the whole batch, part by part: mean loss, whether any process is out of time, mean figures, phase."""
@@ -212,21 +191,13 @@ class TrainingRun:
         results = []
         for turn, part in enumerate(self.parts):
             last = turn == len(self.parts) - 1
-            with contextlib.nullcontext() if last else self.unsynchronised():
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss, figures, phase = self.model(number, seeded_generator(self.seed, number), part)
                 self.scaler.scale(loss / len(self.parts)).backward()
             results.append({"": loss.item(), **figures})
         names = list(results[0])
         means = self.ranks.mean([*(sum(r[name] for r in results) / len(results) for name in names), float(out_of_time)])
         return means[0], means[-1] > 0, dict(zip(names[1:], means[1:-1], strict=True)), phase
-
-    def _check_loss(self, number: int, loss: float, phase: int) -> None:
-        if not math.isfinite(loss):
-            raise self._diverged(number, f"loss is {loss}")
-        self.watch.add(loss, phase)
-        if self.watch.rise > DIVERGED:
-            course = f"{self.watch.mean:.4g} over the last steps, {self.watch.best:.4g} at its best,"
-            raise self._diverged(number, f"loss diverges: {course}")
 
     def _optimise(self, number: int) -> None:
         for optimiser in self.optimisers:
@@ -249,11 +220,8 @@ class TrainingRun:
             speed = (number + 1 - last) * self.task.audio_seconds / max(now - then, 1e-9)
             figures["audio_per_second"] = round(speed, 1)
         self.recorded = (number + 1, now)
-        self.history.append({"step": number, "seconds": round(self._seconds(), 3), **figures})
+        self.history.append({"step": number, "seconds": round(now - self.started, 3), **figures})
         self.progress = ", ".join(f"{name}={value:.3g}" for name, value in figures.items())
-
-    def _seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started
 
 
 @dataclass
@@ -293,19 +261,5 @@ class _Loss(nn.Module):
         super().__init__()
         self.task, self.module = task, task.module
 
-    def forward(self, number: int, generator: torch.Generator, part: Part) -> tuple[Tensor, dict[str, float], int]:
-        result = self.task.step(number, generator, part)
-        return result.loss, result.figures, result.phase
-
-
-def _prepared(task: Task) -> tuple[nn.Module, Callable[[], contextlib.AbstractContextManager[Any]]]:
-    """Wrap a task's step for several processes where there are, and return the context in which gradients are not yet exchanged."""
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-
-    # Buffers are the task's own to keep equal: what they hold is computed from all processes' data.
-    options = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), mixed_precision="no", device_placement=False, kwargs_handlers=options
-    )
-    model = accelerator.prepare_model(_Loss(task), device_placement=False)
-    return model, lambda: accelerator.no_sync(model)
+    def forward(self, number: int, generator: torch.Generator, part: Part) -> StepResult:
+        return self.task.step(number, generator, part)

@@ -1,7 +1,5 @@
 """What one training step of a prior is."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,12 +12,7 @@ from hybridsep.training.loop import StepResult
 
 
 class PriorTask:
-    """Next-code cross-entropy on random crops of one source's codes.
-
-    Args:
-        dtype: of the transformer; the loss stays in float32.
-        code_seconds: length of the audio that one code stands for, in seconds; 0 where it is not known.
-    """
+    """Next-code cross-entropy, in float32, on random crops of one source's codes, each `code_seconds` long; 0 where that is not known."""
 
     def __init__(self, module: Prior, codes: CodeSet, source: int, dtype: torch.dtype, code_seconds: float = 0.0):
         self.module, self.codes, self.source, self.dtype = module, codes, source, dtype

@@ -1,8 +1,4 @@
-"""Profiles: every number of a run, in one validated YAML file that may inherit from another.
-
-A profile file holds only what differs from the one named in its `base` key. Unknown keys are
-refused by name, so that a typing error never trains the wrong model.
-"""
+"""Profiles: every number of a run, in one validated YAML file that holds what differs from the one named in its `base` key."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -20,6 +16,7 @@ from hybridsep.core.errors import HybridsepError
 VQVAEKind = Literal["plain", "linear"]
 LikelihoodKind = Literal["sum", "counts"]
 SearchKind = Literal["ancestral", "topk", "beam", "particle", "lass-beam", "lass-topk"]
+SUFFIXES = (".yml", ".yaml")
 
 
 class Settings(BaseModel):
@@ -29,11 +26,7 @@ class Settings(BaseModel):
 
 
 class DataSettings(Settings):
-    """Songs: where they come from and how much of them is kept.
-
-    `tracks` and `seconds` size the synthesised set; `sample_rate` in Hz is the rate of every model; `pairing` says whether the sources
-    of a mixture come from one song (see `StemSet`).
-    """
+    """Songs: `tracks` of `seconds` are synthesised; `sample_rate` in Hz is every model's; `pairing` as in `StemSet`."""
 
     tracks: int = Field(300, ge=10)
     seconds: float = Field(30.0, gt=3.0)
@@ -41,9 +34,7 @@ class DataSettings(Settings):
     sample_rate: int = Field(22050, ge=8000)
     pairing: Literal["same-song", "random"] = "same-song"
     effects: float = Field(0.0, ge=0, le=1, description="share of training stems with a random sound effect")
-    people: int = Field(
-        0, ge=0, description="excerpts of each song that people wrote, trained on beside MiniSlakh's; 0: none of them"
-    )
+    people: int = Field(0, ge=0, description="excerpts to train on of each song that people wrote")
     variety: float = Field(0.5, ge=0, le=1, description="share of those excerpts' stems with a random timbre")
 
 
@@ -53,9 +44,7 @@ class TrainingSettings(Settings):
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
-    matrix_learning_rate: float = Field(
-        0.0, ge=0, description="of Muon on a transformer's hidden matrices; 0: AdamW for everything"
-    )
+    matrix_learning_rate: float = Field(0.0, ge=0, description="of Muon on hidden matrices; 0: AdamW for everything")
     warmup: int = Field(50, ge=0)
     final_lr: float = Field(0.05, ge=0, le=1, description="last learning rate, as a share of the highest")
     weight_decay: float = Field(0.0, ge=0)
@@ -147,17 +136,9 @@ class SearchSettings(Settings):
 
     particles: int = Field(32, ge=1)
     filter_particles: int = Field(0, ge=0, description="more particles are several filters of so many; 0: one filter")
-    temperature: float = Field(
-        1.0, gt=0, description="the priors are raised to one over it: above 1 they are less sure of themselves"
-    )
-    ess_threshold: float = Field(
-        0.5, ge=0, le=1, description="resample when the effective sample size falls under this share of N"
-    )
-    lag: int = Field(
-        0,
-        ge=0,
-        description="codes of the mixture that a particle filter hears beyond a stretch before it says what the stretch is; 0: all of them",
-    )
+    temperature: float = Field(1.0, gt=0, description="priors are raised to one over it: above 1 they are less sure")
+    ess_threshold: float = Field(0.5, ge=0, le=1, description="share of N under which the effective size resamples")
+    lag: int = Field(0, ge=0, description="codes heard beyond a stretch before it is estimated; 0: all of them")
     stretch: int = Field(16, ge=1, description="codes that are estimated from the particles of one moment")
     top_k: int = Field(8, ge=1, description="pairs kept at a step of top-k sampling")
     max_rows: int = Field(512, ge=1, description="mixtures times particles that go through the priors at once")
@@ -168,14 +149,12 @@ class SearchSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """What is separated and scored: `chunks` pieces of `chunk_seconds`, each from another test song, by every cell with the particle filter."""
+    """What is separated and scored: pieces of `chunks` test songs, by every cell with the particle filter."""
 
     chunks: int = Field(12, ge=1)
     chunk_seconds: float = Field(3.0, gt=0)
     searches: tuple[SearchKind, ...] = ("ancestral", "topk", "beam", "particle")
-    every_cell: bool = Field(
-        True, description="each search by every cell, and not only by the one that the particle filter scores best with"
-    )
+    every_cell: bool = Field(True, description="other searches by every cell, and not by the best with particles alone")
     seed: int = 0
 
     @model_validator(mode="after")
@@ -223,7 +202,7 @@ class Profile(Settings):
         return tuple(self.sources)
 
 
-class MethodSpec(Settings):
+class MethodSpec(NamedTuple):
     """A method is a pair: the kind of VQ-VAE and the kind of likelihood."""
 
     vqvae: VQVAEKind
@@ -231,19 +210,15 @@ class MethodSpec(Settings):
 
 
 METHODS: dict[str, MethodSpec] = {
-    "plain-sum": MethodSpec(vqvae="plain", likelihood="sum"),
-    "lass": MethodSpec(vqvae="plain", likelihood="counts"),
-    "lqvae": MethodSpec(vqvae="linear", likelihood="sum"),
-    "hybrid": MethodSpec(vqvae="linear", likelihood="counts"),
+    "plain-sum": MethodSpec("plain", "sum"),
+    "lass": MethodSpec("plain", "counts"),
+    "lqvae": MethodSpec("linear", "sum"),
+    "hybrid": MethodSpec("linear", "counts"),
 }
 
 
 def method_spec(name: str) -> MethodSpec:
-    """The pair that `name` stands for.
-
-    Raises:
-        HybridsepError: no such method.
-    """
+    """Return the pair that `name` stands for; HybridsepError: no such method."""
     if name not in METHODS:
         raise HybridsepError(f"unknown method '{name}': choose one of {', '.join(METHODS)}")
     return METHODS[name]
@@ -255,11 +230,7 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str | Path) -> Profile:
-    """Read a shipped profile by name, or a YAML file by path.
-
-    Raises:
-        HybridsepError: no such profile, not YAML, an unknown key or a value out of range; the message names it.
-    """
+    """Read a shipped profile by name, or a YAML file by path; HybridsepError names what does not exist, an unknown key or a bad value."""
     values = _read_with_base(str(name), seen=())
     values["name"] = Path(str(name)).stem
     try:
@@ -267,7 +238,7 @@ def load_profile(name: str | Path) -> Profile:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        what = {"extra_forbidden": "unknown key"}.get(first["type"], first["msg"])
         value = "" if first["type"] in ("extra_forbidden", "missing", "value_error") else f", not {first['input']!r}"
         raise HybridsepError(f"profile '{name}': {where}: {what}{value}") from None
 
@@ -281,12 +252,12 @@ def config_hash(*parts: object) -> str:
 def _read_with_base(name: str, seen: tuple[str, ...]) -> dict:
     if name in seen:
         raise HybridsepError(f"profile '{name}' inherits from itself: {' -> '.join((*seen, name))}")
-    own = name.endswith((".yml", ".yaml"))
-    if not own and name not in profile_names():
-        known = ", ".join(profile_names())
-        raise HybridsepError(f"unknown profile '{name}': choose one of {known} or give a .yml file")
-    path = Path(name) if own else Path(__file__).with_name(f"{name}.yml")
-    if not path.is_file():
+    path = Path(name)
+    if not name.endswith(SUFFIXES):
+        path = Path(__file__).with_name(f"{name}.yml")
+        if name not in (known := profile_names()):
+            raise HybridsepError(f"unknown profile '{name}': choose one of {', '.join(known)} or give a .yml file")
+    elif not path.is_file():
         raise HybridsepError(f"no profile file {name}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -301,15 +272,12 @@ def _read_with_base(name: str, seen: tuple[str, ...]) -> dict:
     if not isinstance(base, str):
         raise HybridsepError(f"profile '{name}': base: {base!r} is no name of a profile")
     beside = Path(name).parent / base
-    if base.endswith((".yml", ".yaml")) and beside.is_file():
-        base = str(beside)
+    base = str(beside) if base.endswith(SUFFIXES) and beside.is_file() else base
     return _merge(_read_with_base(base, (*seen, name)), values)
 
 
 def _merge(base: dict, changes: dict) -> dict:
     """`changes` over `base`, block by block; lists and the map of sources are replaced whole."""
-    merged = dict(base)
-    for key, value in changes.items():
-        both_blocks = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "sources"
-        merged[key] = _merge(merged[key], value) if both_blocks else value
-    return merged
+    blocks = {key for key, value in changes.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
+    merged = {key: _merge(base[key], changes[key]) for key in blocks - {"sources"}}
+    return base | changes | merged
