@@ -6,7 +6,7 @@ import pytest
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import load_profile
 from hybridsep.report.chapter import p_relation, p_value
-from hybridsep.report.studies import Study, interval, one_row, paired, read_study, spans
+from hybridsep.report.studies import Study, footer, interval, one_row, paired, read_study, spans
 
 
 def scores(**by_method):
@@ -44,6 +44,14 @@ def test_a_study_says_which_settings_have_changed_since():
     assert "settings that are others today: search.temperature;" in older.line("n = 8 songs")
     unknown = Study("precision", {}, {**kept.provenance, "profile": {**other, "name": "a file of somebody"}})
     assert not unknown.changed_settings()
+
+
+def test_a_page_ends_with_what_made_each_study_that_was_read_for_it():
+    read = [read_study(name) for name in ("rungs", "linearity")]
+    said = footer().data
+    for study in read:
+        assert said.count(f"Study {study.name}: profile cpu, commit {study.provenance['commit']}") == 1
+        assert study.provenance["commit"] not in study.line("n = 3 songs")
 
 
 def test_a_study_that_was_never_recorded_is_said_in_one_line():

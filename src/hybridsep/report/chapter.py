@@ -121,10 +121,10 @@ def sdr_columns(names: Sequence[str], **where: str) -> dict[str, dict[str, str]]
 def provenance_line(
     evaluation: Evaluation, *facts: str, spread: str = SPREAD, reference: str = "the real sources"
 ) -> str:
-    """Return what a reader needs to judge a table of scores: n, spread, reference and hardware."""
+    """Return what a reader needs to judge a table of scores: n, spread and reference."""
     chunks = evaluation.chunks
     sample = f"n = {len(chunks)} chunks of {chunks.sources.shape[-1] / chunks.sample_rate:.2g} s, one per test song"
-    return "; ".join([sample, spread, f"reference: {reference}", *facts, made_with(evaluation.pipeline)]) + "."
+    return "; ".join([sample, spread, f"reference: {reference}", *facts]) + "."
 
 
 def made_with(pipeline: Pipeline) -> str:

@@ -1,5 +1,6 @@
 """Recorded studies: what book/results keeps of one, paired differences for the prose, and two pictures."""
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,16 +8,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
 from matplotlib.axes import Axes
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.core.profiles import load_profile, profile_names
 from hybridsep.evaluation.comparisons import interval_columns, song_values
 from hybridsep.evaluation.rows import read_rows, rows_where
+from hybridsep.pipeline.pipeline import Pipeline
 from hybridsep.report import repository_root
-from hybridsep.report.chapter import signed
+from hybridsep.report.chapter import made_with, signed
 
 MODEL_SETTINGS = ("data", "vqvae", "prior", "likelihood", "search")  # blocks of a profile on which scores depend
+
+
+_read: dict[str, "Study"] = {}
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,10 @@ class Study:
         return self.tables[table]
 
     def line(self, *facts: str) -> str:
-        """Return where a table comes from: facts, then profile, commit and hardware, and settings changed since."""
-        made = "recorded with profile {profile[name]}, commit {commit}, {hardware}".format(**self.provenance)
+        """Return what a reader needs to judge a table: facts, and settings changed since; `footer` has commit and hardware."""
         changed = ", ".join(self.changed_settings())
         since = [f"settings that are others today: {changed}"] * bool(changed)
-        return "; ".join([*facts, made, *since, f"tables: book/results/{self.name}"]) + "."
+        return "; ".join([*facts, *since, f"tables: book/results/{self.name}"]) + "."
 
     def changed_settings(self) -> list[str]:
         """Return the settings on which scores depend, such as "data.effects", that the profile has otherwise today."""
@@ -53,7 +58,16 @@ def read_study(name: str) -> Study:
     if not (folder / "provenance.json").is_file():
         raise HybridsepError(f"no recorded study in {folder}: its script is in book/studies")
     tables = {path.stem: read_rows(path) for path in sorted(folder.glob("*.csv"))}
-    return Study(name, tables, json.loads((folder / "provenance.json").read_text()))
+    study = _read[name] = Study(name, tables, json.loads((folder / "provenance.json").read_text()))
+    return study
+
+
+def footer(pipeline: Pipeline | None = None) -> HTML:
+    """Return the last lines of a page: what made it, and what made each study that was read for it."""
+    lines = [f"This page: {made_with(pipeline)}."] if pipeline else []
+    recorded = "Study {study}: profile {profile[name]}, commit {commit}, {hardware}."
+    lines += [recorded.format(**study.provenance) for study in _read.values()]
+    return HTML(f'<p class="hs-footer" style="font-size:.8rem;opacity:.85">{"<br>".join(map(html.escape, lines))}</p>')
 
 
 def one_row(table: pd.DataFrame, **where: Any) -> pd.Series:
