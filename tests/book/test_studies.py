@@ -25,6 +25,7 @@ import study
 import third_instrument
 import torch
 import two_by_two
+import uncertainty
 from micro import micro_profile, quick_bss_eval  # noqa: F401
 from scores import by_columns
 from torchaudio.models import ConvTasNet
@@ -37,7 +38,7 @@ from hybridsep.evaluation import statistics
 from hybridsep.evaluation.rows import read_rows
 from hybridsep.inference.counts import CountLikelihood
 from hybridsep.inference.search import particle_filter
-from hybridsep.inference.separator import Separator
+from hybridsep.inference.separator import SearchOptions, Separator
 from hybridsep.inference.sums import SumLikelihood
 from hybridsep.pipeline import pipeline as pipeline_module
 from hybridsep.pipeline.evaluate import Evaluation
@@ -56,6 +57,7 @@ SMALL = {
         "SEEDS": (0, 1),
         "CHOSEN": (0, 2),
     },
+    uncertainty: {"CHUNKS": 2, "RUNGS": ("minislakh",), "RESAMPLES": 20},
     exactness: {"SEQUENCES": 2, "SECONDS": 0.5, "COUNTS": (2, 4)},
     contributions: {"CHUNKS": 2},
     precision: {"CHUNKS": 2},
@@ -89,6 +91,7 @@ SCRIPTS = [
     *(third_instrument.third_instrument, out_of_domain.out_of_domain, linearity.linearity, settings.settings),
     rungs.rungs,
     exactness.exactness,
+    uncertainty.uncertainty,
 ]
 
 
@@ -351,3 +354,30 @@ def test_baselines_without_the_rungs_say_what_to_run(run, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         study.main(baselines.baselines)
     assert "run the study of the rungs first" in str(stop.value)
+
+
+def test_ranks_of_spread_and_error_are_correlated_within_a_rung():
+    rows = [
+        {"rung": rung, "method": "hybrid", "source": "bass", "refine": refine, "track": f"song{n % 6}"}
+        | {"spread": n, "relative_spread": n, "error": sign * n**3, "relative_error": -sign * n}
+        for rung, sign in (("minislakh", 1), ("people", -1))
+        for refine in ("none", "wiener")
+        for n in range(12)
+    ]
+    found = uncertainty.correlations(pd.DataFrame(rows)).set_index(["rung", "refine", "predictor"])
+    assert len(found) == 2 * len(uncertainty.PAIRS) and (found.n == 12).all() and (found.songs == 6).all()
+    assert found.rho["minislakh", "none", "spread"] == pytest.approx(1)
+    assert found.rho["minislakh", "wiener", "relative_spread"] == pytest.approx(-1)
+    assert found.rho["people", "none", "spread"] == pytest.approx(-1)
+    assert (found.low <= found.rho + 1e-9).all() and (found.rho <= found.high + 1e-9).all()
+
+
+def test_the_error_of_a_second_is_that_of_its_own_stem(run):
+    evaluation = Evaluation(run.pipeline)
+    table = uncertainty.seconds_table(run.pipeline, "hybrid", evaluation.chunks)
+    options = SearchOptions("particle", run.pipeline.profile.search.particles, label="hybrid", spread=True)
+    stems = run.pipeline.separator("hybrid").estimate(evaluation.chunks.mixture, options).stems
+    row = table[(table.refine == "none") & (table.source == "drums") & (table.second == 0)].iloc[-1]
+    place, rate = evaluation.chunks.tracks.index(row.track), evaluation.chunks.sample_rate
+    wrong = (stems[1, place, :rate] - evaluation.chunks.sources[1, place, :rate]).square().mean()
+    assert row.error == pytest.approx(10 * np.log10(float(wrong)), abs=1e-3)
