@@ -14,6 +14,7 @@ import exactness
 import linearity
 import numpy as np
 import out_of_domain
+import pandas as pd
 import particles
 import precision
 import protocols
