@@ -70,7 +70,7 @@ class SparsePosterior:
             0, likelihood.pairs, likelihood.counts.float()
         )
         self.log_values = likelihood.power * (likelihood.counts / totals[likelihood.pairs]).log()
-        self.pairs, self.starts = likelihood.pairs, likelihood.row_starts[:: self.codes].tolist()
+        self.pairs, self.starts = likelihood.pairs, likelihood.row_starts.tolist()
         self.slice = lru_cache(SLICES_KEPT)(self._slice)
 
     def draw(self, mixture: int, log_first: Tensor, log_second: Tensor, generator: torch.Generator) -> Tensor:

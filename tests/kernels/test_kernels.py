@@ -38,11 +38,11 @@ from kernel_references import (
 from tiny import count_likelihood, sum_likelihood
 
 import hybridsep
-from hybridsep.inference.counts import likelihood_from_tensors
+from hybridsep.inference.counts import CountLikelihood, UnigramLikelihood, likelihood_from_tensors
 from hybridsep.kernels import cache, counting, counts, inversion, nearest, sums
 from hybridsep.kernels.bodies import runs_triton
 from hybridsep.kernels.cache import as_wide_numbers, move_rows
-from hybridsep.kernels.counting import count_triples, csr
+from hybridsep.kernels.counting import count_triples
 from hybridsep.kernels.nearest import nearest_code
 from hybridsep.kernels.resampling import stay_in_place, systematic_resampling
 from hybridsep.kernels.sums import draw_pairs, log_marginal
@@ -388,14 +388,15 @@ def test_rows_of_counted_triples_hold_the_pairs_of_each_mixture_code():
     first, second, mixture = randint(codes, 3, 40, 10)
     mixture = mixture // 2 * 2
     keys, times = count_triples(first, second, mixture, codes)
-    row_starts, pairs = csr(keys, codes)
-    assert row_starts.dtype == torch.int64 and pairs.dtype == torch.int32 and row_starts.shape == (codes + 1,)
+    likelihood = CountLikelihood(keys, times, UnigramLikelihood(keys, times, codes), 1.0)
+    row_starts, pairs = likelihood.row_starts, likelihood.pairs
+    assert row_starts.dtype == torch.int64 and row_starts.shape == (codes + 1,)
     dense = torch.zeros(codes, codes * codes, device=DEVICE)
     dense.view(-1).index_add_(0, ((mixture * codes + first) * codes + second).flatten(), torch.ones(400, device=DEVICE))
     for m in range(codes):
         inside = slice(int(row_starts[m]), int(row_starts[m + 1]))
-        assert torch.equal(dense[m].nonzero()[:, 0], pairs[inside].long())
-        assert torch.equal(dense[m][pairs[inside].long()].long(), times[inside])
+        assert torch.equal(dense[m].nonzero()[:, 0], pairs[inside])
+        assert torch.equal(dense[m][pairs[inside]].long(), times[inside])
 
 
 @only("torch")
@@ -406,10 +407,6 @@ def test_counting_refuses_codes_that_do_not_exist():
             count_triples(*triple, 4)
     with pytest.raises(ValueError, match=r"\[2\].*\[1\]"):
         count_triples(fine, fine[:1], fine, 4)
-    with pytest.raises(ValueError, match="key 64 "):
-        csr(torch.tensor([64], device=DEVICE), 4)
-    with pytest.raises(ValueError, match="50000 codes"):
-        csr(fine, 50_000)
 
 
 # --- keys and values under resampling --------------------------------------------------------------------------------------

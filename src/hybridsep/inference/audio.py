@@ -18,20 +18,13 @@ BLOCK_VALUES = 1 << 20
 
 @dataclass(frozen=True)
 class Audio:
-    """A recording that can be read from its beginning as often as needed.
+    """A recording that can be read from its beginning as often as needed."""
 
-    Attributes:
-        blocks: starts from the beginning; yields consecutive float32 [channels, n].
-        sample_rate: Hz.
-        channels, samples: size.
-        peak: largest magnitude.
-    """
-
-    blocks: Callable[[], Iterable[Tensor]]
-    sample_rate: int
+    blocks: Callable[[], Iterable[Tensor]]  # starts from the beginning; yields consecutive float32 [channels, n]
+    sample_rate: int  # Hz
     channels: int
     samples: int
-    peak: float
+    peak: float  # largest magnitude
 
     @classmethod
     def scan(cls, name: str, sample_rate: int, channels: int, blocks: Callable[[], Iterable[Tensor]]) -> Audio:
@@ -104,14 +97,7 @@ def filled(whole: Tensor, blocks: Iterable[Tensor]) -> Tensor:
 
 
 def overlapping(blocks: Iterable[Tensor], step: int, reach: int) -> Iterator[tuple[Tensor, slice]]:
-    """Cut a signal anew into pieces of `step` samples, each with up to `reach` samples of its neighbours on either side.
-
-    Args:
-        blocks: of a signal, [..., n].
-
-    Yields:
-        A piece with its neighbourhood, and where the piece itself lies in it.
-    """
+    """Cut a signal anew into pieces of `step` samples: yields each with up to `reach` samples of its neighbours, and where it lies in them."""
     blocks = iter(blocks)
     held, before, ended = next(blocks, torch.zeros(1, 0)), 0, False
     while True:

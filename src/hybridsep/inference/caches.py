@@ -19,12 +19,7 @@ PLACES_AT_ONCE = 32
 
 
 class PrivateCache:
-    """Keys and values of every particle in a ring of its own.
-
-    Args:
-        stack: the priors.
-        mixtures, particles: B and N.
-    """
+    """Keys and values of every particle in a ring of its own, for B mixtures and N particles of each."""
 
     def __init__(self, stack: PriorStack, mixtures: int, particles: int):
         self.window, self.length = stack.settings.window, 0
@@ -43,14 +38,9 @@ class PrivateCache:
         self._visible = min(self.window, -(-self._filled // PLACES_AT_ONCE) * PLACES_AT_ONCE)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Keep a key and a value and attend to the window.
+        """Keep a key and a value, [P, B·N, groups, D], and attend to the window.
 
-        Args:
-            query: scaled, [P, B·N, groups, heads per group, D].
-            key, value: [P, B·N, groups, D].
-
-        Returns:
-            [P · B·N · groups, heads per group, D].
+        Scaled queries [P, B·N, groups, heads per group, D] -> [P · B·N · groups, heads per group, D].
         """
         keys, values = self.cache[:, layer]
         keys[..., self._slot, :] = key
@@ -76,13 +66,11 @@ class StaticCache(PrivateCache):
         self._places = torch.arange(self.window, device=stack.device)
 
     def make_room(self) -> None:
-        """Open the place of the next position."""
         self.position.add_(1)
         self._now = self.position % self.window
         self._hidden = self._places > self.position
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See PrivateCache."""
         keys, values = self.cache[:, layer]
         keys.index_copy_(-2, self._now, key.unsqueeze(-2))
         values.index_copy_(-2, self._now, value.unsqueeze(-2))

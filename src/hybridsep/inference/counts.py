@@ -14,24 +14,18 @@ from torch import Tensor
 from hybridsep.core.profiles import Tuning
 from hybridsep.inference.likelihood import FusedPosterior, Likelihood
 from hybridsep.inference.sums import SumLikelihood, TableLikelihood, number
-from hybridsep.kernels.counting import count_triples, csr
+from hybridsep.kernels.counting import count_triples
 
 NUMBERS = ("codes", "sigma_squared", "floor", "smoothing", "power")
 SMOOTHING_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class UnigramLikelihood(TableLikelihood):
-    """l(m|i,j) = u(m): the mixture codes' own frequencies, whatever the pair.
-
-    Args:
-        keys, counts: counted triples, as in `CountLikelihood`; every mixture code counts once more.
-        codes: K.
-    """
+    """l(m|i,j) = u(m), whatever the pair: the share of each mixture code in counted triples, where each counts once more."""
 
     def __init__(self, keys: Tensor, counts: Tensor, codes: int):
-        seen = torch.ones(codes, dtype=torch.float64, device=keys.device).index_add_(
-            0, keys // codes**2, counts.double()
-        )
+        seen = torch.ones(codes, dtype=torch.float64, device=keys.device)
+        seen.index_add_(0, keys // codes**2, counts.double())
         column = (seen / seen.sum()).float()[:, None]
         super().__init__(torch.zeros(codes, codes, dtype=torch.int32, device=keys.device), column.repeat(1, codes))
 
@@ -67,28 +61,23 @@ class CountLikelihood(Likelihood):
         if power != 1.0:
             smooth = share[self.pairs] * base.table[keys // (size * size), base.sums.flatten()[self.pairs].long()]
             self.values = (smooth + self.values).pow(power) - smooth.pow(power)
-        boundaries = torch.arange(size * size + 1, device=keys.device) * size
-        self.row_starts = torch.searchsorted(keys, boundaries)
+        self.row_starts = torch.searchsorted(keys, torch.arange(size + 1, device=keys.device) * size**2)
 
     def matrix(self, mixture: int) -> Tensor:
-        """See Likelihood."""
         result = self.base.gathered(self.table[mixture]).mul_(self.share)
-        first, last = int(self.row_starts[mixture * self.codes]), int(self.row_starts[(mixture + 1) * self.codes])
+        first, last = self.row_starts[mixture : mixture + 2].tolist()
         result.view(-1).index_add_(0, self.pairs[first:last], self.values[first:last])
         return result
 
     def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
-        """See Likelihood."""
         return FusedPosterior(mixture, log_p, (self.base.sums, self.table, self.share), self._entries)
 
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """See Likelihood."""
         counted, value = self._look_up((mixture * self.codes + first) * self.codes + second)
         smooth = self.share[first, second] * self.table[mixture, self.base.sums[first, second].long()]
         return (smooth + torch.where(counted, value, 0.0)).log()
 
     def with_power(self, power: float) -> CountLikelihood:
-        """See Likelihood."""
         other = CountLikelihood(self.keys, self.counts, self.base, self.smoothing, power)
         return other.with_precision(self.precision)
 
@@ -97,7 +86,6 @@ class CountLikelihood(Likelihood):
         return self._look_up((mixture * self.codes + first) * self.codes + second)[0]
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """See Likelihood."""
         counted = {"keys": self.keys, "counts": self.counts.int()}
         return self.base.to_tensors() | counted | {"smoothing": number(self.smoothing), "power": number(self.power)}
 
@@ -105,12 +93,12 @@ class CountLikelihood(Likelihood):
     def fit(cls, keys: Tensor, counts: Tensor, base: TableLikelihood, triples: Tensor) -> CountLikelihood:
         """Choose the smoothing by maximum likelihood (at λ = 1) on triples (first, second, mixture), int64 [3, n], that were not counted."""
         candidates = [cls(keys, counts, base, smoothing) for smoothing in SMOOTHING_GRID]
-        fits = [float(c.log_likelihood(triples[2], triples[0], triples[1]).mean()) for c in candidates]
-        return max(zip(fits, SMOOTHING_GRID, candidates, strict=True), key=lambda fitted: fitted[:2])[2]
+        first, second, mixture = triples
+        return max(candidates, key=lambda c: (float(c.log_likelihood(mixture, first, second).mean()), c.smoothing))
 
     @cached_property
     def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
-        return *csr(self.keys, self.codes), self.values.log()
+        return self.row_starts, self.pairs.int(), self.values.log()
 
     def _look_up(self, key: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each key was counted, and its value where it was."""
@@ -121,11 +109,7 @@ class CountLikelihood(Likelihood):
 
 
 def likelihood_from_tensors(tensors: dict[str, Tensor]) -> Likelihood:
-    """Rebuild what `to_tensors` described: counts where there are counts, smoothed by the sum where there is a codebook, else the sum.
-
-    Raises:
-        ValueError: the tensors do not fit each other.
-    """
+    """Rebuild what `to_tensors` described: counts, smoothed by the sum where there is a codebook, or the sum; ValueError: no such tensors."""
     numbers = {name: value for name, value in tensors.items() if name in NUMBERS}
     damaged = [name for name, value in numbers.items() if value.ndim or not torch.isfinite(value)]
     base: TableLikelihood | None = None
@@ -137,7 +121,8 @@ def likelihood_from_tensors(tensors: dict[str, Tensor]) -> Likelihood:
         if not {"keys", "counts"} & set(tensors):
             return base
     keys, counts, codes = tensors["keys"], tensors["counts"].long(), base.codes if base else int(numbers["codes"])
-    if damaged or keys.shape != counts.shape or not _rise(keys, codes**3):
+    rising = not len(keys) or 0 <= int(keys[0]) <= int(keys[-1]) < codes**3 and bool((keys.diff() > 0).all())
+    if damaged or keys.shape != counts.shape or not rising:
         raise ValueError(f"likelihood: {' and '.join(damaged) or 'counted triples are'} damaged")
     base = base or UnigramLikelihood(keys, counts, codes)
     return CountLikelihood(keys, counts, base, float(numbers["smoothing"]), float(numbers["power"]))
@@ -152,21 +137,8 @@ def tuned(tensors: dict[str, Tensor], tuning: Tuning) -> dict[str, Tensor]:
     return tensors | {name: number(value) for name, value in changed.items()}
 
 
-def _rise(keys: Tensor, size: int) -> bool:
-    """Whether keys rise strictly within [0, size)."""
-    return not len(keys) or 0 <= int(keys[0]) <= int(keys[-1]) < size and bool((keys.diff() > 0).all())
-
-
 def count_batches(batches: Iterable[Tensor], codes: int) -> tuple[Tensor, Tensor]:
-    """Count triples that come batch by batch.
-
-    Args:
-        batches: codes (first, second, mixture), int64 [3, n] each.
-        codes: K.
-
-    Returns:
-        Sorted distinct keys (m·K + i)·K + j and how often each was counted, int64 [nnz] each.
-    """
+    """Count triples that come in batches of codes (first, second, mixture), int64 [3, n] each: as `count_triples` of all, on the CPU."""
     counted = [torch.stack(count_triples(first, second, mixture, codes)).cpu() for first, second, mixture in batches]
     return merge_counts(*torch.cat([torch.empty(2, 0, dtype=torch.long), *counted], 1).unbind())
 

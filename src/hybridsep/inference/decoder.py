@@ -8,8 +8,8 @@ Source: Su et al. 2021 (arXiv 2104.09864) for rotary positions.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
-from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -23,28 +23,19 @@ ROTATIONS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one layer for P sources. W is the width, D that of a head; a group is some query heads and the key they share.
+    """Weights of one layer for P sources. W is the width, D that of a head; a group is some query heads and the key they share."""
 
-    Attributes:
-        to_heads: [P, W, groups · (heads per group + 1) · D]: for each group its queries, then its key.
-        to_values: [P, W, groups · D].
-        from_heads: [P, W, W].
-        expand: [P, W, 4W].
-        contract: [P, 4W, W].
-    """
-
-    to_heads: Tensor
-    to_values: Tensor
-    from_heads: Tensor
-    expand: Tensor
-    contract: Tensor
+    to_heads: Tensor  # [P, W, groups · (heads per group + 1) · D]: for each group its queries, then its key
+    to_values: Tensor  # [P, W, groups · D]
+    from_heads: Tensor  # [P, W, W]
+    expand: Tensor  # [P, W, 4W]
+    contract: Tensor  # [P, 4W, W]
 
 
 class PriorStack:
     """The priors of P sources as one module for decoding.
 
     Args:
-        priors: one per source, of equal shape.
         dtype: of the matrix products and of the cache; log-probabilities are always float32.
         temperature: T; the priors are raised to 1/T and normalised again: above 1 they are less sure of themselves.
 
@@ -58,7 +49,7 @@ class PriorStack:
         if len({(p.settings.model_dump_json(exclude={"training"}), p.codes) for p in priors}) > 1:
             raise ValueError("stacked priors must have equal shapes and codebook sizes")
         self.settings = settings = priors[0].settings
-        self.codes, self.sources, self.dtype, self.temperature = priors[0].codes, len(priors), dtype, temperature
+        self.codes, self.sources, self.dtype = priors[0].codes, len(priors), dtype
         self.groups = settings.kv_heads
         self.queries = settings.heads // self.groups
         self.head_width = settings.width // settings.heads
@@ -77,11 +68,7 @@ class PriorStack:
             rest = stack(block + "attention.project_out"), stack(block + "expand", gain), stack(block + "contract")
             self.layers.append(Layer(*(w.to(dtype).contiguous() for w in (heads, values, *rest))))
         self.head = stack("head", gain / temperature).to(dtype).contiguous()
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return self.head.device
+        self.device = self.head.device
 
     def start(self, mixtures: int, particles: int) -> PriorState:
         """Return the state before the first code, for B = `mixtures` times N = `particles` histories of every source."""
@@ -93,12 +80,6 @@ class PriorStack:
         cosine, sine = torch.diag_embed(cosine), torch.diag_embed(sine)
         return torch.cat([torch.cat([cosine, sine], 2), torch.cat([-sine, cosine], 2)], 1).to(self.dtype)
 
-    def embed(self, codes: Tensor, out: Tensor) -> Tensor:
-        """Write the embeddings of codes int64 [P, R] into `out` [P, R, W], and return it."""
-        for table, row, place in zip(self.embedding, codes, out, strict=True):
-            torch.index_select(table, 0, row, out=place)
-        return out
-
     def _split(self, project_in: Tensor) -> tuple[Tensor, Tensor]:
         """Columns of [P, W, (heads + 2 groups) · D], all queries, all keys, all values, in the order of `Layer`."""
         columns = project_in.unflatten(2, (-1, self.head_width))
@@ -108,12 +89,7 @@ class PriorStack:
 
 
 class PriorState:
-    """Histories of B·N particles under every prior.
-
-    Attributes:
-        cache: keys and values of the past.
-        log_probs: log p(next code | history of that source), nats, float32 [P, B, N, K].
-    """
+    """Histories of B·N particles under every prior; see `search.State`."""
 
     cache_type: type[PrivateCache] | type[StaticCache] = PrivateCache
 
@@ -125,12 +101,9 @@ class PriorState:
         self.log_probs = self._step(start)
 
     def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:
-        """Let particle n of mixture b go on from the history of particle ancestors[b, n] with its own code.
+        """Let particle n of mixture b go on from the history of particle ancestors[b, n] with its own code, int64 [P, B, N].
 
-        Args:
-            codes: int64 [P, B, N].
-            ancestors: int64 [B, N]; each its own without it. A particle that is anybody's ancestor is its own, as by
-                `kernels.resampling.stay_in_place`.
+        A particle that is anybody's ancestor is its own, as by `kernels.resampling.stay_in_place`.
         """
         if ancestors is not None:
             self.cache.reorder(ancestors)
@@ -138,8 +111,9 @@ class PriorState:
 
     @torch.no_grad()
     def _step(self, codes: Tensor) -> Tensor:
-        stack, room = self.stack, self._room
-        x = stack.embed(codes.flatten(1), room.x)
+        stack, room, x = self.stack, self._room, self._room.x
+        for table, row, embedded in zip(stack.embedding, codes.flatten(1), x, strict=True):
+            torch.index_select(table, 0, row, out=embedded)
         heads_shape = (*x.shape[:2], stack.groups, stack.queries + 1, stack.head_width)
         rotation = self._next_rotation()
         self.cache.make_room()
@@ -177,18 +151,11 @@ class GraphedState(PriorState):
     def __init__(self, stack: PriorStack, mixtures: int, particles: int):
         self._codes = torch.zeros(stack.sources, mixtures, particles, dtype=torch.long, device=stack.device)
         # Who held itself would keep the memory of a finished search until Python next looks for such cycles.
-        predict = WeakMethod(self._predict)
-
-        def run() -> None:
-            method = predict()
-            assert method is not None
-            method()
-
-        self._replayed = Replayed(run, stack.device)
+        myself = weakref.proxy(self)
+        self._replayed = Replayed(lambda: myself._predict(), stack.device)
         super().__init__(stack, mixtures, particles)
 
     def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:
-        """See PriorState."""
         if ancestors is not None:
             self.cache.reorder(ancestors)
         self._codes.copy_(codes)

@@ -22,6 +22,7 @@ from hybridsep.core.device import physical_memory
 from hybridsep.core.errors import HybridsepError
 from hybridsep.kernels import counts as counted_pairs
 from hybridsep.kernels import sums as summed_codes
+from hybridsep.kernels.arguments import check_codes
 from hybridsep.kernels.bodies import runs_triton
 from hybridsep.kernels.inversion import invert_sequential
 
@@ -32,30 +33,19 @@ MATRICES_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class PairDraw:
-    """One pair of source codes per particle.
+    """One pair of source codes per particle."""
 
-    Attributes:
-        codes: int64 [2, B, N].
-        log_evidence: log Σ_ij p1(i) p2(j) l(m|i,j), nats, float32 [B, N].
-    """
-
-    codes: Tensor
-    log_evidence: Tensor
+    codes: Tensor  # int64 [2, B, N]
+    log_evidence: Tensor  # log Σ_ij p1(i) p2(j) l(m|i,j), nats, float32 [B, N]
 
 
 @dataclass(frozen=True)
 class TopPairs:
-    """The best pairs of each group of hypotheses, best first.
+    """The best pairs of each group of hypotheses, best first."""
 
-    Attributes:
-        codes: int64 [2, B, G, k].
-        parents: hypothesis of the group that each pair extends, int64 [B, G, k].
-        scores: log-weight of the hypothesis + log p1(i) + log p2(j) + log l(m|i,j), nats, float32 [B, G, k].
-    """
-
-    codes: Tensor
-    parents: Tensor
-    scores: Tensor
+    codes: Tensor  # int64 [2, B, G, k]
+    parents: Tensor  # hypothesis of the group that each pair extends, int64 [B, G, k]
+    scores: Tensor  # its log-weight + log p1(i) + log p2(j) + log l(m|i,j), nats, float32 [B, G, k]
 
 
 class Likelihood(ABC):
@@ -137,17 +127,14 @@ class Likelihood(ABC):
         refuse_impossible(posterior.log_evidence, mixture)
         together = log_weights is not None
         batch, particles, _ = posterior.marginal.shape
-        if log_weights is None:
-            weights = torch.ones(batch, particles)
-        else:
-            weights = (log_weights - log_weights.amax(1, keepdim=True)).exp()
+        log_weights = log_p.new_zeros(batch, particles) if log_weights is None else log_weights
+        highest = log_weights.amax(1, keepdim=True)
+        weights = (log_weights - highest).exp()
         bounds = posterior.marginal * weights.to(posterior.marginal)[..., None]
         bounds = bounds.view(batch, 1 if together else particles, -1)
         results = [self._best_of(b, posterior, bounds[b], log_p[0, b], weights[b], k) for b in range(batch)]
         codes, parents, scores = (torch.stack(parts) for parts in zip(*results, strict=True))
-        if log_weights is not None:
-            scores = scores + log_weights.amax(1)[:, None, None]
-        return TopPairs(codes.transpose(0, 1), parents, scores)
+        return TopPairs(codes.transpose(0, 1), parents, scores + highest[..., None])
 
     def _factored(self, mixture: Tensor, log_p: Tensor) -> StepPosterior:
         matrices = self._matrices.get(mixture.tolist(), self.matrix)
@@ -194,9 +181,7 @@ class Likelihood(ABC):
     def _check(self, mixture: Tensor, log_p: Tensor) -> None:
         if log_p.shape[-1] != self.codes:
             raise ValueError(f"priors over {log_p.shape[-1]} codes, likelihood over {self.codes}")
-        outside = mixture[(mixture < 0) | (mixture >= self.codes)]
-        if len(outside):
-            raise ValueError(f"mixture code {int(outside[0])} lies outside [0, {self.codes})")
+        check_codes("mixture code", mixture, self.codes)
 
 
 def refuse_impossible(log_evidence: Tensor, mixture: Tensor) -> None:
@@ -213,17 +198,11 @@ def refuse_impossible(log_evidence: Tensor, mixture: Tensor) -> None:
 
 @dataclass(frozen=True)
 class StepPosterior:
-    """One-step posterior of B·N particles in factored form.
+    """One-step posterior of B·N particles in factored form."""
 
-    Attributes:
-        matrices: l(m|i,j) of each mixture's code, B times [K, K].
-        second: p2, float32 [B, N, K].
-        marginal: r(i), not normalised, float32 [B, N, K].
-    """
-
-    matrices: list[Tensor]
-    second: Tensor
-    marginal: Tensor
+    matrices: list[Tensor]  # l(m|i,j) of each mixture's code, B times [K, K]
+    second: Tensor  # p2, float32 [B, N, K]
+    marginal: Tensor  # r(i), not normalised, float32 [B, N, K]
 
     @cached_property
     def log_evidence(self) -> Tensor:
@@ -231,11 +210,7 @@ class StepPosterior:
         return self.marginal.sum(-1).log()
 
     def draw(self, uniforms: Tensor, ancestors: Tensor | None = None) -> Tensor:
-        """Draw pairs by inversion of uniform numbers [2, B, N]; particle n draws from the posterior of particle ancestors[b, n].
-
-        Returns:
-            Codes, int64 [2, B, N].
-        """
+        """Draw pairs int64 [2, B, N] by inversion of uniform numbers [2, B, N]; particle n draws from the posterior of particle ancestors[b, n]."""
         batch, particles, _ = self.marginal.shape
         marginal, second = self.marginal.flatten(0, 1), self.second.flatten(0, 1)
         if ancestors is not None:
@@ -253,7 +228,6 @@ class FusedPosterior:
     With counts the likelihood is a sum of the two, so a draw picks a part by its share of the evidence and then a pair from that part.
 
     Args:
-        mixture, log_p: as in `Likelihood.posterior`.
         dense: argument `tables` of `kernels.sums.log_marginal`.
         entries: argument `rows` of `kernels.counts.draw_entries`; None where nothing is counted.
     """
@@ -295,12 +269,7 @@ class MatrixCache:
     """The [K, K] matrices of the mixture codes last used.
 
     Their memory is taken in blocks and never given back: a matrix at a time between the tensors that come and go with every step would
-    leave holes that add up to as much again.
-
-    Args:
-        codes: K.
-        dtype: of the matrices.
-        nbytes: room, exceeded only where one step needs more matrices than that.
+    leave holes that add up to as much again. `nbytes` is exceeded only where one step needs more matrices than that.
     """
 
     def __init__(self, codes: int, dtype: torch.dtype, nbytes: int):
@@ -308,10 +277,6 @@ class MatrixCache:
         self._room = max(1, nbytes // (codes * codes * dtype.itemsize))
         self._kept: OrderedDict[int, Tensor] = OrderedDict()
         self._free: list[Tensor] = []
-
-    def __len__(self) -> int:
-        """Return how many are kept."""
-        return len(self._kept)
 
     def get(self, mixtures: list[int], make: Callable[[int], Tensor]) -> list[Tensor]:
         """Return the matrix of each mixture code; make those that are not kept."""

@@ -10,15 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MarkovPriors:
-    """First-order Markov chains of P sources.
+    """First-order Markov chains of P sources."""
 
-    Attributes:
-        first: distribution of the first code, float32 [P, K].
-        transition: of the next code given the last, float32 [P, K, K].
-    """
-
-    first: Tensor
-    transition: Tensor
+    first: Tensor  # distribution of the first code, float32 [P, K]
+    transition: Tensor  # of the next code given the last, float32 [P, K, K]
 
     def start(self, mixtures: int, particles: int) -> MarkovState:
         """See search.Priors."""
@@ -39,6 +34,5 @@ class MarkovState:
 
     def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:
         """See search.State."""
-        self.log_probs = torch.stack(
-            [chain[code] for chain, code in zip(self.priors.transition, codes, strict=True)]
-        ).log()
+        chosen = [chain[code] for chain, code in zip(self.priors.transition, codes, strict=True)]
+        self.log_probs = torch.stack(chosen).log()

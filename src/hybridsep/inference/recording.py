@@ -26,19 +26,12 @@ HEADER = 4096  # bytes in which a wav's chunks before its samples begin
 
 @dataclass(frozen=True)
 class WrittenStems:
-    """What was made of a recording.
+    """What was made of a recording."""
 
-    Attributes:
-        paths: one file per source.
-        seconds: length of the recording.
-        log_evidence: nats per code, mean over windows.
-        uncertainty: the table of it, where it was asked for.
-    """
-
-    paths: list[Path]
-    seconds: float
-    log_evidence: float
-    uncertainty: Path | None = None
+    paths: list[Path]  # one file per source
+    seconds: float  # length of the recording
+    log_evidence: float  # nats per code, mean over windows
+    uncertainty: Path | None = None  # the table of it, where it was asked for
 
 
 def separate_file(
@@ -54,10 +47,8 @@ def separate_file(
     """Separate a recording into one file per stem, of its rate, length and number of channels.
 
     Args:
-        path: of a wav, flac, ogg or mp3.
         folder: for the stems; made if it is not there.
         model: folder of a trained method; the one that comes with the project without it.
-        options: of the search.
         refine: as in `Separator.separate`.
         suffix: "wav", "flac", "ogg" or "mp3".
         overwrite: whether stems that are there already may be replaced.
@@ -88,27 +79,21 @@ def uncertainty_table(spread: Tensor | None, names: tuple[str, ...], codes_per_s
     """Yield the lines of a CSV file: how loud each source is in each second and band, and how much the particles differ there.
 
     The more `spread_db` comes near `level_db`, the less sure the search was; -100 dB stands for silence and for particles that agree.
-
-    Args:
-        spread: as from `Separator.separate_blocks`; None of a silent recording.
+    `spread` is that of `Separator.separate_blocks`, None of a silent recording.
     """
     yield "start_s,source,from_hz,level_db,spread_db"
     if spread is None:
         return
     for second, part in enumerate(spread.split(round(codes_per_second), 2)):
         decibels = 10 * part.mean(2).clamp_min(1e-10).log10()
+        start = second * round(codes_per_second) / codes_per_second
         for source, (level, around) in zip(names, decibels.tolist(), strict=True):
-            for band in range(len(BANDS)):
-                start = second * round(codes_per_second) / codes_per_second
-                yield f"{start:.2f},{source},{BANDS[band]},{level[band]:.1f},{around[band]:.1f}"
+            for hertz, power, variance in zip(BANDS, level, around, strict=True):
+                yield f"{start:.2f},{source},{hertz},{power:.1f},{variance:.1f}"
 
 
 def read_audio(path: Path) -> Audio:
-    """Open a recording on disk, and read it once to see that it can be.
-
-    Raises:
-        HybridsepError: not there, not audio, empty, shorter than 0.2 s, or with samples that are no finite numbers.
-    """
+    """Open a recording on disk, and read it once to see that it can be; HybridsepError: it is not there, no audio, or see `Audio.scan`."""
     if not path.exists():
         raise HybridsepError(f"no file {path}")
     if path.is_dir():
@@ -133,11 +118,7 @@ def _blocks(path: Path) -> Iterator[Tensor]:
 
 
 def stem_paths(names: tuple[str, ...], folder: Path, suffix: str, overwrite: bool) -> list[Path]:
-    """Return where the stems will be written.
-
-    Raises:
-        HybridsepError: unknown format, or something is there already.
-    """
+    """Return where the stems will be written; HybridsepError: unknown format, or something is there already."""
     if suffix not in SUFFIXES:
         raise HybridsepError(f"unknown format '{suffix}': choose {', '.join(SUFFIXES)}")
     paths = [folder / f"{name}.{suffix}" for name in names]

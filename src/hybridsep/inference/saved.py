@@ -31,11 +31,7 @@ def write_saved(folder: Path, profile: Profile, weights: Mapping[str, Mapping[st
 
 
 def read_saved(folder: Path) -> tuple[Profile, Weights]:
-    """Read what `write_saved` wrote: settings, and the tensors of "vqvae", "likelihood" and each "prior-<source>".
-
-    Raises:
-        HybridsepError: a file is missing, damaged, or not the one that was saved.
-    """
+    """Read settings, and tensors of "vqvae", "likelihood" and each "prior-<source>"; HybridsepError: a file is missing, damaged or another."""
     for name in ("profile.json", SUMS):
         if not (folder / name).is_file():
             raise HybridsepError(f"{folder} is no model: {name} is missing (train one with 'hybridsep train')")
@@ -48,11 +44,7 @@ def read_saved(folder: Path) -> tuple[Profile, Weights]:
 
 
 def read_recorded() -> tuple[Profile, Weights]:
-    """Read the method that comes with the project from its record, as `read_saved` reads a folder.
-
-    Raises:
-        HybridsepError: this copy has no record, or a damaged one.
-    """
+    """Read the method that comes with the project from its record; HybridsepError: this copy has no record, or a damaged one."""
     record = RECORDS and RECORDS / SHIPPED_PROFILE
     if not record or not (record / SUMS).is_file():
         train = f"hybridsep train {SHIPPED_METHOD}' and name it with --model runs/{SHIPPED_PROFILE}/{SHIPPED_METHOD}"

@@ -24,13 +24,9 @@ OnStep = Callable[[], object]
 
 
 class State(Protocol):
-    """Histories of B·N particles under the priors of both sources.
+    """Histories of B·N particles under the priors of both sources."""
 
-    Attributes:
-        log_probs: log-probabilities of the next code, nats, float32 [2, B, N, K].
-    """
-
-    log_probs: Tensor
+    log_probs: Tensor  # log-probabilities of the next code, nats, float32 [2, B, N, K]
 
     def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:
         """Let particle n go on from the history of particle ancestors[b, n], its own without them, with codes[:, b, n]; int64 [2, B, N]."""
@@ -87,7 +83,6 @@ def particle_filter(
 
     Args:
         codes: mixture codes, int64 [B, S].
-        particles: N.
         on_step: called after each step.
         ess_threshold: share of N, see `enough_particles`.
 
@@ -230,8 +225,7 @@ SEARCHES: dict[str, Callable[..., SearchResult]] = {
     "lass-beam": lass_beam,
     "lass-topk": lass_top_k,
 }
-PUBLISHED = ("lass-beam", "lass-topk")
-"""Searches as a paper runs them: with priors at temperature 1."""
+PUBLISHED = ("lass-beam", "lass-topk")  # searches as a paper runs them: with priors at temperature 1
 
 
 def usual_particles(search: str, particles: int) -> int:
@@ -240,15 +234,7 @@ def usual_particles(search: str, particles: int) -> int:
 
 
 def trace_back(drawn: Tensor, ancestors: Tensor) -> Tensor:
-    """Follow every final particle back through its ancestors.
-
-    Args:
-        drawn: codes drawn at each step, int64 [2, B, S, N].
-        ancestors: of each particle of each step, among the particles of the step before, int64 [B, S, N].
-
-    Returns:
-        int64 [2, B, N, S].
-    """
+    """Follow every final particle back through its ancestors: `drawn` and `ancestors` of a SearchResult -> codes int64 [2, B, N, S]."""
     _, batch, length, particles = drawn.shape
     lineage = torch.arange(particles, device=drawn.device).expand(batch, particles)
     codes = torch.empty_like(drawn)
@@ -272,17 +258,11 @@ def mixture_uniforms(generator: Generator, mixtures: int, steps: int, each: int)
 
 
 def joined_filters(found: SearchResult, filters: int) -> SearchResult:
-    """Join filters of the same mixtures that ran by themselves into one set of particles in which each filter has the same share.
+    """Join what F filters of each mixture, side by side, found by themselves into one set of particles in which each filter has the same share.
 
     The particles of one filter soon have one past, a single guess. Guesses of several filters err differently, so that the mean of all is a
-    better estimate than that of one filter with as many particles.
-
-    Args:
-        found: of B·F mixtures with N/F particles, the F filters of a mixture side by side.
-        filters: F.
-
-    Returns:
-        Of B mixtures with N particles; the evidence is that of the filters' mean.
+    better estimate than that of one filter with as many particles. B·F mixtures with N/F particles become B with N; the evidence is that of
+    the filters' mean.
 
     Source: island particle models, Vergé et al. 2015 (arXiv 1306.3911), without interaction.
     """

@@ -50,8 +50,8 @@ def cross_pair(found: Candidates) -> Tensor:
     to_first = (first.square().sum(-1) - 2 * torch.einsum("bt,bnt->bn", target, first))[:, :, None]
     to_second = (second.square().sum(-1) - 2 * torch.einsum("bt,bnt->bn", target, second))[:, None, :]
     best = (to_first + to_second + 2 * cross).flatten(1).argmin(1)
-    count = first.shape[1]
-    return torch.stack([_take(first, best // count), _take(second, best % count)])
+    count, rows = first.shape[1], torch.arange(len(first), device=first.device)
+    return torch.stack([first[rows, best // count], second[rows, best % count]])
 
 
 SELECTIONS = {
@@ -66,8 +66,4 @@ SELECTIONS = {
 
 def take_particle(waveforms: Tensor, index: Tensor) -> Tensor:
     """Return particle index[b] of every source: [2, B, N, T], int64 [B] -> [2, B, T]."""
-    return torch.stack([_take(source, index) for source in waveforms])
-
-
-def _take(waveforms: Tensor, index: Tensor) -> Tensor:
-    return waveforms[torch.arange(len(index), device=index.device), index]
+    return waveforms[:, torch.arange(len(index), device=index.device), index]

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -52,27 +51,18 @@ LAGGED_ROWS = 16
 STRETCH = 128
 UPSAMPLED = 1 << 16
 WINDOWS_AT_ONCE = 64
-BANDS = (0, 200, 1000, 4000)
-"""Lower edges of the bands in which the spread of the particles is measured, Hz."""
+BANDS = (0, 200, 1000, 4000)  # lower edges of the bands in which the spread of the particles is measured, Hz
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How codes are searched.
+    """How codes are searched."""
 
-    Attributes:
-        search: a name in `search.SEARCHES`, such as "particle".
-        particles: N; the profile's when not given.
-        seed: same seed, same machine, same stems.
-        label: of the progress bar; none without it.
-        spread: whether the spread of the particles is measured too.
-    """
-
-    search: str = "particle"
-    particles: int | None = None
-    seed: int = 0
-    label: str | None = None
-    spread: bool = False
+    search: str = "particle"  # a name in `search.SEARCHES`
+    particles: int | None = None  # N; the profile's when not given
+    seed: int = 0  # same seed, same machine, same stems
+    label: str | None = None  # of the progress bar; none without it
+    spread: bool = False  # whether the spread of the particles is measured too
 
 
 DEFAULT = SearchOptions()
@@ -80,38 +70,24 @@ DEFAULT = SearchOptions()
 
 @dataclass(frozen=True)
 class Candidates:
-    """Everything a search left to choose from, for B mixtures.
+    """Everything a search left to choose from, for B mixtures."""
 
-    Attributes:
-        mixture: float32 [B, T].
-        waveforms: decoded sources of every particle, float32 [2, B, N, T].
-        search: codes and weights.
-        seconds: wall time of encoding, search and decoding together.
-        lagged: what `Separator.posterior_mean` makes of the search, float32 [2, B, T]; None where that is the mean of `waveforms`.
-    """
-
-    mixture: Tensor
-    waveforms: Tensor
+    mixture: Tensor  # float32 [B, T]
+    waveforms: Tensor  # decoded sources of every particle, float32 [2, B, N, T]
     search: SearchResult
-    seconds: float
+    seconds: float  # wall time of encoding, search and decoding together
+    # What `Separator.posterior_mean` makes of the search, float32 [2, B, T]; None where it is the mean of `waveforms`.
     lagged: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Stems by the posterior mean.
+    """Stems by the posterior mean, for B mixtures."""
 
-    Attributes:
-        mixture: float32 [B, T].
-        stems: float32 [2, B, T].
-        search: codes and weights.
-        spread: see `Separator.spread`; None unless the options ask for it.
-    """
-
-    mixture: Tensor
-    stems: Tensor
+    mixture: Tensor  # float32 [B, T]
+    stems: Tensor  # float32 [2, B, T]
     search: SearchResult
-    spread: Tensor | None = None
+    spread: Tensor | None = None  # see `Separator.spread`; None unless the options ask for it
 
 
 @dataclass(frozen=True)
@@ -130,32 +106,17 @@ class Separation:
 
 
 class Separator:
-    """A trained method.
-
-    Args:
-        vqvae: encoder, codebook and decoder.
-        priors: one per source, in the profile's order.
-        likelihood: over the codes of `vqvae`.
-        profile: settings of the search.
-    """
+    """A trained method: a VQ-VAE, a prior per source in the profile's order, a likelihood over the codes, and the settings of the search."""
 
     def __init__(self, vqvae: VQVAE, priors: list[Prior], likelihood: Likelihood, profile: Profile):
         self.vqvae, self.priors, self.profile = vqvae.eval(), priors, profile
+        self.sample_rate = profile.data.sample_rate  # the model's, Hz
+        self.hop = vqvae.hop  # samples per code
         self.device = vqvae.codebook.device
         self._reach = vqvae.decoder.reach
         dtype = fast_dtype(self.device, profile.precision)
         self.stack: Priors = PriorStack(priors, dtype, profile.search.temperature)
         self.likelihood = likelihood.with_precision(dtype if dtype == torch.bfloat16 else torch.float32)
-
-    @property
-    def sample_rate(self) -> int:
-        """The model's rate, Hz."""
-        return self.profile.data.sample_rate
-
-    @property
-    def hop(self) -> int:
-        """Samples per code."""
-        return self.vqvae.hop
 
     def separate(
         self,
@@ -174,18 +135,16 @@ class Separator:
         estimates that is trusted, are the mono ones for every channel: where a source is panned they miss its level there, and yet help.
 
         Args:
-            waveform: [samples] or [channels, samples] on any scale.
-            sample_rate: Hz.
+            waveform: [samples] or [channels, samples] on any scale, at `sample_rate` Hz.
             search, particles, seed, label: see SearchOptions.
 
         Raises:
             HybridsepError: too short, not finite, unknown search, no particles.
         """
-        whole = (
-            waveform.detach().cpu().float()
-            if isinstance(waveform, Tensor)
-            else torch.from_numpy(np.array(waveform, np.float32, order="C"))
-        )
+        if isinstance(waveform, Tensor):
+            whole = waveform.detach().cpu().float()
+        else:
+            whole = torch.from_numpy(np.array(waveform, np.float32, order="C"))
         if whole.ndim not in (1, 2):
             raise HybridsepError(f"a recording is [samples] or [channels, samples], not {list(whole.shape)}")
         audio = Audio.of(whole if whole.ndim == 2 else whole[None], sample_rate)
@@ -206,10 +165,9 @@ class Separator:
         if not audio.peak:
             warnings.warn("the recording is silent throughout; so are its stems", stacklevel=2)
             return 0.0, (block.expand(count, *block.shape) for block in audio.blocks()), None
-        stems: Iterator[Tensor]
         estimates, log_evidence, spread = self.estimate_windows(audio.mono(self.sample_rate)[None], options)
         upsampled = resampled(estimates[:, 0].split(UPSAMPLED, -1), self.sample_rate, audio.sample_rate)
-        stems = (block[:, None] for block in of_length(upsampled, audio.samples))
+        stems: Iterator[Tensor] = (block[:, None] for block in of_length(upsampled, audio.samples))
         if refine:
             size = 2 ** max(4, round(np.log2(MASK_SECONDS * audio.sample_rate)))
             stems = wiener_blocks(stems, audio.levelled(), size)
@@ -219,10 +177,7 @@ class Separator:
     def estimate_windows(
         self, mixture: Tensor, options: SearchOptions = DEFAULT
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Estimate the posterior mean of R long mixtures, in the memory of a few windows and of the result.
-
-        Args:
-            mixture: float32 [R, T] at the model's rate.
+        """Estimate the posterior mean of R long mixtures float32 [R, T] at the model's rate, in the memory of a few windows and of the result.
 
         Returns:
             Stems, float32 [2, R, T], log evidence in nats per code, mean over windows, [R], and the spread, [2, R, 2, codes, bands], or None.
@@ -240,21 +195,16 @@ class Separator:
                 heard = torch.stack([windows.cut(mixture[r], w) for r, w in part])
                 own = replace(options, seed=options.seed + 7919 * index, label=None)
                 found = self.estimate(heard, own, on_step=bar.update)
-                estimates, evidence = found.stems.cpu().unbind(1), found.search.log_evidence.tolist()
-                for (r, w), stem, nats in zip(part, estimates, evidence, strict=True):
-                    windows.add(stems[:, r], w, stem)
-                    log_evidence[r] += nats / (codes * count)
-                if spread is not None and found.spread is not None:
-                    for place, (r, w) in enumerate(part):
+                for place, (r, w) in enumerate(part):
+                    windows.add(stems[:, r], w, found.stems[:, place].cpu())
+                    log_evidence[r] += float(found.search.log_evidence[place]) / (codes * count)
+                    if spread is not None and found.spread is not None:
                         by_code.add(spread[:, r], w, found.spread[:, place].flatten(-2).cpu())
         return stems, log_evidence, None if spread is None else spread.unflatten(-1, (-1, len(BANDS)))
 
     @torch.no_grad()
     def candidates(self, mixture: Tensor, options: SearchOptions = DEFAULT) -> Candidates:
-        """Search the codes of a batch of mixtures and decode every particle.
-
-        Args:
-            mixture: float32 [B, T] at the model's rate; T is cut to a multiple of the hop.
+        """Search the codes of mixtures float32 [B, T] at the model's rate, T cut to a multiple of the hop, and decode every particle.
 
         Raises:
             HybridsepError: unknown search, no particles, or a mixture shorter than one code.
@@ -267,11 +217,9 @@ class Separator:
 
     @torch.no_grad()
     def estimate(self, mixture: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep | None = None) -> Estimate:
-        """Return the posterior mean, in the memory of one waveform per source instead of N.
+        """Do `candidates` for the posterior mean alone, in the memory of one waveform per source instead of N.
 
-        Args:
-            mixture: as in `candidates`.
-            on_step: called after each step, instead of a progress bar.
+        After each step `on_step` is called, instead of a progress bar.
         """
         mixture, level, result = self._search(mixture, options, on_step)
         spread = self.spread(result) / level[..., None, None].square() if options.spread else None
@@ -282,14 +230,12 @@ class Separator:
     ) -> SearchResult:
         """Search mixture codes int64 [B, S], in slices of at most `max_rows` particles; `on_step` as in `estimate`."""
         settings, particles, filters = self.profile.search, self._particles(options), self.filters(options)
-        of_top_k = {"k": settings.top_k}
-        extra: dict[str, dict[str, Any]] = {
-            "particle": {"ess_threshold": settings.ess_threshold},
-            "topk": of_top_k,
-            "lass-topk": of_top_k,
-        }
-        search = functools.partial(SEARCHES[options.search], **extra.get(options.search, {}))
-        lagged = options.search == "particle" and 0 < settings.lag < codes.shape[1]
+        search, lagged = SEARCHES[options.search], False
+        if options.search == "particle":
+            search = functools.partial(search, ess_threshold=settings.ess_threshold)
+            lagged = 0 < settings.lag < codes.shape[1]
+        elif options.search in ("topk", "lass-topk"):
+            search = functools.partial(search, k=settings.top_k)
         priors = self._untempered if options.search in PUBLISHED else self.stack
         slices, parts = codes.split(max(1, settings.max_rows // particles)), []
         steps = len(slices) * codes.shape[1]
@@ -317,15 +263,11 @@ class Separator:
 
     @torch.no_grad()
     def posterior_mean(self, found: SearchResult, of_powers: bool = False) -> Tensor:
-        """Return the mean of the decoded particles, float32 [2, B, S * hop]: of their whole paths, or at the profile's lag where steps are kept.
-
-        With `of_powers` it is that of their `band_powers`.
-        """
-        decode = functools.partial(self.decode, of_powers=of_powers)
+        """Return the mean of the decoded particles, or of their `band_powers`, float32 [2, B, S * hop]: at the profile's lag where steps are kept."""
         if found.drawn is None:
-            return decode(found.codes, found.log_weights.softmax(-1))
-        settings, decode = self.profile.search, functools.partial(decode, rows=LAGGED_ROWS)
-        per_code = len(BANDS) if of_powers else self.hop
+            return self.decode(found.codes, found.log_weights.softmax(-1), of_powers=of_powers)
+        decode = functools.partial(self.decode, rows=LAGGED_ROWS, of_powers=of_powers)
+        settings, per_code = self.profile.search, len(BANDS) if of_powers else self.hop
         return lagged_mean(found, decode, settings.lag, settings.stretch, self._reach, per_code)
 
     def spread(self, found: SearchResult) -> Tensor:
@@ -353,16 +295,13 @@ class Separator:
         as its samples can depend on, and equal stretches are decoded once.
 
         Args:
-            codes: int64 [..., S]; with weights [P, B, N, S].
+            codes: int64 [..., S], which become float32 [..., S * hop]; with weights [P, B, N, S], which become [P, B, S * hop].
             weights: float32 [B, N].
             rows: distinct ones at once, always so many: convolutions of each new shape are compiled and kept, in up to a hundred MB.
             of_powers: return `band_powers` of each sequence, or their weighted sum.
-
-        Returns:
-            float32 [..., S * hop]; with weights [P, B, S * hop].
         """
         flat, length, hop = codes.flatten(0, -2), codes.shape[-1], len(BANDS) if of_powers else self.hop
-        mixing = None if weights is None else weights.expand(codes.shape[:-1])
+        mixing = None if weights is None else weights.expand(codes.shape[:-1]).flatten(0, 1)
         shape = codes.shape[:-1] if weights is None else codes.shape[:2]
         waveforms = torch.empty(shape.numel(), length * hop, device=self.device)
         for start, count, before, distinct, inverse in self._stretches(flat):
@@ -376,7 +315,8 @@ class Separator:
             if mixing is None:
                 torch.index_select(decoded, 0, inverse, out=out)
             else:
-                out.copy_(_share_of_each(mixing, inverse, len(decoded)) @ decoded)
+                shares = mixing.new_zeros(len(mixing), len(decoded))
+                out.copy_(shares.scatter_add_(1, inverse.view_as(mixing), mixing) @ decoded)
         return waveforms.view(*shape, -1)
 
     def with_priors(self, priors: Priors) -> Separator:
@@ -387,10 +327,9 @@ class Separator:
 
     def save(self, folder: Path) -> None:
         """Write weights as safetensors, settings as JSON and the SHA-256 of each file; `load` reads them back."""
-        priors = {
-            f"prior-{name}": p.state_dict() for name, p in zip(self.profile.source_names, self.priors, strict=True)
-        }
-        weights = {"vqvae": self.vqvae.state_dict(), "likelihood": self.likelihood.to_tensors(), **priors}
+        weights = {"vqvae": self.vqvae.state_dict(), "likelihood": self.likelihood.to_tensors()}
+        for name, prior in zip(self.profile.source_names, self.priors, strict=True):
+            weights[f"prior-{name}"] = prior.state_dict()
         write_saved(folder, self.profile, weights)
 
     @classmethod
@@ -407,7 +346,10 @@ class Separator:
             vqvae = VQVAE(profile.vqvae)
             priors = {f"prior-{name}": Prior(profile.prior, profile.vqvae.codes) for name in profile.source_names}
             for name, module in {"vqvae": vqvae, **priors}.items():
-                _load_into(module, name, weights[name])
+                try:
+                    module.load_state_dict(weights[name])
+                except RuntimeError:
+                    raise HybridsepError(f"{name}.safetensors does not fit the settings in profile.json") from None
             likelihood = likelihood_from_tensors({k: v.to(device) for k, v in weights["likelihood"].items()})
             if likelihood.codes != profile.vqvae.codes:
                 raise HybridsepError(f"likelihood of {likelihood.codes} codes, VQ-VAE of {profile.vqvae.codes}")
@@ -427,12 +369,12 @@ class Separator:
         self, mixture: Tensor, options: SearchOptions, on_step: OnStep | None = None
     ) -> tuple[Tensor, Tensor, SearchResult]:
         """The mixture as it is heard [B, T], the factor that brings it to the model's level [B, 1], and what a search finds."""
-        length = mixture.shape[-1] // self.vqvae.hop * self.vqvae.hop
+        length = mixture.shape[-1] // self.hop * self.hop
         if not length:
-            raise HybridsepError(f"{mixture.shape[-1]} samples are less than one code of {self.vqvae.hop}")
+            raise HybridsepError(f"{mixture.shape[-1]} samples are less than one code of {self.hop}")
         self._particles(options)  # refuses wrong options before the work begins
         mixture = mixture[:, :length].to(self.device)
-        level = level_factor(mixture)
+        level = MIXTURE_RMS / mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
         codes = torch.cat([self.vqvae.encode(part) for part in (mixture * level).split(ENCODED_ROWS)])
         return mixture, level, self.search_codes(codes, options, on_step)
 
@@ -448,21 +390,3 @@ class Separator:
 
 
 _BATCH_AXES = {field.name: int(field.name in ("codes", "drawn")) for field in fields(SearchResult)}
-
-
-def level_factor(mixture: Tensor) -> Tensor:
-    """Return factors [B, 1] that bring mixtures [B, T] to the level of those that the models were trained on."""
-    return MIXTURE_RMS / mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
-
-
-def _load_into(module: torch.nn.Module, name: str, weights: dict[str, Tensor]) -> None:
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError:
-        raise HybridsepError(f"{name}.safetensors does not fit the settings in profile.json") from None
-
-
-def _share_of_each(weights: Tensor, inverse: Tensor, distinct: int) -> Tensor:
-    """Weight of each distinct stretch in each mixture: weights [P, B, N], inverse int64 [P·B·N] -> [P·B, distinct]."""
-    groups = weights.flatten(0, 1)
-    return groups.new_zeros(len(groups), distinct).scatter_add_(1, inverse.view_as(groups), groups)

@@ -23,22 +23,18 @@ Decode = Callable[[Tensor, Tensor], Tensor]
 
 
 def lagged_mean(found: SearchResult, decode: Decode, lag: int, stretch: int, reach: int, hop: int) -> Tensor:
-    """Return the posterior mean of the sources, each stretch as the particles have it when `lag` codes of the mixture beyond it are heard.
+    """Return the posterior mean float32 [2, B, S * hop], each stretch as the particles have it when `lag` codes beyond it are heard.
 
     A stretch is decoded amid AMID_CODES codes on either side. The OWN_CODES nearest are each particle's own, if they are drawn by then; the others are
     hardly heard in it, and are for all particles those of one path, the heaviest at the end, so that more of them are equal and decoded once. In the
     cpu profile's decoder that moves the mean by -58 dB, and what is farther off than 12 codes changes a stretch by less than -60 dB.
 
     Args:
-        found: by a particle filter, with its steps.
         decode: codes int64 [2, B, N, L] and weights float32 [B, N] -> the mean of what they sound like, [2, B, L * hop].
         lag: at least one code.
         stretch: codes from one stretch to the next; they overlap by FADE_CODES, or as many as there are, and are cross-faded.
         reach: codes before and after its own on which a sample depends.
         hop: samples per code.
-
-    Returns:
-        float32 [2, B, S * hop].
     """
     sources, batch, particles, length = found.codes.shape
     amid = min(reach, AMID_CODES)
@@ -59,16 +55,11 @@ def lagged_mean(found: SearchResult, decode: Decode, lag: int, stretch: int, rea
 
 
 def paths_when(found: SearchResult, heard: int, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """Return the particles' paths, and their weights, when `heard` codes of the mixture are known and nobody is resampled yet.
+    """Return the particles' paths and log-weights when `heard` codes of the mixture are known and nobody is resampled yet.
 
     A step weighs the particles of the step before it: when `heard` codes are known, one less is drawn. With more codes heard than the mixture has,
-    paths and weights are those at the end.
-
-    Args:
-        last: less than `heard`.
-
-    Returns:
-        Codes [first, last) of the particles, int64 [2, B, N, last - first], and log-weights, nats, float32 [B, N].
+    paths and weights are those at the end. The codes are [first, last) of the path, int64 [2, B, N, last - first] with `last` less than `heard`;
+    the log-weights float32 [B, N], nats.
     """
     if heard > found.codes.shape[-1]:
         return found.codes[..., first:last], found.log_weights

@@ -31,7 +31,6 @@ class TableLikelihood(Likelihood):
         self.codes, self.sums, self.table = len(sums), sums, table
 
     def matrix(self, mixture: int) -> Tensor:
-        """See Likelihood."""
         return self.gathered(self.table[mixture])
 
     def gathered(self, row: Tensor) -> Tensor:
@@ -39,20 +38,16 @@ class TableLikelihood(Likelihood):
         return row.expand_as(self._sums_wide).gather(1, self._sums_wide)
 
     def fused(self, mixture: Tensor, log_p: Tensor) -> FusedPosterior:
-        """See Likelihood."""
         return FusedPosterior(mixture, log_p, (self.sums, self.table, None))
 
     def log_likelihood(self, mixture: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """See Likelihood."""
         return self.table[mixture, self.sums[first, second].long()].log()
 
     def with_power(self, power: float) -> TableLikelihood:
-        """See Likelihood."""
         return TableLikelihood(self.sums, self.table.pow(power)).with_precision(self.precision)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """See Likelihood; a table by itself is in no file."""
-        raise NotImplementedError("only a fitted likelihood is kept")
+        raise NotImplementedError("a table by itself is in no file: only a fitted likelihood is kept")
 
     @cached_property
     def _sums_wide(self) -> Tensor:
@@ -75,7 +70,6 @@ class SumLikelihood(TableLikelihood):
         super().__init__(sum_table(codebook), (1 - floor) * near + floor / len(codebook))
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """See Likelihood."""
         return {"codebook": self.codebook, "sigma_squared": number(self.sigma_squared), "floor": number(self.floor)}
 
     @classmethod

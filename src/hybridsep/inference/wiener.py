@@ -22,12 +22,9 @@ def wiener(stems: Tensor, mixture: Tensor, size: int = STFT_SIZE, trust: float =
 
     Args:
         stems: estimates, float32 [P, B, T], or [P, 1, T] for all.
-        mixture: float32 [B, T]; the refined stems' mean over sources is the mixture.
+        mixture: float32 [B, T]; the mean over sources of what is returned, float32 [P, B, T].
         size: of the STFT window, in samples; the hop is a quarter of it.
         trust: a. Its value, and the window's, were chosen on validation songs.
-
-    Returns:
-        float32 [P, B, T].
     """
     if mixture.shape[-1] <= 2 * WIENER_FRAMES * size // 4:
         return _wiener(stems, mixture, size, trust)
@@ -42,9 +39,8 @@ def wiener_blocks(
     Each block is computed with as much to its left and right as its frames reach, on the same grid of frames.
     """
     step = WIENER_FRAMES * size // 4
-    for (estimate, own), (heard, _) in zip(
-        overlapping(stems, step, size), overlapping(mixture, step, size), strict=True
-    ):
+    estimates, mixtures = overlapping(stems, step, size), overlapping(mixture, step, size)
+    for (estimate, own), (heard, _) in zip(estimates, mixtures, strict=True):
         yield _wiener(estimate, heard, size, trust)[..., own]
 
 

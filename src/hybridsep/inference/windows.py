@@ -16,28 +16,16 @@ class Windows:
     """Overlapping windows of a recording, spread evenly: the first begins with it, the last ends with it.
 
     No window is half empty, so that the level of each is that of its sound.
-
-    Attributes:
-        starts: first sample of each window, multiples of the hop.
-        size: samples of a window, a multiple of the hop, or the search would cut its end off.
-        fade: samples over which a window gives way to the next.
-        samples: of the recording.
     """
 
-    starts: tuple[int, ...]
-    size: int
-    fade: int
-    samples: int
+    starts: tuple[int, ...]  # first sample of each window, multiples of the hop
+    size: int  # samples of a window, a multiple of the hop, or the search would cut its end off
+    fade: int  # samples over which a window gives way to the next
+    samples: int  # of the recording
 
     @classmethod
     def over(cls, samples: int, sample_rate: int, hop: int) -> Windows:
-        """Lay as few windows of 3 s as overlap by 0.5 s over a recording; one where it is no longer than that.
-
-        Args:
-            samples: of the recording.
-            sample_rate: Hz.
-            hop: samples per code.
-        """
+        """Lay as few windows of 3 s as overlap by 0.5 s over a recording, codes of `hop` samples; one where it is no longer than that."""
         codes = -(-samples // hop)
         size = min(codes, -(-int(WINDOW_SECONDS * sample_rate) // hop))
         # A third of a window at most, so that no more than two ever sound at once.

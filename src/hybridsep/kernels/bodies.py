@@ -13,9 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-OLDEST = (7, 5)
-"""Compute capability (Turing) from which on Triton is used."""
-
+OLDEST = (7, 5)  # compute capability (Turing) from which on Triton is used
 Result = TypeVar("Result")
 
 
@@ -24,7 +22,6 @@ def two_bodies(torch_body: Callable[..., Result]) -> Callable[..., Result]:
 
     @wraps(torch_body)
     def door(*arguments) -> Result:
-        """See the torch body, whose name and docstring this has."""
         return run_body(torch_body, *arguments)
 
     return door

@@ -14,7 +14,7 @@ def move_rows(cache: Tensor, ancestors: Tensor) -> None:
 
     Args:
         cache: contiguous [C, R, X], C slabs (keys and values of every layer and source) of R rows.
-        ancestors: int64 [R]. Every row that is read must stay in place, as `search.stay_in_place` arranges: the Triton body copies rows
+        ancestors: int64 [R]. Every row that is read must stay in place, as `resampling.stay_in_place` arranges: the Triton body copies rows
             in no order, so none may be read and written. The torch body reads all of a slab before it writes.
     """
     moved = (ancestors != torch.arange(len(ancestors), device=ancestors.device)).nonzero()[:, 0]

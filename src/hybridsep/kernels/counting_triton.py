@@ -9,13 +9,11 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
-PROBES = 64
-"""Places tried for a key before the table counts as full."""
+PROBES = 64  # places tried for a key before the table counts as full
 SMALLEST_TABLE = 2**12
 EMPTY = tl.constexpr(-1)
 IMPOSSIBLE = tl.constexpr(-2)
-GOLDEN = tl.constexpr(0x9E3779B97F4A7C15 - 2**64)
-"""2^64 divided by the golden ratio, odd, as a signed number."""
+GOLDEN = tl.constexpr(0x9E3779B97F4A7C15 - 2**64)  # 2^64 divided by the golden ratio, odd, as a signed number
 
 
 def count_keys(first: Tensor, second: Tensor, mixture: Tensor, codes: int) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,7 @@ from torch import Tensor
 from hybridsep.kernels.bodies import two_bodies
 from hybridsep.kernels.inversion import invert
 
-SCRATCH = 2**22
-"""Numbers in the largest temporary tensor of the torch body."""
+SCRATCH = 2**22  # numbers in the largest temporary tensor of the torch body
 Rows = tuple[Tensor, Tensor, Tensor]
 
 
@@ -32,8 +31,7 @@ def draw_entries(
         ancestors: int64 [B, N] or None; particle n draws from the posterior of particle ancestors[b, n].
 
     Returns:
-        Codes int64 [2, B, N], and the log-evidence of the posterior drawn from, the log of the summed weights of all entries, nats,
-        float32 [B, N]. Where no entry is possible it is −inf and the codes are 0.
+        Codes int64 [2, B, N], and the log-evidence of the posterior drawn from, nats, float32 [B, N]: −inf, and codes 0, where none is possible.
     """
     (row_starts, pairs, log_values), (batch, particles, size) = rows, log_p.shape[1:]
     generator = torch.Generator(log_p.device).manual_seed(int(seed))

@@ -5,14 +5,11 @@ from torch import Tensor
 
 
 def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw one index per row; never one of weight zero, except 0 where all weights are zero.
+    """Draw one index per row, int64 [R]; never one of weight zero, except 0 where all weights are zero.
 
     Args:
         weights: not normalised, float32 [R, K].
         uniforms: [R] in [0, 1).
-
-    Returns:
-        int64 [R].
     """
     positive = weights > 0
     cumulative = weights.cumsum(1)

@@ -8,22 +8,13 @@ from torch import Tensor
 from hybridsep.kernels.bodies import two_bodies
 
 ROWS_AT_ONCE = 16384
-WIDEST = 128
-"""Numbers in a vector up to which a tile of the codebook fits into the shared memory of a Turing GPU."""
+WIDEST = 128  # numbers in a vector up to which a tile of the codebook fits into the shared memory of a Turing GPU
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Find the index of the nearest codebook vector by Euclidean distance, without the whole [rows, K] distance matrix.
 
-    Args:
-        vectors: float32 [rows, D].
-        codebook: float32 [K, D].
-
-    Returns:
-        int64 [rows]; the lowest index among equals.
-
-    Raises:
-        ValueError: vectors and codebook differ in width, or the codebook is empty.
+    Float32 [rows, D] and [K, D] -> int64 [rows], the lowest index among equals. ValueError: they differ in width, or the codebook is empty.
     """
     if vectors.ndim != 2 or codebook.ndim != 2 or vectors.shape[1] != codebook.shape[1] or not len(codebook):
         raise ValueError(f"vectors {list(vectors.shape)} have no nearest code in a codebook {list(codebook.shape)}")

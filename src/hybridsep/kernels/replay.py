@@ -15,24 +15,18 @@ from hybridsep.kernels.resampling import resample
 class Replayed:
     """A step that works on tensors of fixed shapes and addresses and never waits for the device.
 
-    On CUDA it is recorded after some calls, which compile and allocate what a recording must not, and replayed from then on. On other
-    devices, and inside the recording of a larger step, it is called as it is.
-
-    Args:
-        step: takes and returns nothing; leaves its results in the same tensors every time.
-        device: where it computes.
-        warm_up: calls before the recording.
+    On CUDA it is recorded after one call, which compiles and allocates what a recording must not, and replayed from then on. On other
+    devices, and inside the recording of a larger step, it is called as it is. The step leaves its results in the same tensors every time.
     """
 
-    def __init__(self, step: Callable[[], None], device: torch.device, warm_up: int = 1):
-        self._step, self._records, self._calls_left = step, device.type == "cuda", warm_up
+    def __init__(self, step: Callable[[], None], device: torch.device):
+        self._step, self._records, self._warm = step, device.type == "cuda", False
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
         """Do the step once."""
-        warming_up = self._graph is None and self._calls_left > 0
-        if not self._records or warming_up or torch.cuda.is_current_stream_capturing():
-            self._calls_left -= 1
+        if not self._records or not self._warm or torch.cuda.is_current_stream_capturing():
+            self._warm = True
             return self._step()
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()
@@ -51,11 +45,6 @@ class ReplayedFilter:
         codes: mixture codes, int64 [B, S].
         uniforms: float32 [B, S, 2N + 1].
         enough: effective sample size under which a mixture's particles are resampled.
-
-    Attributes:
-        log_weights: float32 [B, N]; log_evidence: float32 [B].
-        drawn: int64 [S, 2, B, N]; parents: int64 [S, B, N]; heard: float32 [S, B, N], log-weights before resampling;
-            sizes, evidence: float32 [S, B]; resampled: bool [S, B].
     """
 
     def __init__(self, state: Any, likelihood: Any, codes: Tensor, uniforms: Tensor, enough: float):
@@ -67,6 +56,7 @@ class ReplayedFilter:
         self._ancestors = torch.zeros(batch, particles, dtype=torch.long, device=device)
         self.log_weights = torch.full((batch, particles), -math.log(particles), device=device)
         self.log_evidence = torch.zeros(batch, device=device)
+        # Of every step; `heard` are the log-weights before resampling.
         self.drawn = torch.empty(length, 2, batch, particles, dtype=torch.long, device=device)
         self.parents = torch.empty(length, batch, particles, dtype=torch.long, device=device)
         self.heard = torch.empty(length, batch, particles, device=device)

@@ -8,15 +8,12 @@ from torch import Tensor
 
 
 def resample(log_weights: Tensor, poor: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Resample the particles of some mixtures; those of the others go on as they are.
+    """Return ancestors int64 [B, N], of whom each is its own, and log-weights afterwards float32 [B, N]: only `poor` mixtures are resampled.
 
     Args:
         log_weights: normalised, nats, float32 [B, N].
         poor: the mixtures to resample, bool [B].
-        uniforms: [B] in [0, 1).
-
-    Returns:
-        Ancestors, int64 [B, N], of whom each is its own, and log-weights afterwards, float32 [B, N].
+        uniforms: one per mixture, which spreads its picks evenly, [B] in [0, 1).
     """
     particles = log_weights.shape[1]
     picked = stay_in_place(systematic_resampling(log_weights.exp(), uniforms))
@@ -25,14 +22,7 @@ def resample(log_weights: Tensor, poor: Tensor, uniforms: Tensor) -> tuple[Tenso
 
 
 def systematic_resampling(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Pick ancestors by one uniform number per row, spread evenly.
-
-    Args:
-        weights: normalised, float32 [B, N].
-        uniforms: [B] in [0, 1).
-
-    Returns:
-        int64 [B, N], ascending; particle n has floor or ceil of N·weights[n] children.
+    """Pick ancestors int64 [B, N], ascending: particle n has floor or ceil of N·weights[n] children; arguments as in `resample`.
 
     Source: Kitagawa 1996, "Monte Carlo filter and smoother for non-Gaussian nonlinear state space models", appendix.
     """
@@ -50,11 +40,7 @@ def stay_in_place(ancestors: Tensor) -> Tensor:
 
 
 def places(ancestors: Tensor) -> Tensor:
-    """Return the place of each child, int64 [B, N]: its ancestor's for the first child of each, those of the dead for the others.
-
-    Args:
-        ancestors: int64 [B, N], ascending.
-    """
+    """Return the places of children int64 [B, N] of ascending ancestors: the ancestor's for the first child of each, the dead's for the others."""
     extra = F.pad(ancestors[:, 1:] == ancestors[:, :-1], (1, 0))
     dead = torch.ones_like(extra).scatter_(1, ancestors, False)
     dead_first = dead.byte().sort(dim=1, descending=True, stable=True).indices

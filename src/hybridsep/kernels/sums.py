@@ -1,7 +1,6 @@
 """Draws under the sum likelihood, whose [K, K] matrix of a mixture code is made tile by tile where it is used and never kept.
 
-With l(m|i,j) = share(i,j) · table(m, c(i,j)), r(i) = p1(i) Σ_j l(m|i,j) p2(j) is the marginal of the first code: its sum is the
-evidence, i is drawn from r, and j from p2(j) l(m|i,j). The pair so drawn has exactly the distribution of the dense posterior.
+l(m|i,j) = share(i,j) · table(m, c(i,j)), and r(i) = p1(i) Σ_j l(m|i,j) p2(j) as in `inference.likelihood`.
 """
 
 import torch
@@ -16,16 +15,13 @@ Tables = tuple[Tensor, Tensor, Tensor | None]
 
 @two_bodies
 def log_marginal(log_p: Tensor, mixture: Tensor, tables: Tables) -> Tensor:
-    """Return log r(i) of every particle; its logsumexp over i is the log-evidence.
+    """Return log r(i) of every particle, nats, float32 [B, N, K], −inf where no pair is possible; its logsumexp over i is the log-evidence.
 
     Args:
         log_p: log-probabilities of the next code under both priors, nats, float32 [2, B, N, K].
         mixture: int64 [B].
         tables: c(i, j), the code of the sum of two codes, int16 or int32 [K, K]; l(m|c), row m, float32 [K, K]; and a factor of every pair,
             float32 [K, K], or None for 1.
-
-    Returns:
-        Nats, float32 [B, N, K]; −inf where no pair is possible.
     """
     sums, table, share = tables
     second = log_p[1].exp()
@@ -45,16 +41,13 @@ def log_marginal(log_p: Tensor, mixture: Tensor, tables: Tables) -> Tensor:
 def draw_pairs(
     marginal: Tensor, log_p: Tensor, mixture: Tensor, tables: Tables, uniforms: Tensor, ancestors: Tensor | None
 ) -> Tensor:
-    """Draw pairs by inversion of given uniform numbers.
+    """Draw pairs int64 [2, B, N] by inversion of given uniform numbers; 0 where no pair is possible.
 
     Args:
         marginal: r(i) or any multiple of it by a positive number per particle, float32 [B, N, K].
         uniforms: float32 [2, B, N] in [0, 1), for the first and the second code.
         ancestors: int64 [B, N] or None; particle n draws from the posterior of particle ancestors[b, n].
         others: as in `log_marginal`.
-
-    Returns:
-        Codes int64 [2, B, N]; 0 where no pair is possible.
     """
     (sums, table, share), (batch, particles, _) = tables, marginal.shape
     second = log_p[1]

@@ -4,8 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-INTERPRETED_TILE = 2**19
-"""Numbers in a tile of the interpreter."""
+INTERPRETED_TILE = 2**19  # numbers in a tile of the interpreter
 
 
 def rows_at_once(rows: int, width: int, tensor: Tensor, on_gpu: int = 1) -> int:

@@ -8,11 +8,7 @@ from torch import Tensor, nn
 
 
 def linear_loss(sums: Tensor, mixture: Tensor) -> Tensor:
-    """Return L_lin, the mean ‖ B(½ q1 + ½ q2) − q_m ‖² over positions, the squared norm averaged over the latent's width.
-
-    Args:
-        sums: B(½ q1 + ½ q2), quantised means of the quantised latents of two sources, [B, S, D].
-        mixture: quantised latents of their mixture, [B, S, D].
+    """Return L_lin, the mean ‖ B(½ q1 + ½ q2) − q_m ‖² over positions, the squared norm averaged over the latent's width, float32 [B, S, D].
 
     Source: Mancusi et al. 2021 (arXiv 2110.05313), sec. 3.2.
     """

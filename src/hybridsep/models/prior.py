@@ -40,9 +40,7 @@ def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -
     Blocks of `window` queries see their own block and the one before. Heads that share keys and values are so many more queries of one
     matrix product, which on CPUs is several times faster than the fused attention of short blocks.
 
-    Args:
-        query: [B, H, T, D], T a multiple of `window`.
-        key, value: [B, G, T, D], G a divisor of H.
+    Queries are [B, H, T, D], T a multiple of `window`; keys and values [B, G, T, D], G a divisor of H.
     """
     batch, heads, length, width = query.shape
     groups, blocks, shared = key.shape[1], length // window, heads // key.shape[1]
@@ -51,10 +49,9 @@ def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -
         before = F.pad(x, (0, 0, window, 0))[:, :, :length].unflatten(2, (blocks, window))
         return torch.cat([before, x.unflatten(2, (blocks, window))], 3).flatten(0, 2)
 
-    grouped = (
-        query.view(batch, groups, shared, blocks, window, width).transpose(2, 3).reshape(-1, shared * window, width)
-    )
-    scores = torch.bmm(grouped * width**-0.5, two_blocks(key).transpose(1, 2))
+    grouped = query.view(batch, groups, shared, blocks, window, width).transpose(2, 3)
+    grouped = grouped.reshape(-1, shared * window, width) * width**-0.5
+    scores = torch.bmm(grouped, two_blocks(key).transpose(1, 2))
     scores = scores.view(-1, blocks, shared, window, 2 * window) + _window_mask(window, blocks, query)
     mixed = torch.bmm(scores.softmax(-1).view(-1, shared * window, 2 * window), two_blocks(value))
     return mixed.view(batch, groups, blocks, shared, window, width).transpose(2, 3).reshape(batch, heads, length, width)
@@ -137,10 +134,8 @@ class Prior(nn.Module):
 @torch.no_grad()
 def nats_per_code(prior: Prior, codes: Tensor, batch: int = 8) -> float:
     """Return the mean negative log-likelihood of `codes` int64 [B, T] under `prior`, nats per code."""
-    losses = [
-        F.cross_entropy(prior(part).flatten(0, 1), part.flatten(), reduction="sum") for part in codes.split(batch)
-    ]
-    return float(torch.stack(losses).sum() / codes.numel())
+    total = [F.cross_entropy(prior(c).flatten(0, 1), c.flatten(), reduction="sum") for c in codes.split(batch)]
+    return float(torch.stack(total).sum() / codes.numel())
 
 
 def norm(x: Tensor) -> Tensor:

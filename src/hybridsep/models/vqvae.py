@@ -22,17 +22,11 @@ LONGEST = 2**21  # samples that are encoded at once: five minutes would take 2 G
 
 @dataclass(frozen=True)
 class Quantised:
-    """What the bottleneck makes of a latent.
+    """What the bottleneck makes of a latent."""
 
-    Attributes:
-        codes: int64 [B, S].
-        values: codebook vectors [B, S, D]; gradients pass straight through to the latent.
-        commit_loss: mean squared distance between latent and codebook vector, scalar.
-    """
-
-    codes: Tensor
-    values: Tensor
-    commit_loss: Tensor
+    codes: Tensor  # int64 [B, S]
+    values: Tensor  # codebook vectors [B, S, D]; gradients pass straight through to the latent
+    commit_loss: Tensor  # mean squared distance between latent and codebook vector, scalar
 
 
 class ResidualBlock(nn.Module):
@@ -179,33 +173,22 @@ class Bottleneck(nn.Module):
 
     @torch.no_grad()
     def update(self, latent: Tensor, codes: Tensor, generator: torch.Generator) -> float:
-        """Move the averages by one step over `latent` [N, D] assigned to `codes` [N], and re-seed dead codes.
-
-        Returns:
-            Perplexity of the code usage in this batch, in codes.
-        """
+        """Move the averages by one step over `latent` [N, D] assigned to `codes` [N], re-seed dead codes, and return the perplexity, in codes."""
         latent = latent.float()
-        counts, sums = self._summed(latent, codes)
+        counts = torch.bincount(codes, minlength=len(self.codebook)).float()
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, latent)
         self.usage.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         dead = self.usage < self.dead_share * self.usage.mean()
         if dead.any():
             # Where the error is large a code is missing; uniform picks would mostly land on silence, which has its code.
             error = (latent - self.codebook[codes]).square().sum(1).sqrt().cpu() + 1e-9
-            fresh = latent[
-                torch.multinomial(error, int(dead.sum()), replacement=True, generator=generator).to(latent.device)
-            ]
-            self.sums[dead] = fresh * self.usage.mean()
+            chosen = torch.multinomial(error, int(dead.sum()), replacement=True, generator=generator)
+            self.sums[dead] = latent[chosen.to(latent.device)] * self.usage.mean()
             self.usage[dead] = self.usage.mean()
         self.codebook.copy_(self.sums / self.usage.clamp_min(1e-8)[:, None])
         share = counts / counts.sum()
         return float(torch.exp(-(share * (share + 1e-10).log()).sum()))
-
-    def _summed(self, latent: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """How many latents [N, D] each code has, float32 [K], and their sums [K, D]."""
-        return torch.bincount(codes, minlength=len(self.codebook)).float(), torch.zeros_like(self.sums).index_add_(
-            0, codes, latent
-        )
 
 
 def straight_through(latent: Tensor, vectors: Tensor) -> Tensor:
@@ -230,11 +213,7 @@ class VQVAE(nn.Module):
         return self.bottleneck.codebook
 
     def latent(self, waveform: Tensor) -> Tensor:
-        """Encode a waveform [B, T] into its latent before quantisation, [B, T / hop, D].
-
-        Raises:
-            ValueError: T is no multiple of the hop.
-        """
+        """Encode a waveform [B, T] into its latent before quantisation, [B, T / hop, D]; ValueError: T is no multiple of the hop."""
         if waveform.shape[-1] % self.hop or not waveform.shape[-1]:
             raise ValueError(f"{waveform.shape[-1]} samples are no positive multiple of the hop of {self.hop}")
         return self.encoder(waveform[:, None]).transpose(1, 2)
@@ -246,10 +225,8 @@ class VQVAE(nn.Module):
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
         """Encode waveforms [B, T] into codes int64 [B, T / hop]; long ones in pieces, each with the codes around it that its own depend on."""
-        if waveform.shape[-1] <= LONGEST:
-            return self.bottleneck.assign(self.latent(waveform))
         step, reach, parts = LONGEST // self.hop, self.encoder.reach, []
-        for first in range(0, waveform.shape[-1] // self.hop, step):
+        for first in range(0, max(1, waveform.shape[-1] // self.hop), step):
             begin = max(0, first - reach)
             latent = self.latent(waveform[:, begin * self.hop : (first + step + reach) * self.hop])
             parts.append(self.bottleneck.assign(latent[:, first - begin : first - begin + step]))
