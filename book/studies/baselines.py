@@ -93,7 +93,7 @@ def scored(evaluation: Evaluation, name: str, separate: Callable[[Tensor], Tenso
 
 
 def baseline_differences(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return paired differences of SDR, dB, on each rung: the first of each pair of COMPARED minus the other, cells refined.
+    """Return paired differences of SDR, dB, on each rung: the first of each pair of COMPARED minus the other, all refined but the mixture.
 
     Args:
         scores: rows in the columns of evaluation.csv, and `rung`.
@@ -103,8 +103,9 @@ def baseline_differences(scores: pd.DataFrame) -> pd.DataFrame:
     """
 
     def score(part: pd.DataFrame, name: str, only: dict[str, str]) -> pd.Series:
-        search = {"search": "particle", "refine": "wiener"} if name in CELLS else {"refine": "none"}
-        return by_song(rows_where(part, method=name, metric="sdr", reference="real", **search, **only))
+        search = {"search": "particle"} if name in CELLS else {}
+        refine = "none" if name == "mixture" else "wiener"
+        return by_song(rows_where(part, method=name, refine=refine, metric="sdr", reference="real", **search, **only))
 
     rows = []
     for rung, part in scores.groupby("rung", sort=False):
