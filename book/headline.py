@@ -49,7 +49,8 @@ def scores() -> dict[str, dict]:
     """Blind SDR, refined where something was separated, particle filter: "sdr.RUNG.SIGNAL.SOURCE"."""
     table = pd.concat([pd.read_csv(RESULTS / study / "levels.csv") for study in ("rungs", "baselines")])
     rows = table[(table.metric == "sdr") & table.search.fillna("particle").eq("particle")]
-    rows = rows[(rows.refine == "wiener") | rows.search.isna()]
+    refined = set(rows.method[rows.refine == "wiener"])
+    rows = rows[(rows.refine == "wiener") | ~rows.method.isin(refined)]
     return {
         f"sdr.{row.rung}.{SIGNALS.get(row.method, row.method)}.{row.source}": _spread(row, "dB")
         for row in rows.itertuples()
