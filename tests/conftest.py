@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from hybridsep.core.process import settle_process
+
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
 def pytest_configure(config):
-    """Without a GPU, run Triton's kernels in its interpreter, which has to be chosen before anything imports Triton."""
+    """Settle every process of the run, as the commands do: two workers that spin for each other crawl.
+
+    Without a GPU, Triton's kernels run in its interpreter, which has to be chosen before anything imports Triton.
+    """
+    settle_process()
     hands_out = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
     if not hands_out and not has_gpu():
         os.environ.setdefault("TRITON_INTERPRET", "1")
