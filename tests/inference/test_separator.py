@@ -249,7 +249,7 @@ def variance_of_powers(separator, found):
 def test_spread_is_the_variance_of_the_decoded_particles(counting, search):
     found = counting.estimate(noise(2, 4096), SearchOptions(search, 6)).search
     power, variance = variance_of_powers(counting, found)
-    spread = counting.spread(found)
+    spread = counting.spread(found, counting.posterior_mean(found))
     length = found.codes.shape[-1]
     assert spread.shape == (2, 2, 2, length, len(BANDS))
     # Bands share no frequency, so that over a whole mixture their powers add up.
@@ -259,7 +259,8 @@ def test_spread_is_the_variance_of_the_decoded_particles(counting, search):
 
 @torch.no_grad()
 def test_particles_that_agree_have_no_spread(counting):
-    spread = counting.spread(counting.estimate(noise(1, 4096), SearchOptions("particle", 1)).search)
+    found = counting.estimate(noise(1, 4096), SearchOptions("particle", 1)).search
+    spread = counting.spread(found, counting.posterior_mean(found))
     assert (spread[:, :, 0].sum() > 0) and spread[:, :, 1].max() < 1e-6 * spread[:, :, 0].max()
 
 

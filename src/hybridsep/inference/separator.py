@@ -222,8 +222,9 @@ class Separator:
         After each step `on_step` is called, instead of a progress bar.
         """
         mixture, level, result = self._search(mixture, options, on_step)
-        spread = self.spread(result) / level[..., None, None].square() if options.spread else None
-        return Estimate(mixture, self.posterior_mean(result) / level, result, spread)
+        mean = self.posterior_mean(result)
+        spread = self.spread(result, mean) / level[..., None, None].square() if options.spread else None
+        return Estimate(mixture, mean / level, result, spread)
 
     def search_codes(
         self, codes: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep | None = None
@@ -270,11 +271,11 @@ class Separator:
         settings, per_code = self.profile.search, len(BANDS) if of_powers else self.hop
         return lagged_mean(found, decode, settings.lag, settings.stretch, self._reach, per_code)
 
-    def spread(self, found: SearchResult) -> Tensor:
-        """Return the power of `posterior_mean`, and the variance of the particles around it, of each code and each of BANDS: [P, B, 2, S, bands]."""
-        mean = self.band_powers(self.posterior_mean(found))
-        variance = (self.posterior_mean(found, of_powers=True) - mean).clamp_min(0)
-        return torch.stack([mean, variance], 2).unflatten(-1, (-1, len(BANDS)))
+    def spread(self, found: SearchResult, mean: Tensor) -> Tensor:
+        """Return the power of the `posterior_mean`, and the variance of the particles around it, of each code and each of BANDS: [P, B, 2, S, bands]."""
+        power = self.band_powers(mean)
+        variance = (self.posterior_mean(found, of_powers=True) - power).clamp_min(0)
+        return torch.stack([power, variance], 2).unflatten(-1, (-1, len(BANDS)))
 
     def band_powers(self, waveforms: Tensor) -> Tensor:
         """Return the mean square of each code's samples in each of BANDS: float32 [..., S * hop] -> [..., S * bands]."""

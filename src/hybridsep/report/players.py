@@ -50,7 +50,7 @@ def player_table(rows: Sequence[Mapping[str, Any]], sample_rate: int, caption: s
         heard = {f"{h} ({name})": cell for h, cell in named if cell is not None and not isinstance(cell, str)}
         sounds |= heard
         groups[name] = list(heard)
-    return _player(sounds, sample_rate, caption, groups, texts=texts, one=True)
+    return _player(sounds, sample_rate, caption, groups, {}, {}, texts, one=True)
 
 
 def stem_player(
@@ -84,7 +84,7 @@ def stem_player(
     named = [name for names in members.values() for name in names]
     if sorted(named) != sorted(stems):
         raise ValueError(f"groups must name every stem once: stems {sorted(stems)}, groups {sorted(named)}")
-    return _player(stems, sample_rate, title, members, notes or {}, doubts or {})
+    return _player(stems, sample_rate, title, members, notes or {}, doubts or {}, {}, one=False)
 
 
 def _player(
@@ -92,10 +92,10 @@ def _player(
     sample_rate: int,
     title: str,
     groups: Mapping[str, Sequence[str]],
-    notes: Mapping[str, str] = {},  # noqa: B006 (nobody changes it)
-    doubts: Mapping[str, Sequence[float]] = {},  # noqa: B006
-    texts: Mapping[str, str] = {},  # noqa: B006
-    one: bool = False,
+    notes: Mapping[str, str],
+    doubts: Mapping[str, Sequence[float]],
+    texts: Mapping[str, str],
+    one: bool,
 ) -> HTML:
     sounds = {name: mono(waveform, name) for name, waveform in stems.items()}
     # A group that sounds together must not clip either.
