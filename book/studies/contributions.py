@@ -6,7 +6,6 @@ import pandas as pd
 import torch
 from study import Study, main
 from torch import Tensor
-from two_by_two import KEPT_METRICS
 
 from hybridsep.core.device import seeded_generator
 from hybridsep.core.profiles import method_spec
@@ -18,6 +17,7 @@ from hybridsep.pipeline.evaluate import Evaluation
 
 CHUNKS = 12
 COMPARED = ("hybrid", "lass")
+KEPT_METRICS = ("sdr", "si_sdr_improvement", "seconds", "log_evidence")
 PSEUDO_COUNTS = (1.0, 10.0, 100.0, 1000.0)
 
 

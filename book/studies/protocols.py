@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pandas as pd
-import two_by_two
 from study import Study, main, sources_of
 
 from hybridsep.core.profiles import METHODS
 from hybridsep.evaluation.comparisons import interval_columns, song_values
 
+CHUNKS = 60  # every test song of the profile cpu
+SEARCHES = ("particle", "ancestral", "beam", "topk")
 BLIND = {"selection": "blind", "metric": "sdr", "refine": "none", "reference": "real"}
 ORACLE, SEED = {**BLIND, "selection": "oracle"}, {**BLIND, "selection": "seed"}
 
@@ -43,8 +44,9 @@ PUBLISHED = (
 
 
 def protocols(study: Study) -> None:
-    """Compare protocols on the separations of the 2 × 2, which are made if they are not there."""
-    table = two_by_two.all_runs(study.evaluation(chunks=two_by_two.CHUNKS))
+    """Compare protocols on the separations of every cell by every search."""
+    evaluation = study.evaluation(chunks=CHUNKS)
+    table = pd.concat([evaluation.run(m, search).rows for search in SEARCHES for m in METHODS], ignore_index=True)
     study.write("choices", choices_table(table))
     study.write("published", pd.DataFrame(published_rows(table)))
 

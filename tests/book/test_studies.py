@@ -1,11 +1,8 @@
 """Studies at the smallest size: every script writes its tables, does nothing twice, and measures what it says."""
 
-import hashlib
 import json
 import math
 import sys
-from itertools import product
-from pathlib import Path
 
 import baselines
 import contributions
@@ -13,13 +10,10 @@ import counting
 import exactness
 import linearity
 import numpy as np
-import out_of_domain
 import pandas as pd
 import particles
-import precision
 import protocols
 import pytest
-import repeatability
 import rungs
 import settings
 import study
@@ -28,13 +22,10 @@ import torch
 import two_by_two
 import uncertainty
 from micro import micro_profile, quick_bss_eval  # noqa: F401
-from scores import by_columns
 from torchaudio.models import ConvTasNet
 from toy import additive_world, enumerate_posterior
 
 from hybridsep.core.profiles import METHODS, load_profile
-from hybridsep.data.effects import EFFECTS
-from hybridsep.data.soundfont import own_soundfont
 from hybridsep.evaluation import statistics
 from hybridsep.evaluation.rows import read_rows
 from hybridsep.inference.counts import CountLikelihood
@@ -48,7 +39,8 @@ from hybridsep.pipeline.pipeline import Pipeline
 GRIDS = settings.GRIDS
 PAIR = settings.Grid((0.5, 0.7), (0.5, 0.7))
 SMALL = {
-    two_by_two: {"CHUNKS": 2, "SEARCHES": ("particle", "ancestral")},
+    two_by_two: {"CHUNKS": 2, "TRAININGS": 2, "PARTICLES": 2, "RESAMPLES": 100, "RUNGS": ("minislakh",)},
+    protocols: {"CHUNKS": 2, "SEARCHES": ("particle", "ancestral")},
     particles: {
         "CHUNKS": 2,
         "VALIDATION_CHUNKS": 1,
@@ -61,12 +53,9 @@ SMALL = {
     uncertainty: {"CHUNKS": 2, "RUNGS": ("minislakh",), "RESAMPLES": 20},
     exactness: {"SEQUENCES": 2, "SECONDS": 0.5, "COUNTS": (2, 4)},
     contributions: {"CHUNKS": 2},
-    precision: {"CHUNKS": 2},
-    repeatability: {"CHUNKS": 2, "SEEDS": 2, "TRAINING_CHUNKS": 2},
     counting: {"CHUNKS": 1, "PAIRS": (100, 20_000)},
     linearity: {"CHUNKS": 1, "WEIGHTS": (0.0, 4.0)},
     third_instrument: {"CHUNKS": 2, "training_seconds": lambda *_: 2.0},
-    out_of_domain: {"SOUNDFONTS": Path("nowhere")},
     settings: {"CHUNKS": 1, "GRIDS": {kind: dict.fromkeys(grids, PAIR) for kind, grids in GRIDS.items()}},
     baselines: {
         "CHUNKS": 2,
@@ -81,18 +70,9 @@ SMALL = {
     statistics: {"PERMUTATIONS": 5000},
 }
 SCRIPTS = [
-    *(
-        two_by_two.two_by_two,
-        protocols.protocols,
-        particles.particles,
-        contributions.contributions,
-        precision.precision,
-    ),
-    *(repeatability.repeatability, counting.counting, baselines.baselines),
-    *(third_instrument.third_instrument, out_of_domain.out_of_domain, linearity.linearity, settings.settings),
-    rungs.rungs,
-    exactness.exactness,
-    uncertainty.uncertainty,
+    *(two_by_two.two_by_two, protocols.protocols, particles.particles, contributions.contributions),
+    *(counting.counting, baselines.baselines, third_instrument.third_instrument, linearity.linearity),
+    *(settings.settings, rungs.rungs, exactness.exactness, uncertainty.uncertainty),
 ]
 
 
@@ -111,7 +91,6 @@ def run(tmp_path_factory, quick_bss_eval):  # noqa: F811
         for module, values in SMALL.items():
             for name, value in values.items():
                 patch.setattr(module, name, value)
-        patch.setattr(repeatability, "TRAINING_PROFILE", str(profile))
 
         def command(script, out="results"):
             if script is baselines.baselines:
@@ -149,19 +128,37 @@ def test_bad_input_of_a_study_ends_in_one_line(monkeypatch, capsys):
     assert str(stop.value).startswith("counting.py: unknown profile 'nonsense'") and "\n" not in str(stop.value)
 
 
-def test_effects_of_the_2_x_2_are_paired_differences_of_its_cells(run):
+def test_a_training_that_the_tables_hold_is_not_made_again(run, monkeypatch):
     found = run(two_by_two.two_by_two)
-    rows, effects = (
-        found["evaluation"],
-        found["effects"].set_index(["search", "refine", "source", "effect"]).sort_index()["mean"],
+    scores, effects = found["scores"], found["effects"].set_index(["refine", "source", "effect"])
+    means = scores[scores.refine.eq("none") & scores.source.eq("bass")].groupby(["method", "training"]).value.mean()
+    assert means["hybrid", 0] != means["hybrid", 1]
+    means = means.groupby("method").mean()
+    gained = (means["hybrid"] + means["lass"] - means["lqvae"] - means["plain-sum"]) / 2
+    assert effects.loc[("none", "bass", "counts"), "mean"] == pytest.approx(gained, abs=1e-3)
+    assert set(effects.trainings) == {2} and set(scores.method) == {
+        *METHODS,
+        "mixture",
+        "irm",
+        "codec-plain",
+        "codec-linear",
+    }
+    monkeypatch.setattr(two_by_two, "rung_scores", lambda *_: pytest.fail("made again"))
+    assert run(two_by_two.two_by_two)["scores"].equals(scores)
+
+
+def test_songs_and_trainings_are_told_apart():
+    """Trainings that differ by 2 dB where songs differ by 0.2: the interval follows the trainings, of both methods."""
+    draw = np.random.default_rng(0)
+    effect = 1 + draw.normal(0, 2, (6, 1)) + draw.normal(0, 0.2, (1, 40)) + draw.normal(0, 0.3, (6, 40))
+    found = two_by_two.over_songs_and_trainings(pd.DataFrame(effect))
+    assert found["of_trainings"] == pytest.approx(effect.mean(1).std(ddof=1), rel=0.05)
+    assert found["of_songs"] == pytest.approx(0.2, rel=0.4) and found["of_rest"] == pytest.approx(0.3, rel=0.1)
+    assert found["model_high"] - found["model_low"] == pytest.approx(
+        2 * 1.96 * found["of_trainings"] / 6**0.5, rel=0.05
     )
-    wanted = (rows.metric == "sdr") & (rows.selection == "blind") & (rows.refine == "wiener")
-    means = rows[wanted & (rows.search == "ancestral") & (rows.source == "bass")].groupby("method").value.mean()
-    shown = effects["ancestral", "wiener", "bass"]
-    linear = means["hybrid"] + means["lqvae"] - means["lass"] - means["plain-sum"]
-    assert shown["linear"] == pytest.approx(linear / 2, abs=1e-3)
-    assert shown["over lass"] == pytest.approx(means["hybrid"] - means["lass"], abs=1e-3)
-    assert set(rows.method) == {*METHODS, "mixture", "irm", "codec-plain", "codec-linear"}
+    assert found["high"] - found["low"] == pytest.approx(found["model_high"] - found["model_low"], rel=0.3)
+    assert np.isnan(two_by_two.over_songs_and_trainings(pd.DataFrame(effect[:1]))["of_trainings"])
 
 
 def test_choices_of_a_protocol_add_up(run):
@@ -212,28 +209,6 @@ def test_songs_drawn_from_the_model_have_its_statistics():
     assert torch.allclose(seen / seen.sum(1, keepdim=True), priors.transition[0], atol=0.02)
     sums = (first + second) % 3
     assert (sums == mixtures).float().mean() == pytest.approx(float(likelihood.table[0, 0, 0]), abs=0.01)
-
-
-def test_precisions_differ_by_what_was_planted():
-    """bfloat16 costs the drums 1 dB in each of two seeds, and takes 0.5 and 0.7 times as long."""
-    rows = []
-    for seed, song in product(range(2), range(5)):
-        for name, cost, seconds in (("float32", 0.0, 2.0), ("bfloat16", 1.0, 1.0 + 0.4 * seed)):
-            for source, value in (("bass", song), ("drums", song + seed - cost)):
-                rows.append((f"song{song}", "hybrid", "wiener", source, "sdr", value, name, seed))
-            for metric, value in (("log_evidence", -3.0), ("seconds", seconds)):
-                rows.append((f"song{song}", "hybrid", "", "", metric, value, name, seed))
-    found = precision.precision_differences(by_columns(rows, "precision", "seed")).set_index(["metric", "source"])
-    assert found["mean"].loc["sdr"].to_dict() == pytest.approx({"mean": -0.5, "bass": 0.0, "drums": -1.0})
-    assert found["mean"]["log_evidence", ""] == 0
-    assert found.loc[("seconds_ratio", ""), ["mean", "n"]].tolist() == pytest.approx([0.6, 2])
-
-
-def test_repeatability_varies_training_and_search_apart(run):
-    spread = run(repeatability.repeatability)["spread"].set_index(["varied", "refine", "source", "what"]).sort_index()
-    assert (spread.seeds == 2).all() and len(spread) == 2 * 2 * 3 * (len(METHODS) + 3)
-    for varied in ("training", "search"):
-        assert (spread.loc[varied, "none", "mean"].loc[list(METHODS), "std"] > 0).all()
 
 
 def test_priors_are_compared_down_to_none(run):
@@ -294,42 +269,6 @@ def test_a_third_instrument_takes_a_prior_and_counts_and_no_other_training(run, 
     assert rows.groupby("pair").size().to_dict() == {pair: 2 * count for pair, count in pairs.items()}
     assert set(rows[rows.pair == "drums + piano"].source) == {"drums", "piano"} and np.isfinite(rows.value).all()
     assert list(found["priors"].source) == ["bass", "drums", "piano"]
-
-
-def test_other_sounds_are_scored_on_the_same_songs_and_places(run):
-    found = run(out_of_domain.out_of_domain)
-    scores, falls = found["scores"], found["falls"].set_index(["condition", "method", "refine", "source"])
-    assert set(scores.condition) == {out_of_domain.AS_RENDERED, *EFFECTS} == set(found["nats"].condition)
-    places = scores.groupby("condition").apply(lambda rows: frozenset(zip(rows.track, rows.start_s, strict=True)))
-    assert places.nunique() == 1
-    assert (falls.loc[out_of_domain.AS_RENDERED]["mean"] == 0).all()
-    assert (falls.loc["filtered"].loc["codec-linear"]["mean"] != 0).all()
-    own = scores[(scores.condition == "as rendered") & (scores.method == "mixture") & (scores.metric == "sdr")].value
-    main = Evaluation(run.pipeline).references()
-    assert own.tolist() == pytest.approx(main[(main.metric == "sdr") & (main.method == "mixture")].value, rel=1e-3)
-
-
-def test_stems_are_changed_in_place_each_by_itself(run):
-    evaluation = Evaluation(run.pipeline)
-    turned = out_of_domain.changed(evaluation, lambda source, track, place, x: -x if source == "bass" else x)
-    bass, drums = evaluation.chunks.sources
-    assert torch.equal(turned.sources, torch.stack([-bass, drums])) and turned.starts == evaluation.chunks.starts
-
-
-def test_the_same_notes_are_played_with_the_other_soundfont(run, tmp_path, monkeypatch):
-    """A copy of MiniSlakh's own font is no other one; played with it all the same, every chunk is what it was."""
-    copy, other = tmp_path / "copy.sf2", tmp_path / "other.sf2"
-    copy.write_bytes(own_soundfont().read_bytes())
-    monkeypatch.setattr(out_of_domain, "SOUNDFONTS", tmp_path)
-    made = study.Study("out-of-domain", run.pipeline, tmp_path)
-    assert out_of_domain.OTHER_SOUNDFONT not in out_of_domain.changes(made)
-    assert made.notes["soundfont"] == f"none found in {tmp_path}"
-    evaluation = Evaluation(run.pipeline)
-    played = out_of_domain.changed(evaluation, out_of_domain.rendered_with(copy, run.pipeline)).sources
-    assert (played - evaluation.chunks.sources).abs().max() < 2e-3
-    other.write_bytes(copy.read_bytes() + bytes(2))
-    assert out_of_domain.OTHER_SOUNDFONT in out_of_domain.changes(made)
-    assert made.notes["soundfont"] == f"other.sf2, SHA-256 {hashlib.sha256(other.read_bytes()).hexdigest()}"
 
 
 def test_baselines_are_scored_like_everything_else_and_timed(run):
