@@ -18,7 +18,8 @@ test: $(STAMP)
 
 check: $(STAMP)
 	.venv/bin/ruff check -q src tests book
-	.venv/bin/ruff format -q --check src tests book
+	.venv/bin/ruff format -q --check src tests book/headline.py book/rehearsal.py book/studies book/benchmarks
+	.venv/bin/ruff format -q --check --line-length 100 book/*.ipynb
 	.venv/bin/mypy src
 	.venv/bin/python -m pytest $(FAST) -q -n 2 -m "not slow and not browser"
 

@@ -40,5 +40,11 @@ def test_what_a_cell_makes_to_be_seen_is_its_last_line(path):
                 )
 
 
+@pytest.mark.parametrize("path", sorted(BOOK.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_nobody_scrolls_a_line_of_code(path):
+    cells = (cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    assert not [line for cell in cells for line in cell.source.splitlines() if len(line) > 100]
+
+
 def test_chapters_make_claims():
     assert {"index", "02_vqvae", "05_search", "06_comparison", "former_studies"} <= {path.stem for path in CHAPTERS}
