@@ -112,6 +112,15 @@ def test_status_lists_each_chapter_with_its_time(site):
 
 
 @pytest.mark.slow
+def test_search_finds_prose_and_neither_code_nor_players(site):
+    index = json.loads(
+        (site / "searchindex.js").read_text(encoding="utf-8").removeprefix("Search.setIndex(").rstrip(")")
+    )
+    assert {"cite", "chapter"} & set(index["terms"]) and "inlin" in index["terms"]
+    assert not {"stem_play", "stem_player", "linspac", "telephon", "equal"} & set(index["terms"])
+
+
+@pytest.mark.slow
 def test_links_resolve_and_pages_are_light(site):
     check_links(site)
     check_weight(site)
