@@ -1,7 +1,4 @@
-"""Plays SoundFont 2 files, as symusic's synthesiser ignores velocity, pitch bends and decays: a snare lasts 10 ms in it, a tom never ends.
-
-Source: SoundFont Technical Specification 2.04, chapters 7 to 9.
-"""
+"""Plays SoundFont 2 files (Technical Specification 2.04, chapters 7 to 9); symusic's synthesiser ignores velocity, bends and decays."""
 
 import mmap
 import struct
@@ -15,7 +12,7 @@ import numpy as np
 from scipy.signal import resample_poly
 
 from hybridsep.core.errors import HybridsepError
-from hybridsep.data.effects import low_pass
+from hybridsep.data.effects import low_pass, overlay
 
 DRUM_BANK = 128
 BASSES = range(32, 40)  # General MIDI programs, counted from 0
@@ -34,7 +31,7 @@ class Strike(NamedTuple):
     """What to play: a key of a preset, held for so many seconds at most; `tuning` and `slide` in semitones, `rate` in Hz.
 
     The pitch begins `slide` semitones off and reaches the key after `slide_seconds`; `bends` are (second, semitones) of a pitch wheel
-    instead. `change` is added to the font's generators: (number, amount).
+    instead. `change` is added to the font's generators: (number, amount). `soundfont` is that of MiniSlakh if None.
     """
 
     bank: int
@@ -98,8 +95,7 @@ def presets(soundfont: Path) -> dict[str, list[int]]:
     known = load_soundfont(soundfont).presets
     basses, kits = [p for p in BASSES if known.get((0, p))], sorted(p for bank, p in known if bank == DRUM_BANK)
     if not basses or not kits:
-        lacking = "no General MIDI basses (bank 0, programs 32 to 39) or no drum kit (bank 128)"
-        raise HybridsepError(f"{soundfont} has {lacking}")
+        raise HybridsepError(f"{soundfont} has no General MIDI basses (bank 0, programs 32-39) or no drum kit (bank 128)")
     return {"bass": basses, "drums": kits, "all": sorted(p for bank, p in known if bank == 0)}
 
 
@@ -134,8 +130,8 @@ def _read_zones(bags: memoryview, generators: memoryview, starts: list[int]) -> 
     return everything
 
 
-def _covers(zone: dict, key: int, velocity: int) -> bool:
-    pairs = ((zone.get(_KEY_RANGE, 0x7F00), key), (zone.get(_VELOCITY_RANGE, 0x7F00), velocity))
+def _covers(zone: dict, strike: Strike) -> bool:
+    pairs = ((zone.get(_KEY_RANGE, 0x7F00), strike.key), (zone.get(_VELOCITY_RANGE, 0x7F00), strike.velocity))
     return all(bounds & 0xFF <= value <= (bounds >> 8) & 0xFF for bounds, value in pairs)
 
 
@@ -147,16 +143,13 @@ def hold(strike: Strike) -> Tone:
     layers = [
         (zone, {g: zone.get(g, default) + preset.get(g, 0) + change.get(g, 0) for g, default in _DEFAULTS.items()})
         for preset in font.presets.get((strike.bank, strike.program), [])
-        if _INSTRUMENT in preset and _covers(preset, strike.key, strike.velocity)
+        if _INSTRUMENT in preset and _covers(preset, strike)
         for zone in font.instruments[preset[_INSTRUMENT]]
-        if _SAMPLE in zone and _covers(zone, strike.key, strike.velocity)
+        if _SAMPLE in zone and _covers(zone, strike)
     ]
     if not layers:
         raise HybridsepError(f"the SoundFont has no key {strike.key} in bank {strike.bank}, program {strike.program}")
-    waves = [_play_layer(font, zone[_SAMPLE], total, strike) for zone, total in layers]
-    samples = np.zeros(max(map(len, waves)), dtype=np.float32)
-    for wave in waves:
-        samples[: len(wave)] += wave
+    samples = overlay([_play_layer(font, zone[_SAMPLE], total, strike) for zone, total in layers])
     if len(samples) >= round(strike.seconds * strike.rate):  # it would sound longer
         end = len(samples) // 10
         samples[-end:] *= np.linspace(1, 0, end, dtype=np.float32)
@@ -191,10 +184,8 @@ def _play_layer(font: SoundFont, sample: int, zone: dict, strike: Strike) -> np.
     times = np.arange(count) / (2 * rate)
     place = speed * np.arange(count)
     if slide or strike.bends:
-        if slide:
-            bend = slide * np.clip(1 - times / strike.slide_seconds, 0, 1)
-        else:
-            bend = np.interp(times, *np.transpose(strike.bends))
+        wheel = np.interp(times, *np.transpose(strike.bends or [(0, 0)]))
+        bend = slide * np.clip(1 - times / strike.slide_seconds, 0, 1) if slide else wheel
         place = np.concatenate([[0.0], np.cumsum(speed * 2.0 ** (bend[:-1] / 12))])
     if looped:
         first = loop_begin - begin
@@ -218,18 +209,17 @@ def _filter(x: np.ndarray, zone: dict, times: np.ndarray, velocity: int, rate: i
     # Softer notes are duller by up to an octave, half of what the standard's default modulator asks for.
     dull = 1200 * (1 - velocity / 127)
     sustain = min(1.0, max(0.0, 1 - zone[29] / 1000))
-    opened = _closed(x, zone[8] + zone[11] - dull, rate)
+
+    def closed(cents: float) -> np.ndarray:
+        hertz = 8.176 * 2.0 ** (cents / 1200)
+        return x if hertz > 0.45 * rate else low_pass(x, rate, round(max(hertz, 40.0), 2))
+
+    opened = closed(zone[8] + zone[11] - dull)
     if sustain == 1.0 or zone[11] == 0:
         return opened
-    settled = _closed(x, zone[8] + zone[11] * sustain - dull, rate)
     falling = max(_seconds(zone[28]) * (1 - sustain), 1e-3)
     share = np.clip(1 - (times - _seconds(zone[27])) / falling, 0, 1)
-    return opened * share + settled * (1 - share)
-
-
-def _closed(x: np.ndarray, cents: float, rate: int) -> np.ndarray:
-    hertz = 8.176 * 2.0 ** (cents / 1200)
-    return x if hertz > 0.45 * rate else low_pass(x, rate, round(max(hertz, 40.0), 2))
+    return opened * share + closed(zone[8] + zone[11] * sustain - dull) * (1 - share)
 
 
 class Note(NamedTuple):

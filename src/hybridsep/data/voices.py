@@ -1,8 +1,6 @@
 """Timbres that no SoundFont has: changed and layered samples, other instruments as basses, and synthesisers for bass and drums.
 
 A voice is drawn once for a part of a song and then plays every key alike, in whatever order it is asked.
-
-Source of the plucked string: Karplus & Strong 1983, "Digital synthesis of plucked-string and drum timbres" (CMJ 7:2).
 """
 
 from collections.abc import Callable
@@ -12,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy.signal import lfilter, sosfilt
 
-from hybridsep.data.effects import as_loud_as, high_pass, low_pass, reverberate, tilt
+from hybridsep.data.effects import as_loud_as, high_pass, low_pass, overlay, reverberate, tilt
 from hybridsep.data.soundfont import DRUM_BANK, Tone, Voice, font_voice, presets
 
 #: Ways to draw a timbre, by stem; see `random_voice`.
@@ -51,9 +49,8 @@ def random_voice(stem: str, kind: str, soundfonts: tuple[Path, ...], rate: int, 
         parts = {group: _drum(group, kind, soundfonts, rate, draw) for group in GROUPS}
         keys = {key: parts[group] for group, members in GROUPS.items() for key in members}
         return lambda key, *rest: keys[key](key, *rest) if key in keys else None
-    if kind in ("oscillators", "plucked"):
-        sound = _oscillators(draw) if kind == "oscillators" else _plucked(draw)
-        return _synthesised(sound, rate, draw, draw.uniform(0.001, 0.015), 0)
+    if sound := {"oscillators": _oscillators, "plucked": _plucked}.get(kind):
+        return _synthesised(sound(draw), rate, draw, draw.uniform(0.001, 0.015), 0)
     font = soundfonts[draw.integers(len(soundfonts))]
     programs = [p for p in OTHERS if kind == "other" and p in presets(font)["all"]] or presets(font)["bass"]
     voice = font_voice(font, 0, int(draw.choice(programs)), rate, _change(draw, 1500))
@@ -90,10 +87,7 @@ def _layered(first: Voice, second: Voice, share: float) -> Voice:
         one, two = first(*strike), second(*strike)
         if one is None or two is None or not one.samples.any():
             return one or two
-        samples = np.zeros(max(len(one.samples), len(two.samples)), dtype=np.float32)
-        samples[: len(one.samples)] += one.samples
-        samples[: len(two.samples)] += share * as_loud_as(one.samples, two.samples)
-        return one._replace(samples=samples)
+        return one._replace(samples=overlay([one.samples, share * as_loud_as(one.samples, two.samples)]))
 
     return layered
 
@@ -154,7 +148,7 @@ def _oscillators(draw: Generator) -> Sound:
 
 
 def _plucked(draw: Generator) -> Sound:
-    """A string of Karplus and Strong, plucked at a drawn place by a finger or a plectrum."""
+    """A string plucked somewhere by finger or plectrum. Source: Karplus & Strong 1983, "Digital synthesis of plucked-string ..." (CMJ 7:2)."""
     place, dull = draw.uniform(0.05, 0.45), np.exp(draw.uniform(np.log(2), np.log(12)))
     half_life = draw.uniform(0.2, 2.0)
 
