@@ -2,11 +2,9 @@
 
 Slakh2100-redux is one gzip stream of 104 GB. `indexed_gzip` notes points to inflate from; the last is the mark from which a
 later run goes on, with 3 MB at most to read again. A zip's directory is at its end: BabySlakh's (0.9 GB) is saved.
-
-`fsspec`'s HTTP file cannot stand in for `Source`: it asks for each block by itself (20 000 requests of 5 MB, where Zenodo
-grants a guest 2 000 an hour), gives up at the first broken connection and does not notice a file that changes.
-
-hashlib cannot store its state: of a tar.gz read in several runs gzip's own CRC-32, which `indexed_gzip` leaves unchecked, is held.
+`fsspec`'s HTTP file cannot stand in for `Source`: it asks for each block by itself (Zenodo grants a guest 2 000 requests an hour),
+gives up at the first broken connection and does not notice a file that changes. hashlib cannot store its state: of a tar.gz read in
+several runs gzip's own CRC-32, which `indexed_gzip` leaves unchecked, is held.
 """
 
 import base64
@@ -160,10 +158,7 @@ class Source(AbstractBufferedFile):
 
 
 class Inflated:
-    """What a tar.gz inflates to, and its CRC-32; from the beginning or from a mark.
-
-    Whoever reads sets `place`, where the next member begins; `position` is that of the next byte.
-    """
+    """What a tar.gz inflates to, and its CRC-32, from a mark on; readers set `place`, where the next member begins; `position`: next byte."""
 
     def __init__(self, source: Source, mark: dict | None):
         self._source, self._crc, self.place = source, 0, 0

@@ -95,7 +95,9 @@ def presets(soundfont: Path) -> dict[str, list[int]]:
     known = load_soundfont(soundfont).presets
     basses, kits = [p for p in BASSES if known.get((0, p))], sorted(p for bank, p in known if bank == DRUM_BANK)
     if not basses or not kits:
-        raise HybridsepError(f"{soundfont} has no General MIDI basses (bank 0, programs 32-39) or no drum kit (bank 128)")
+        raise HybridsepError(
+            f"{soundfont} has no General MIDI basses (bank 0, programs 32 to 39) or no drum kit (bank 128)"
+        )
     return {"bass": basses, "drums": kits, "all": sorted(p for bank, p in known if bank == 0)}
 
 
