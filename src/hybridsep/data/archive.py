@@ -20,7 +20,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -272,19 +272,17 @@ class Archive:
 
 def _from_place(index: bytes, place: int) -> bytes:
     """Leave of an exported index the first point, the last one up to byte `place` of what is inflated, and those after it."""
-    count = int(np.frombuffer(index, "<u4", 1, _HEADER - 4)[0])
-    points = np.frombuffer(index, _POINT, count, _HEADER)
-    kept = np.arange(count)
-    kept = kept[(kept == 0) | (kept >= np.searchsorted(points["produced"], place, side="right") - 1)]
+    points = np.frombuffer(index, _POINT, int.from_bytes(index[_HEADER - 4 : _HEADER], "little"), _HEADER)
+    kept = np.arange(len(points)) >= np.searchsorted(points["produced"], place, side="right") - 1
+    kept[:1] = True
     windows = np.frombuffer(index, np.uint8, offset=_HEADER + points.nbytes).reshape(-1, _WINDOW)
-    numbers = (np.cumsum(points["window"], dtype=np.int64) - 1)[kept[points["window"][kept] == 1]]
-    return index[: _HEADER - 4] + np.uint32(len(kept)).tobytes() + points[kept].tobytes() + windows[numbers].tobytes()
+    windows = windows[kept[points["window"] == 1]]
+    return index[: _HEADER - 4] + np.uint32(kept.sum()).tobytes() + points[kept].tobytes() + windows.tobytes()
 
 
 def _refuse_dangers(name: str, harmless: bool, link: bool) -> None:
     """Refuse an archive that tries to write where it should not; nothing is ever written under a member's own name."""
-    path = PurePosixPath(name.replace("\\", "/"))
     if not harmless:
         raise Damaged(f"refused: the archive holds a {'link' if link else 'device'}, {name!r}, among its songs")
-    if path.is_absolute() or ".." in path.parts or path.parts[:1] and path.parts[0].endswith(":"):
+    if (path := PureWindowsPath(name)).anchor or ".." in path.parts:  # it knows both separators
         raise Damaged(f"refused: the archive holds the path {name!r}, which leads out of the folder it belongs in")

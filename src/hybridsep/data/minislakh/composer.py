@@ -493,9 +493,8 @@ def _swung(step: float, feel: Feel) -> float:
 
 def _within(notes: list[Note], seconds: float) -> tuple[Note, ...]:
     """Keep what begins before the end, in order of time."""
-    kept = (n for n in notes if n.start < seconds - 0.02)
-    cut = (n._replace(duration=round(min(n.duration, seconds - n.start), 4)) for n in kept)
-    return tuple(sorted(cut, key=lambda n: (n.start, n.pitch, n.velocity)))
+    kept = sorted((n for n in notes if n.start < seconds - 0.02), key=lambda n: (n.start, n.pitch, n.velocity))
+    return tuple(n._replace(duration=round(min(n.duration, seconds - n.start), 4)) for n in kept)
 
 
 def _one_at_a_time(notes: list[Note], seconds: float) -> tuple[Note, ...]:
