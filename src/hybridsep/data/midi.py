@@ -21,7 +21,7 @@ from symusic.core import ScoreSecond, TrackSecond
 from hybridsep.core.errors import HybridsepError
 from hybridsep.data.effects import EFFECTS, apply_effect, draws
 from hybridsep.data.slakh import SPLITS
-from hybridsep.data.soundfont import BASSES, DRUM_BANK, Note, font_voice, play, presets
+from hybridsep.data.soundfont import BASSES, DRUM_BANK, Bends, Note, font_voice, play, presets
 from hybridsep.data.voices import TIMBRES, colour, random_voice
 from hybridsep.data.writing import PEAK, claim_folder, in_processes, write_table, write_track
 
@@ -204,7 +204,7 @@ def _held(changes: list[tuple[float, int]], times: np.ndarray, at_first: float) 
     return np.concatenate([[at_first], values])[np.searchsorted(when, times, side="right")]
 
 
-def _bends(wheel: list[tuple[float, float]], start: float, end: float) -> tuple[tuple[float, float], ...]:
+def _bends(wheel: list[tuple[float, float]], start: float, end: float) -> Bends:
     """Return what the pitch wheel does during a note, at most 64 points; nothing if it rests in the middle."""
     before = [bend for time, bend in wheel if time <= start][-1:] or [0.0]
     during = [(float(time - start), float(bend)) for time, bend in wheel if start < time < end]

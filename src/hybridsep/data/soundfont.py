@@ -26,12 +26,14 @@ _DEFAULTS = {
 }  # fmt: skip
 _KEY_RANGE, _VELOCITY_RANGE, _INSTRUMENT, _SAMPLE = 43, 44, 41, 53
 
+Bends = tuple[tuple[float, float], ...]  # (second, semitones) of a pitch wheel
+Change = tuple[tuple[int, int], ...]  # (number, amount) to be added to a font's generators
+
 
 class Strike(NamedTuple):
     """What to play: a key of a preset, held for so many seconds at most; `tuning` and `slide` in semitones, `rate` in Hz.
 
-    The pitch begins `slide` semitones off and reaches the key after `slide_seconds`; `bends` are (second, semitones) of a pitch wheel
-    instead. `change` is added to the font's generators: (number, amount). `soundfont` is that of MiniSlakh if None.
+    The pitch begins `slide` semitones off and reaches the key after `slide_seconds`, or follows `bends`. `soundfont`: MiniSlakh's if None.
     """
 
     bank: int
@@ -44,8 +46,8 @@ class Strike(NamedTuple):
     slide: float = 0.0
     slide_seconds: float = 0.0
     soundfont: Path | None = None
-    bends: tuple[tuple[float, float], ...] = ()
-    change: tuple[tuple[int, int], ...] = ()
+    bends: Bends = ()
+    change: Change = ()
 
 
 class Tone(NamedTuple):
@@ -232,19 +234,17 @@ class Note(NamedTuple):
     key: int
     velocity: int
     gain: float = 1.0
-    bends: tuple[tuple[float, float], ...] = ()
+    bends: Bends = ()
 
 
 #: Plays (key, velocity, seconds held at most, bends); None where there is no such key.
-Voice = Callable[[int, int, float, tuple[tuple[float, float], ...]], Tone | None]
+Voice = Callable[[int, int, float, Bends], Tone | None]
 
 
-def font_voice(
-    soundfont: Path, bank: int, program: int, rate: int, change: tuple[tuple[int, int], ...] = (), tuning: float = 0.0
-) -> Voice:
+def font_voice(soundfont: Path, bank: int, program: int, rate: int, change: Change = (), tuning: float = 0.0) -> Voice:
     """Return the voice of a preset at `rate` Hz; `change` and `tuning` as in Strike."""
 
-    def voice(key: int, velocity: int, seconds: float, bends: tuple[tuple[float, float], ...]) -> Tone | None:
+    def voice(key: int, velocity: int, seconds: float, bends: Bends) -> Tone | None:
         strike = Strike(bank, program, key, velocity, rate, seconds, tuning, 0.0, 0.0, soundfont, bends, change)
         try:
             return hold.__wrapped__(strike)

@@ -11,7 +11,7 @@ from numpy.random import Generator
 from scipy.signal import lfilter, sosfilt
 
 from hybridsep.data.effects import as_loud_as, high_pass, low_pass, overlay, reverberate, tilt
-from hybridsep.data.soundfont import DRUM_BANK, Tone, Voice, font_voice, presets
+from hybridsep.data.soundfont import DRUM_BANK, Bends, Change, Tone, Voice, font_voice, presets
 
 #: Ways to draw a timbre, by stem; see `random_voice`.
 TIMBRES = {
@@ -70,7 +70,7 @@ def colour(samples: np.ndarray, rate: int, draw: Generator) -> np.ndarray:
     return as_loud_as(samples, x)
 
 
-def _change(draw: Generator, latest: int) -> tuple[tuple[int, int], ...]:
+def _change(draw: Generator, latest: int) -> Change:
     """Draw what is added to a SoundFont's generators; the sample begins up to `latest` samples late."""
     ranges = {  # start; filter, its envelope and decay; attack, sustain, decay, release; cents
         0: (0, latest), 8: (-3000, 500), 11: (-1500, 2500), 28: (-1500, 1500), 34: (0, 4000), 37: (0, 600), 36: (-2400, 1200),
@@ -112,7 +112,7 @@ def _synthesised(sound: Sound, rate: int, draw: Generator, attack: float, exclus
     """Make a voice of a sound; every key has noise of its own. `attack` in seconds."""
     seed, release = int(draw.integers(2**31)), draw.uniform(0.05, 0.5)
 
-    def voice(key: int, velocity: int, seconds: float, bends: tuple[tuple[float, float], ...]) -> Tone:
+    def voice(key: int, velocity: int, seconds: float, bends: Bends) -> Tone:
         times = np.arange(round(seconds * rate)) / rate
         samples = sound(key, times, np.random.default_rng((seed, key)).standard_normal(len(times)))
         if bends:  # played as a tape that runs faster and slower

@@ -74,9 +74,7 @@ def write_table(path: Path, rows: Iterable[Iterable]) -> None:
 
 def in_processes(jobs: Sequence[Callable], what: str, workers: int | None, at_least: int, progress=True) -> Iterator:
     """Call `jobs`, in several processes if there are `at_least` so many, and yield what they return in their order."""
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    results: Iterable = (job() for job in jobs)
-    if workers > 1 and len(jobs) >= at_least:
-        # joblib's are fresh processes: a fork would freeze on the caller's threads, spawn would run its script again
-        results = joblib.Parallel(workers, return_as="generator")(joblib.delayed(job)() for job in jobs)
+    workers = min(workers or os.cpu_count() or 1, len(jobs)) if len(jobs) >= at_least else 1
+    # joblib's are fresh processes: a fork would freeze on the caller's threads, spawn would run its script again
+    results = joblib.Parallel(workers, return_as="generator")(joblib.delayed(job)() for job in jobs)
     yield from tqdm(results, total=len(jobs), desc=what, disable=not (progress and jobs))

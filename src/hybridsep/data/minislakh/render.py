@@ -15,7 +15,7 @@ from hybridsep.core.errors import HybridsepError
 from hybridsep.data import soundfont as sampler
 from hybridsep.data.effects import high_pass, saturate, tilt
 from hybridsep.data.slakh import split_by_index
-from hybridsep.data.soundfont import DRUM_BANK, LONGEST_NOTE, Strike, Tone, hold
+from hybridsep.data.soundfont import DRUM_BANK, LONGEST_NOTE, Bends, Strike, Tone, hold
 from hybridsep.data.voices import GROUPS
 from hybridsep.data.writing import PEAK, claim_folder, in_processes, write_track
 
@@ -152,7 +152,7 @@ def _play_part(name: str, part: Part, seconds: float, rate: int, soundfont: Path
     def group(key: int) -> str:
         return _GROUP_OF[key] if drums else name
 
-    def voice(key: int, velocity: int, held: float, slides: tuple[tuple[float, float], ...]) -> Tone:
+    def voice(key: int, velocity: int, held: float, slides: Bends) -> Tone:
         bank, tuned, slide = DRUM_BANK if drums else 0, tuning[group(key)], slides[0] if slides else (0.0, 0.0)
         return hold(Strike(bank, part.program, key, velocity, rate, held, tuned, *slide, soundfont))
 
