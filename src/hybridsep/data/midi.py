@@ -117,7 +117,7 @@ def make_songs(
     """Render every MIDI file (.mid, .midi, .kar) below a folder; what an earlier run has finished is kept.
 
     A track is the same, byte for byte, whatever else is in the folder and however many processes work. Files that are broken,
-    empty or absurd, that another equals, or in which bass and drums do not play together, are listed in OUT/skipped.csv, after
+    empty or absurd, that another equals, or in which bass and drums do not play together, are listed in OUT/skipped.csv, with
     those given as `skipped`: (file, reason). HybridsepError: no MIDI files or none of use, a file that is no SoundFont or lacks
     basses or kits, senseless settings, or `out` holds songs made with other settings.
     """
@@ -278,20 +278,16 @@ def draw_variant(song: Song, number: int, recipe: Recipe) -> Variant:
     )  # fmt: skip
 
 
-def render_variant(
-    song: Song, variant: Variant, soundfonts: tuple[Path, ...], sample_rate: int
-) -> dict[str, np.ndarray]:
-    """Return stems, float32 [samples] at their levels and within +-0.95; HybridsepError if a SoundFont is not given or a stem is silent."""
-    fonts = {font.name: font for font in soundfonts}
+def render_variant(song: Song, variant: Variant, fonts: tuple[Path, ...], sample_rate: int) -> dict[str, np.ndarray]:
+    """Return stems, float32 [samples] at their levels and within +-0.95; HybridsepError if a stem is silent."""
+    files = {font.name: font for font in fonts}
     stems = {}
     for stem in STEMS:
-        if variant.soundfonts[stem] not in fonts:
-            raise HybridsepError(f"variant {variant.number} of {song.name} needs {variant.soundfonts[stem]}")
         draw = draws(variant.seed, variant.song, variant.number, stem)
         bank = DRUM_BANK if stem == "drums" else 0
-        voice = font_voice(fonts[variant.soundfonts[stem]], bank, variant.programs[stem], sample_rate)
+        voice = font_voice(files[variant.soundfonts[stem]], bank, variant.programs[stem], sample_rate)
         if variant.timbres[stem]:
-            voice = random_voice(stem, variant.timbres[stem], soundfonts, sample_rate, draw)
+            voice = random_voice(stem, variant.timbres[stem], fonts, sample_rate, draw)
         notes = _heard_notes(song, variant, stem)
         samples = play(notes, voice, variant.seconds + LEAD_IN, sample_rate, stem == "drums")
         samples = samples[round(LEAD_IN * sample_rate) :]

