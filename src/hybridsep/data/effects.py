@@ -26,14 +26,9 @@ def detune(waveform: np.ndarray, sample_rate: int, cents: float) -> np.ndarray:
     return played[first : first + len(waveform)]
 
 
-def low_pass(waveform: np.ndarray, sample_rate: int, hertz: float) -> np.ndarray:
-    """Take from [T] what lies above `hertz`: 12 dB an octave."""
-    return sosfilt(butter(2, hertz, fs=sample_rate, output="sos"), waveform)
-
-
-def high_pass(waveform: np.ndarray, sample_rate: int, hertz: float) -> np.ndarray:
-    """Take from [T] what lies below `hertz`: 12 dB an octave."""
-    return sosfilt(butter(2, hertz, "highpass", fs=sample_rate, output="sos"), waveform)
+def two_poles(waveform: np.ndarray, sample_rate: int, hertz: float, kind: str = "lowpass") -> np.ndarray:
+    """Take from [T] what lies above `hertz`, or below it with "highpass": 12 dB an octave."""
+    return sosfilt(butter(2, hertz, kind, fs=sample_rate, output="sos"), waveform)
 
 
 def tilt(waveform: np.ndarray, sample_rate: int, decibels: float) -> np.ndarray:
@@ -61,9 +56,9 @@ def _filtered(waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.nda
     kind = draw.integers(3)
     if kind == 2:
         return tilt(waveform, sample_rate, draw.choice((-1, 1)) * draw.uniform(6, 15))
-    filtered, lowest, highest = ((low_pass, 1000, 4000), (high_pass, 80, 300))[kind]
+    passing, lowest, highest = (("lowpass", 1000, 4000), ("highpass", 80, 300))[kind]
     hertz = float(np.exp(draw.uniform(np.log(lowest), np.log(highest))))  # every octave as likely as any other
-    return filtered(waveform, sample_rate, min(hertz, 0.4 * sample_rate))
+    return two_poles(waveform, sample_rate, min(hertz, 0.4 * sample_rate), passing)
 
 
 #: What changes a waveform [T] at a rate in Hz, with a strength that is drawn.

@@ -176,8 +176,7 @@ def read_song(name: str, content: bytes) -> Song:
         notes[stem] = sorted({(round(n.start, 3), n.key): n for n in heard}.values())
     if silent := [stem for stem, found in notes.items() if not found]:
         raise HybridsepError(f"no {' and no '.join(silent)}")
-    programs = {stem: max(found, key=lambda t: len(t.notes)).program for stem, found in tracks.items()}
-    return Song(name, notes, programs)
+    return Song(name, notes, {s: max(found, key=lambda t: len(t.notes)).program for s, found in tracks.items()})
 
 
 def _notes(track: TrackSecond) -> Iterator[Note]:
@@ -288,9 +287,8 @@ def render_variant(song: Song, variant: Variant, fonts: tuple[Path, ...], sample
         voice = font_voice(files[variant.soundfonts[stem]], bank, variant.programs[stem], sample_rate)
         if variant.timbres[stem]:
             voice = random_voice(stem, variant.timbres[stem], fonts, sample_rate, draw)
-        notes = _heard_notes(song, variant, stem)
-        samples = play(notes, voice, variant.seconds + LEAD_IN, sample_rate, stem == "drums")
-        samples = samples[round(LEAD_IN * sample_rate) :]
+        notes, seconds = _heard_notes(song, variant, stem), variant.seconds + LEAD_IN
+        samples = play(notes, voice, seconds, sample_rate, stem == "drums")[round(LEAD_IN * sample_rate) :]
         if variant.timbres[stem]:
             samples = colour(samples, sample_rate, draw)
         if variant.effects[stem]:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.signal import resample_poly
 
 from hybridsep.core.errors import HybridsepError
-from hybridsep.data.effects import low_pass, overlay
+from hybridsep.data.effects import overlay, two_poles
 
 DRUM_BANK = 128
 BASSES = range(32, 40)  # General MIDI programs, counted from 0
@@ -216,7 +216,7 @@ def _filter(x: np.ndarray, zone: dict, times: np.ndarray, velocity: int, rate: i
 
     def closed(cents: float) -> np.ndarray:
         hertz = 8.176 * 2.0 ** (cents / 1200)
-        return x if hertz > 0.45 * rate else low_pass(x, rate, round(max(hertz, 40.0), 2))
+        return x if hertz > 0.45 * rate else two_poles(x, rate, round(max(hertz, 40.0), 2))
 
     opened = closed(zone[8] + zone[11] - dull)
     if sustain == 1.0 or zone[11] == 0:

@@ -97,9 +97,6 @@ def build_stems(
     """
     found = [track for root in roots for track in read_tracks(root, split)]
     tracks = [track for track in found if all(track_sources(track, sources).values())]
-    where = " and ".join(map(str, roots))
-    if not tracks:
-        raise HybridsepError(f"no track of split '{split}' in {where} has all of {', '.join(sources.values())}")
     share = effects if split == "train" else 0.0
     names, lengths = [], []
     out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +118,8 @@ def build_stems(
                 names.append(track.name)
                 lengths.append(length)
         if not names:
-            raise HybridsepError(f"every track of split '{split}' in {where} is empty")
+            where, wanted = " and ".join(map(str, roots)), ", ".join(sources.values())
+            raise HybridsepError(f"no track of split '{split}' in {where} has all of {wanted}, and any sound in them")
         with (out / f"{split}.tmp.npy").open("wb") as file:
             header = {"descr": SAMPLE, "fortran_order": False, "shape": (len(parts), sum(lengths))}
             np.lib.format.write_array_header_1_0(file, header)

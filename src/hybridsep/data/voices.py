@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy.signal import lfilter, sosfilt
 
-from hybridsep.data.effects import as_loud_as, high_pass, low_pass, overlay, reverberate, tilt
+from hybridsep.data.effects import as_loud_as, overlay, reverberate, tilt, two_poles
 from hybridsep.data.soundfont import DRUM_BANK, Bends, Change, Tone, Voice, font_voice, presets
 
 #: Ways to draw a timbre, by stem; see `random_voice`.
@@ -157,7 +157,7 @@ def _plucked(draw: Generator) -> Sound:
         length, part = divmod(rate / hertz - 1, 1)  # the loop's own low-pass delays by a sample
         burst = np.where(np.arange(len(t)) < length, noise, 0.0)
         cutoff = min(dull * hertz, 0.4 * rate)
-        pluck = low_pass(low_pass(burst - np.roll(burst, max(1, int(place * length))), rate, cutoff), rate, cutoff)
+        pluck = two_poles(two_poles(burst - np.roll(burst, max(1, int(place * length))), rate, cutoff), rate, cutoff)
         loop = 0.5 ** (1 / (half_life * hertz)) * np.convolve([1 - part, part], [0.25, 0.5, 0.25])
         x = lfilter([1.0], np.concatenate([[1.0], np.zeros(int(length) - 1), -loop]), pluck)
         return 0.3 * x / max(float(np.abs(x).max()), 1e-9)
@@ -178,7 +178,7 @@ def _struck(group: str, draw: Generator) -> Sound:
         phase = np.outer(ratios, hertz * higher * (t + above * falling * (1 - np.exp(-t / falling))))
         body = weights @ np.tanh(drive * np.sin(2 * np.pi * phase)) / weights.sum() * np.exp(-t / tone)
         mixed = (1 - share) * 0.7 * body + share * 0.4 * noise * np.exp(-t / hiss)
-        return high_pass(mixed, 1 / t[1], min(lowest, 0.3 / t[1]))
+        return two_poles(mixed, 1 / t[1], min(lowest, 0.3 / t[1]), "highpass")
 
     return sound
 

@@ -13,7 +13,7 @@ from symusic.core import ScoreTick
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.data import soundfont as sampler
-from hybridsep.data.effects import high_pass, saturate, tilt
+from hybridsep.data.effects import saturate, tilt, two_poles
 from hybridsep.data.slakh import split_by_index
 from hybridsep.data.soundfont import DRUM_BANK, LONGEST_NOTE, Bends, Strike, Tone, hold
 from hybridsep.data.voices import GROUPS
@@ -165,7 +165,7 @@ def _play_part(name: str, part: Part, seconds: float, rate: int, soundfont: Path
 
 def _finish(samples: np.ndarray, sound: Sound, rate: int, noise: np.random.Generator) -> np.ndarray:
     """Apply room, tone, saturation and level; float32 [samples]."""
-    x = high_pass(samples.astype(np.float64), rate, 28)
+    x = two_poles(samples.astype(np.float64), rate, 28, "highpass")
     if sound.room_wet:
         length = round(1.5 * sound.room_seconds * rate)
         tail = noise.standard_normal(length) * np.exp(-6.9 * np.arange(length) / (sound.room_seconds * rate))
