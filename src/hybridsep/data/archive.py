@@ -2,11 +2,9 @@
 
 Slakh2100-redux is one gzip stream of 104 GB. `indexed_gzip` notes points to inflate from; the last is the mark from which a
 later run goes on, with 3 MB at most to read again. A zip's directory is at its end: BabySlakh's (0.9 GB) is saved.
-
-`fsspec`'s HTTP file cannot stand in for `Source`: it asks for each block by itself (20 000 requests of 5 MB, where Zenodo
-grants a guest 2 000 an hour), gives up at the first broken connection and does not notice a file that changes.
-
-hashlib cannot store its state: of a tar.gz read in several runs gzip's own CRC-32, which `indexed_gzip` leaves unchecked, is held.
+`fsspec`'s HTTP file cannot stand in for `Source`: it asks for each block by itself (Zenodo grants a guest 2 000 requests an hour),
+gives up at the first broken connection and does not notice a file that changes. hashlib cannot store its state: of a tar.gz read in
+several runs gzip's own CRC-32, which `indexed_gzip` leaves unchecked, is held.
 """
 
 import base64
@@ -22,7 +20,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -160,10 +158,7 @@ class Source(AbstractBufferedFile):
 
 
 class Inflated:
-    """What a tar.gz inflates to, and its CRC-32; from the beginning or from a mark.
-
-    Whoever reads sets `place`, where the next member begins; `position` is that of the next byte.
-    """
+    """What a tar.gz inflates to, and its CRC-32, from a mark on; readers set `place`, where the next member begins; `position`: next byte."""
 
     def __init__(self, source: Source, mark: dict | None):
         self._source, self._crc, self.place = source, 0, 0
@@ -277,19 +272,17 @@ class Archive:
 
 def _from_place(index: bytes, place: int) -> bytes:
     """Leave of an exported index the first point, the last one up to byte `place` of what is inflated, and those after it."""
-    count = int(np.frombuffer(index, "<u4", 1, _HEADER - 4)[0])
-    points = np.frombuffer(index, _POINT, count, _HEADER)
-    kept = np.arange(count)
-    kept = kept[(kept == 0) | (kept >= np.searchsorted(points["produced"], place, side="right") - 1)]
+    points = np.frombuffer(index, _POINT, int.from_bytes(index[_HEADER - 4 : _HEADER], "little"), _HEADER)
+    kept = np.arange(len(points)) >= np.searchsorted(points["produced"], place, side="right") - 1
+    kept[:1] = True
     windows = np.frombuffer(index, np.uint8, offset=_HEADER + points.nbytes).reshape(-1, _WINDOW)
-    numbers = (np.cumsum(points["window"], dtype=np.int64) - 1)[kept[points["window"][kept] == 1]]
-    return index[: _HEADER - 4] + np.uint32(len(kept)).tobytes() + points[kept].tobytes() + windows[numbers].tobytes()
+    windows = windows[kept[points["window"] == 1]]
+    return index[: _HEADER - 4] + np.uint32(kept.sum()).tobytes() + points[kept].tobytes() + windows.tobytes()
 
 
 def _refuse_dangers(name: str, harmless: bool, link: bool) -> None:
     """Refuse an archive that tries to write where it should not; nothing is ever written under a member's own name."""
-    path = PurePosixPath(name.replace("\\", "/"))
     if not harmless:
         raise Damaged(f"refused: the archive holds a {'link' if link else 'device'}, {name!r}, among its songs")
-    if path.is_absolute() or ".." in path.parts or path.parts[:1] and path.parts[0].endswith(":"):
+    if (path := PureWindowsPath(name)).anchor or ".." in path.parts:  # it knows both separators
         raise Damaged(f"refused: the archive holds the path {name!r}, which leads out of the folder it belongs in")

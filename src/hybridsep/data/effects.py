@@ -1,7 +1,7 @@
 """Sound effects: another tuning, tone, room or amplifier than a solo recording was made with."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import soxr
@@ -18,10 +18,7 @@ DECAY_60_DB = np.log(1000.0)
 
 
 def detune(waveform: np.ndarray, sample_rate: int, cents: float) -> np.ndarray:
-    """Play float32 [T] faster or slower, as a tape does: the pitch moves by so many cents and the tempo with it.
-
-    The middle stays in its place, and T stays; what is missing at the ends is mirrored.
-    """
+    """Play float32 [T] faster or slower, as a tape does, by so many cents; its middle and T stay, missing ends are mirrored."""
     speed = 2 ** (cents / 1200)
     edge = min(len(waveform) - 1, int(len(waveform) * max(0.0, speed - 1)) + 2)
     played = soxr.resample(np.pad(waveform, edge, mode="reflect"), sample_rate * speed, sample_rate)
@@ -29,14 +26,9 @@ def detune(waveform: np.ndarray, sample_rate: int, cents: float) -> np.ndarray:
     return played[first : first + len(waveform)]
 
 
-def low_pass(waveform: np.ndarray, sample_rate: int, hertz: float) -> np.ndarray:
-    """Take from [T] what lies above `hertz`: 12 dB an octave."""
-    return sosfilt(butter(2, hertz, fs=sample_rate, output="sos"), waveform)
-
-
-def high_pass(waveform: np.ndarray, sample_rate: int, hertz: float) -> np.ndarray:
-    """Take from [T] what lies below `hertz`: 12 dB an octave."""
-    return sosfilt(butter(2, hertz, "highpass", fs=sample_rate, output="sos"), waveform)
+def two_poles(waveform: np.ndarray, sample_rate: int, hertz: float, kind: str = "lowpass") -> np.ndarray:
+    """Take from [T] what lies above `hertz`, or below it with "highpass": 12 dB an octave."""
+    return sosfilt(butter(2, hertz, kind, fs=sample_rate, output="sos"), waveform)
 
 
 def tilt(waveform: np.ndarray, sample_rate: int, decibels: float) -> np.ndarray:
@@ -64,9 +56,9 @@ def _filtered(waveform: np.ndarray, sample_rate: int, draw: Generator) -> np.nda
     kind = draw.integers(3)
     if kind == 2:
         return tilt(waveform, sample_rate, draw.choice((-1, 1)) * draw.uniform(6, 15))
-    lowest, highest = ((1000, 4000), (80, 300))[kind]
+    passing, lowest, highest = (("lowpass", 1000, 4000), ("highpass", 80, 300))[kind]
     hertz = float(np.exp(draw.uniform(np.log(lowest), np.log(highest))))  # every octave as likely as any other
-    return (low_pass, high_pass)[kind](waveform, sample_rate, min(hertz, 0.4 * sample_rate))
+    return two_poles(waveform, sample_rate, min(hertz, 0.4 * sample_rate), passing)
 
 
 #: What changes a waveform [T] at a rate in Hz, with a strength that is drawn.
@@ -97,6 +89,14 @@ def as_loud_as(reference: np.ndarray, waveform: np.ndarray) -> np.ndarray:
     """Bring `waveform` to the RMS level of `reference`, float32; silence stays silent."""
     wanted, level = (float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for x in (reference, waveform))
     return (waveform * (wanted / max(level, 1e-12))).astype(np.float32)
+
+
+def overlay(waveforms: Sequence[np.ndarray]) -> np.ndarray:
+    """Sum float32 waveforms, each [T] of its own; the sum is as long as the longest."""
+    total = np.zeros(max(map(len, waveforms)), dtype=np.float32)
+    for waveform in waveforms:
+        total[: len(waveform)] += waveform
+    return total
 
 
 def vary(waveform: np.ndarray, sample_rate: int, share: float, draw: Generator) -> np.ndarray:

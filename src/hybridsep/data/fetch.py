@@ -1,9 +1,7 @@
 """Real songs: the wanted stems of Slakh2100-redux or BabySlakh, taken out of the archive while it streams by, in any order.
 
 A track is open from its first file to the last stem that its metadata.yaml calls for. Only so many are open at a time: 300 tracks,
-with all that waits, fit in 10 GB even if the archive were shuffled (a test holds it).
-
-Source of the data: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA); Zenodo records 4599666 and 4603844.
+with all that waits, fit in 10 GB even if the archive were shuffled. Source of the data: Zenodo records 4599666 and 4603844.
 """
 
 import csv
@@ -90,17 +88,10 @@ def fetch_slakh(
     folder of the archive, so that no song is in two splits. Redux's `omitted` tracks double others and are left out. BabySlakh has
     no such folders: its tracks with numbers ending in 1 to 7 train, 8 validates, 9 and 0 test.
 
-    Args:
-        variant: "redux" or "baby".
-        sample_rate: of the stems written, which are mono, Hz.
-        source: another address, or a file, instead of the published one.
-        md5: to hold the whole archive against; the one on record where `source` is None.
+    `variant` is "redux" or "baby", `source` another address or a file instead of the published one, `md5` to hold it against.
 
-    Returns what is also in `out`/fetched.json; what was refused is in `out`/rejected.csv.
-
-    Raises:
-        HybridsepError: the archive cannot be had, is damaged or holds what no song collection does; the disk is full; `out`
-            holds other songs; no track is of use. Tracks that are complete stay.
+    Returns what is also in `out`/fetched.json; what was refused is in `out`/rejected.csv. HybridsepError: the archive cannot be had, is
+    damaged or holds what no song collection does; the disk is full; `out` holds other songs; no track is of use. Complete tracks stay.
     """
     if variant not in VARIANTS:
         raise HybridsepError(f"unknown variant {variant!r}: use one of {', '.join(VARIANTS)}")
@@ -110,9 +101,8 @@ def fetch_slakh(
     settings = {"variant": variant, "classes": list(classes), "sample_rate": sample_rate}
     try:
         sorter = Sorter(Path(out), settings, tracks)
-        report = Report(sorter.counts, len(sorter.rejected))
-        if not sorter.enough:
-            report = _read(sorter, url, md5 or known, progress)
+        enough = Report(sorter.counts, len(sorter.rejected)) if sorter.enough else None
+        report = enough or _read(sorter, url, md5 or known, progress)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -147,10 +137,8 @@ def _read(sorter: "Sorter", address: str, md5: str | None, progress: bool) -> Re
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             sorter.clear()
-            what = " ".join(str(error).split()) or type(error).__name__
-            raise HybridsepError(
-                f"{address} is damaged, cut off or no archive (byte {source.tell()}): {what}"
-            ) from None
+            what = f"(byte {source.tell()}): {' '.join(str(error).split()) or type(error).__name__}"
+            raise HybridsepError(f"{address} is damaged, cut off or no archive {what}") from None
         sorter.clear()
         report = Report(sorter.counts, len(sorter.rejected), source.received, archive.checked)
         record = {"source": address, "bytes_total": source.size, **report._asdict()}
@@ -199,11 +187,11 @@ class Sorter:
             return None
         self._closed = {self.partial / name for name in note["closed"]}
         for track in self.partial.glob("*/Track*"):
+            file = track / "metadata.yaml"
             if self._target(track).is_dir():  # the run ended between the two
                 shutil.rmtree(track)
-                continue
-            file = track / "metadata.yaml"
-            self._open[track] = parse_metadata(file.read_bytes(), file) if file.is_file() else None
+            else:
+                self._open[track] = parse_metadata(file.read_bytes(), file) if file.is_file() else None
         return note["mark"]
 
     def note(self, inflated: Inflated | None, after: float = 0.0) -> None:
@@ -258,16 +246,15 @@ class Sorter:
     def _opened(self, track: Path) -> bool:
         """Tell whether a track is open; open it if it is new, wanted, and there is room."""
         split = track.parent.name
-        if track in self._open or track in self._closed or self._target(track).is_dir():
-            return track in self._open
-        missing = self.quota[split] - self.counts[split]
-        others = sum(other.parent == track.parent for other in self._open)
-        if missing <= 0 or others >= SPARE * missing + SPARE_AT_LEAST:
-            self._closed.add(track)  # its first file goes by: it can no longer be had whole
-            return False
-        track.mkdir(parents=True)
-        self._open[track] = None
-        return True
+        if track not in self._open and track not in self._closed and not self._target(track).is_dir():
+            missing = self.quota[split] - self.counts[split]
+            others = sum(other.parent == track.parent for other in self._open)
+            if missing > 0 and others < SPARE * missing + SPARE_AT_LEAST:
+                track.mkdir(parents=True)
+                self._open[track] = None
+            else:
+                self._closed.add(track)  # its first file goes by: it can no longer be had whole
+        return track in self._open
 
     def _learn(self, track: Path, member: Member) -> None:
         """Take the metadata and drop the stems that it shows to be of no use."""
@@ -366,10 +353,9 @@ def _converted(path: Path | None, sample_rate: int) -> bytes:
 
 
 def measure(samples: np.ndarray, sample_rate: int, native_rate: int) -> tuple[float, float]:
-    """Measure what tells a stem, mono [samples], from silence and from noise; nothing can be above half of `native_rate` Hz.
+    """Return RMS level of a stem's loudest second in dBFS, and its spectral flatness in [0, 1].
 
-    Returns RMS level of the loudest second in dBFS, and the spectral flatness: geometric by arithmetic mean of the mean power
-    spectrum from 50 Hz to 0.8 of the highest frequency, in [0, 1].
+    That is geometric by arithmetic mean of the power spectrum from 50 Hz to 0.8 of half the lower rate; `samples` are mono [samples].
     """
     whole = len(samples) // sample_rate * sample_rate
     seconds = samples[:whole].reshape(-1, sample_rate) if whole else samples[None]

@@ -1,16 +1,14 @@
 """Songs from anybody's General MIDI files, played by any SoundFonts and written in Slakh2100's layout.
 
 Bass is what programs 32 to 39 play, counted from 0; drums are MIDI channel 10. A song is heard in several variants, each an
-excerpt in which both play: variant 0 with its own program, kit, key and tempo, the others with drawn ones. All variants of a song
-lie in one split, which depends on its name alone; effects and changed timbres are for training only.
-
-Source: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA), section 2.
+excerpt in which both play: variant 0 with its own program, kit, key and tempo, the others with drawn ones. Effects and changed
+timbres are for training only. Source: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA), section 2.
 """
 
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,7 @@ from symusic.core import ScoreSecond, TrackSecond
 from hybridsep.core.errors import HybridsepError
 from hybridsep.data.effects import EFFECTS, apply_effect, draws
 from hybridsep.data.slakh import SPLITS
-from hybridsep.data.soundfont import BASSES, DRUM_BANK, Note, font_voice, play, presets
+from hybridsep.data.soundfont import BASSES, DRUM_BANK, Bends, Note, font_voice, play, presets
 from hybridsep.data.voices import TIMBRES, colour, random_voice
 from hybridsep.data.writing import PEAK, claim_folder, in_processes, write_table, write_track
 
@@ -119,16 +117,9 @@ def make_songs(
     """Render every MIDI file (.mid, .midi, .kar) below a folder; what an earlier run has finished is kept.
 
     A track is the same, byte for byte, whatever else is in the folder and however many processes work. Files that are broken,
-    empty or absurd, that another equals, or in which bass and drums do not play together, are listed in OUT/skipped.csv.
-
-    Args:
-        workers: processes; as many as the machine has cores if None.
-        skipped: (file, reason) of songs that are no MIDI files, to be listed with the others.
-        split: make the songs of this split only; all if None.
-
-    Raises:
-        HybridsepError: no MIDI files or none of use, a file that is no SoundFont or lacks basses or kits, senseless settings,
-            or `out` holds songs made with other settings.
+    empty or absurd, that another equals, or in which bass and drums do not play together, are listed in OUT/skipped.csv, with
+    those given as `skipped`: (file, reason). HybridsepError: no MIDI files or none of use, a file that is no SoundFont or lacks
+    basses or kits, senseless settings, or `out` holds songs made with other settings.
     """
     _check(recipe)
     if split not in (None, *SPLITS):
@@ -137,7 +128,7 @@ def make_songs(
     claim_folder(out, "midi.json", recipe.settings())
     skipped = list(skipped)
     songs: dict[str, str] = {}  # by their notes
-    jobs: list[partial] = [partial(_look, name, file, recipe.seconds) for name, file in files.items()]
+    jobs: list[partial] = [partial(_look, file, recipe.seconds) for file in files.values()]
     for name, (fingerprint, reason) in zip(files, in_processes(jobs, "MIDI files", workers, 200), strict=True):
         if not reason and songs.setdefault(fingerprint, name) != name:
             reason = f"the same notes as {songs[fingerprint]}"
@@ -160,12 +151,6 @@ def split_of(name: str) -> str:
     return SPLITS[sum(place >= share for share in SHARES)]
 
 
-def track_folder(out: Path, name: str, number: int) -> Path:
-    """Return the folder of a song's variant."""
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", name)[-40:].strip("-")
-    return out / split_of(name) / f"Track_{slug}_{hashlib.sha256(name.encode()).hexdigest()[:6]}_{number:02d}"
-
-
 def read_song(name: str, content: bytes) -> Song:
     """Read the bass and drums of a MIDI file; HybridsepError, the reason alone, if it is broken, absurd or lacks either."""
     if not content.startswith(b"MThd"):
@@ -182,18 +167,16 @@ def read_song(name: str, content: bytes) -> Song:
         "bass": [t for t in timed.tracks if t.notes and not t.is_drum and t.program in BASSES],
         "drums": [t for t in timed.tracks if t.notes and t.is_drum],
     }
+    notes = {}
     for stem, found in tracks.items():
         if (count := sum(len(t.notes) for t in found)) > MOST_NOTES:
             raise HybridsepError(f"{count} notes of {stem}: no song has more than {MOST_NOTES}")
-    notes = {}
-    for stem, found in tracks.items():
         heard = sorted([n for t in found for n in _notes(t)][::-1], key=lambda n: n.gain * n.velocity**2)
         # What two tracks play as one is kept once, the louder.
         notes[stem] = sorted({(round(n.start, 3), n.key): n for n in heard}.values())
     if silent := [stem for stem, found in notes.items() if not found]:
         raise HybridsepError(f"no {' and no '.join(silent)}")
-    programs = {stem: max(found, key=lambda t: len(t.notes)).program for stem, found in tracks.items()}
-    return Song(name, notes, programs)
+    return Song(name, notes, {s: max(found, key=lambda t: len(t.notes)).program for s, found in tracks.items()})
 
 
 def _notes(track: TrackSecond) -> Iterator[Note]:
@@ -220,7 +203,7 @@ def _held(changes: list[tuple[float, int]], times: np.ndarray, at_first: float) 
     return np.concatenate([[at_first], values])[np.searchsorted(when, times, side="right")]
 
 
-def _bends(wheel: list[tuple[float, float]], start: float, end: float) -> tuple[tuple[float, float], ...]:
+def _bends(wheel: list[tuple[float, float]], start: float, end: float) -> Bends:
     """Return what the pitch wheel does during a note, at most 64 points; nothing if it rests in the middle."""
     before = [bend for time, bend in wheel if time <= start][-1:] or [0.0]
     during = [(float(time - start), float(bend)) for time, bend in wheel if start < time < end]
@@ -253,11 +236,10 @@ def _midi_files(folder: Path) -> dict[str, Path]:
     return {file.relative_to(folder).as_posix().removesuffix(".mid"): file for file in files}
 
 
-def _look(name: str, file: Path, seconds: float) -> tuple[str, str]:
+def _look(file: Path, seconds: float) -> tuple[str, str]:
     """Return the fingerprint of a song, or "" and the reason why it cannot be used."""
     try:
-        song = read_song(name, file.read_bytes())
-        places(song, seconds)
+        places(song := read_song("", file.read_bytes()), seconds)
         return song.fingerprint, ""
     except (HybridsepError, OSError) as error:
         return "", str(error)
@@ -280,43 +262,33 @@ def draw_variant(song: Song, number: int, recipe: Recipe) -> Variant:
     own = {stem: p if p in choices[stem] else choices[stem][0] for stem, p in song.programs.items()}
     transposition = 0 if written else int(draw.integers(-4, 5))
     lowest = np.percentile([n.key for n in song.notes["bass"]], 10)
+
+    def sometimes(names: Collection[str], share: float) -> str:
+        chance, name = draw.random(), list(names)[draw.integers(len(names))]
+        return name if training and not written and chance < share else ""
+
     return Variant(
         song.name, number, recipe.seed, start, round(min(recipe.seconds, (song.seconds - start) / tempo), 3), tempo,
         abs(transposition) if lowest + transposition < 24 else transposition,
         {stem: font.name for stem, font in fonts.items()}, own if written else drawn,
         {stem: round(float(LEVEL_DBFS + draw.uniform(-LEVEL_SPREAD, LEVEL_SPREAD)), 2) for stem in STEMS},
-        {stem: _drawn(draw, list(EFFECTS), EFFECT_SHARE if training and not written else 0.0) for stem in STEMS},
-        {stem: _drawn(draw, list(TIMBRES[stem]), recipe.variety if training and not written else 0.0) for stem in STEMS},
+        {stem: sometimes(EFFECTS, EFFECT_SHARE) for stem in STEMS},
+        {stem: sometimes(TIMBRES[stem], recipe.variety) for stem in STEMS},
     )  # fmt: skip
 
 
-def _drawn(draw: np.random.Generator, names: list[str], share: float) -> str:
-    """Return one of the names with probability `share`, or ""."""
-    chance, name = draw.random(), names[draw.integers(len(names))]
-    return name if chance < share else ""
-
-
-def render_variant(
-    song: Song, variant: Variant, soundfonts: tuple[Path, ...], sample_rate: int
-) -> dict[str, np.ndarray]:
-    """Play a variant with `soundfonts`, which are found by their names; HybridsepError if one is not given or a stem is silent.
-
-    Each stem is mono float32 [samples], at its level and within +-0.95.
-    """
-    fonts = {font.name: font for font in soundfonts}
+def render_variant(song: Song, variant: Variant, fonts: tuple[Path, ...], sample_rate: int) -> dict[str, np.ndarray]:
+    """Return stems, float32 [samples] at their levels and within +-0.95; HybridsepError if a stem is silent."""
+    files = {font.name: font for font in fonts}
     stems = {}
     for stem in STEMS:
-        if variant.soundfonts[stem] not in fonts:
-            raise HybridsepError(f"variant {variant.number} of {song.name} needs {variant.soundfonts[stem]}")
         draw = draws(variant.seed, variant.song, variant.number, stem)
+        bank = DRUM_BANK if stem == "drums" else 0
+        voice = font_voice(files[variant.soundfonts[stem]], bank, variant.programs[stem], sample_rate)
         if variant.timbres[stem]:
-            voice = random_voice(stem, variant.timbres[stem], soundfonts, sample_rate, draw)
-        else:
-            bank = DRUM_BANK if stem == "drums" else 0
-            voice = font_voice(fonts[variant.soundfonts[stem]], bank, variant.programs[stem], sample_rate)
-        notes = _heard_notes(song, variant, stem)
-        samples = play(notes, voice, variant.seconds + LEAD_IN, sample_rate, stem == "drums")
-        samples = samples[round(LEAD_IN * sample_rate) :]
+            voice = random_voice(stem, variant.timbres[stem], fonts, sample_rate, draw)
+        notes, seconds = _heard_notes(song, variant, stem), variant.seconds + LEAD_IN
+        samples = play(notes, voice, seconds, sample_rate, stem == "drums")[round(LEAD_IN * sample_rate) :]
         if variant.timbres[stem]:
             samples = colour(samples, sample_rate, draw)
         if variant.effects[stem]:
@@ -335,29 +307,28 @@ def _heard_notes(song: Song, variant: Variant, stem: str) -> list[Note]:
     """Return the notes of a stem that a variant's excerpt plays, in seconds from LEAD_IN before it."""
     shift = variant.transposition if stem == "bass" else 0
     heard = []
-    for note in song.notes[stem]:
-        start = (note.start - variant.start) / variant.tempo + LEAD_IN
+    for start, duration, key, velocity, gain, bends in song.notes[stem]:
+        start = (start - variant.start) / variant.tempo + LEAD_IN
         if 0 <= start < variant.seconds + LEAD_IN:
-            bends = tuple((time / variant.tempo, bend) for time, bend in note.bends)
-            key = min(127, max(0, note.key + shift))
-            heard.append(note._replace(start=start, duration=note.duration / variant.tempo, key=key, bends=bends))
+            bends = tuple((time / variant.tempo, bend) for time, bend in bends)
+            heard.append(Note(start, duration / variant.tempo, min(127, max(0, key + shift)), velocity, gain, bends))
     return heard
 
 
 def _make_tracks(out: Path, name: str, file: Path, recipe: Recipe) -> list[tuple[str, str]]:
     """Make the variants of a song that are not there yet; return (file, reason) of those that could not be made."""
     song, refused = read_song(name, file.read_bytes()), []
+    slug, digest = re.sub(r"[^A-Za-z0-9]+", "-", name)[-40:].strip("-"), hashlib.sha256(name.encode()).hexdigest()[:6]
     for number in range(recipe.variants):
-        target = track_folder(out, name, number)
+        target = out / split_of(name) / f"Track_{slug}_{digest}_{number:02d}"
         if (target / "metadata.yaml").is_file():
             continue
         variant = draw_variant(song, number, recipe)
         try:
             stems = render_variant(song, variant, recipe.soundfonts, recipe.sample_rate)
+            write_track(target, list(stems.values()), recipe.sample_rate, {}, partial(_describe, song, variant))
         except HybridsepError as error:
             refused.append((f"{name} variant {number}", str(error)))
-            continue
-        write_track(target, list(stems.values()), recipe.sample_rate, {}, partial(_describe, song, variant))
     return refused
 
 
@@ -376,10 +347,9 @@ def _describe(song: Song, variant: Variant, _: float) -> dict:
 
 def _check(recipe: Recipe) -> None:
     if recipe.seconds < SHORTEST or recipe.variants < 1 or recipe.seed < 0 or recipe.sample_rate < 8000:
-        raise HybridsepError(
-            f"songs take seconds >= {SHORTEST:g}, variants >= 1, seed >= 0 and sample_rate >= 8000, "
-            f"got {recipe.seconds:g}, {recipe.variants}, {recipe.seed} and {recipe.sample_rate}"
-        )
+        least = f"seconds >= {SHORTEST:g}, variants >= 1, seed >= 0 and sample_rate >= 8000"
+        got = f"{recipe.seconds:g}, {recipe.variants}, {recipe.seed} and {recipe.sample_rate}"
+        raise HybridsepError(f"songs take {least}, got {got}")
     if not 0 <= recipe.variety <= 1:
         raise HybridsepError(f"variety is a share from 0 to 1, got {recipe.variety:g}")
     if not recipe.soundfonts or len({font.name for font in recipe.soundfonts}) < len(recipe.soundfonts):

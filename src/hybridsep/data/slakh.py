@@ -1,9 +1,8 @@
-"""Reader of song collections in the layout of Slakh2100: MiniSlakh, Slakh2100-redux and BabySlakh alike.
+"""Reader of song collections in the layout of Slakh2100 (Manilow et al. 2019, "Cutting music source separation some Slakh", WASPAA).
 
     ROOT/{train,validation,test}/TrackNNNNN/{metadata.yaml, stems/SNN.flac, mix.flac}
 
 BabySlakh keeps its tracks directly under ROOT and its stems as .wav; all of them count as split "train".
-Source: Manilow et al. 2019, "Cutting music source separation some Slakh" (WASPAA).
 """
 
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import yaml
 from scipy.signal import resample_poly
 
 from hybridsep.core.errors import HybridsepError
+from hybridsep.data.effects import overlay
 
 SPLITS = ("train", "validation", "test")
 
@@ -47,21 +47,19 @@ class Track(NamedTuple):
 def read_tracks(root: Path, split: str | None = None) -> list[Track]:
     """List the tracks of a split, or all, sorted by name; without stems that were never rendered or whose file is missing.
 
-    Raises:
-        FileNotFoundError: `root` is no folder.
-        HybridsepError: an unknown split, no tracks at all, or a malformed metadata.yaml.
+    FileNotFoundError: `root` is no folder. HybridsepError: an unknown split, no tracks at all, or a malformed metadata.yaml.
     """
     root = Path(root)
     if split is not None and split not in SPLITS:
         raise HybridsepError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
     if not root.is_dir():
         raise FileNotFoundError(f"no data folder at {root}")
-    found = [(name, path) for name in SPLITS for path in (root / name).glob("Track*/")]
-    found += [("train", path) for path in root.glob("Track*/")]
+    found = [(path, name) for name in SPLITS for path in (root / name).glob("Track*/")]
+    found += [(path, "train") for path in root.glob("Track*/")]
     if not found:
         raise HybridsepError(f"no tracks in {root}: expected {root}/train/Track00001/metadata.yaml and the like")
-    found.sort(key=lambda item: item[1].name)
-    return [_read_track(path, name) for name, path in found if split in (None, name)]
+    found.sort(key=lambda item: item[0].name)
+    return [_read_track(*place) for place in found if split in (None, place[1])]
 
 
 def track_sources(track: Track, source_classes: dict[str, str]) -> dict[str, list[Stem]]:
@@ -74,11 +72,7 @@ def load_source(track: Track, inst_class: str, sample_rate: int) -> np.ndarray:
     stems = [stem for stem in track.stems if stem.inst_class == inst_class]
     if not stems:
         raise HybridsepError(f"{track.path} has no stem of class {inst_class!r}")
-    parts = [read_mono(stem.path, sample_rate) for stem in stems]
-    total = np.zeros(max(map(len, parts)), dtype=np.float32)
-    for part in parts:
-        total[: len(part)] += part
-    return total
+    return overlay([read_mono(stem.path, sample_rate) for stem in stems])
 
 
 def parse_metadata(content: bytes, file: Path | str) -> dict:

@@ -1,7 +1,4 @@
-"""Plays SoundFont 2 files, as symusic's synthesiser ignores velocity, pitch bends and decays: a snare lasts 10 ms in it, a tom never ends.
-
-Source: SoundFont Technical Specification 2.04, chapters 7 to 9.
-"""
+"""Plays SoundFont 2 files (Technical Specification 2.04, chapters 7 to 9); symusic's synthesiser ignores velocity, bends and decays."""
 
 import mmap
 import struct
@@ -15,7 +12,7 @@ import numpy as np
 from scipy.signal import resample_poly
 
 from hybridsep.core.errors import HybridsepError
-from hybridsep.data.effects import low_pass
+from hybridsep.data.effects import overlay, two_poles
 
 DRUM_BANK = 128
 BASSES = range(32, 40)  # General MIDI programs, counted from 0
@@ -29,12 +26,14 @@ _DEFAULTS = {
 }  # fmt: skip
 _KEY_RANGE, _VELOCITY_RANGE, _INSTRUMENT, _SAMPLE = 43, 44, 41, 53
 
+Bends = tuple[tuple[float, float], ...]  # (second, semitones) of a pitch wheel
+Change = tuple[tuple[int, int], ...]  # (number, amount) to be added to a font's generators
+
 
 class Strike(NamedTuple):
     """What to play: a key of a preset, held for so many seconds at most; `tuning` and `slide` in semitones, `rate` in Hz.
 
-    The pitch begins `slide` semitones off and reaches the key after `slide_seconds`; `bends` are (second, semitones) of a pitch wheel
-    instead. `change` is added to the font's generators: (number, amount).
+    The pitch begins `slide` semitones off and reaches the key after `slide_seconds`, or follows `bends`. `soundfont`: MiniSlakh's if None.
     """
 
     bank: int
@@ -47,8 +46,8 @@ class Strike(NamedTuple):
     slide: float = 0.0
     slide_seconds: float = 0.0
     soundfont: Path | None = None
-    bends: tuple[tuple[float, float], ...] = ()
-    change: tuple[tuple[int, int], ...] = ()
+    bends: Bends = ()
+    change: Change = ()
 
 
 class Tone(NamedTuple):
@@ -98,8 +97,9 @@ def presets(soundfont: Path) -> dict[str, list[int]]:
     known = load_soundfont(soundfont).presets
     basses, kits = [p for p in BASSES if known.get((0, p))], sorted(p for bank, p in known if bank == DRUM_BANK)
     if not basses or not kits:
-        lacking = "no General MIDI basses (bank 0, programs 32 to 39) or no drum kit (bank 128)"
-        raise HybridsepError(f"{soundfont} has {lacking}")
+        raise HybridsepError(
+            f"{soundfont} has no General MIDI basses (bank 0, programs 32 to 39) or no drum kit (bank 128)"
+        )
     return {"bass": basses, "drums": kits, "all": sorted(p for bank, p in known if bank == 0)}
 
 
@@ -134,8 +134,8 @@ def _read_zones(bags: memoryview, generators: memoryview, starts: list[int]) -> 
     return everything
 
 
-def _covers(zone: dict, key: int, velocity: int) -> bool:
-    pairs = ((zone.get(_KEY_RANGE, 0x7F00), key), (zone.get(_VELOCITY_RANGE, 0x7F00), velocity))
+def _covers(zone: dict, strike: Strike) -> bool:
+    pairs = ((zone.get(_KEY_RANGE, 0x7F00), strike.key), (zone.get(_VELOCITY_RANGE, 0x7F00), strike.velocity))
     return all(bounds & 0xFF <= value <= (bounds >> 8) & 0xFF for bounds, value in pairs)
 
 
@@ -147,16 +147,13 @@ def hold(strike: Strike) -> Tone:
     layers = [
         (zone, {g: zone.get(g, default) + preset.get(g, 0) + change.get(g, 0) for g, default in _DEFAULTS.items()})
         for preset in font.presets.get((strike.bank, strike.program), [])
-        if _INSTRUMENT in preset and _covers(preset, strike.key, strike.velocity)
+        if _INSTRUMENT in preset and _covers(preset, strike)
         for zone in font.instruments[preset[_INSTRUMENT]]
-        if _SAMPLE in zone and _covers(zone, strike.key, strike.velocity)
+        if _SAMPLE in zone and _covers(zone, strike)
     ]
     if not layers:
         raise HybridsepError(f"the SoundFont has no key {strike.key} in bank {strike.bank}, program {strike.program}")
-    waves = [_play_layer(font, zone[_SAMPLE], total, strike) for zone, total in layers]
-    samples = np.zeros(max(map(len, waves)), dtype=np.float32)
-    for wave in waves:
-        samples[: len(wave)] += wave
+    samples = overlay([_play_layer(font, zone[_SAMPLE], total, strike) for zone, total in layers])
     if len(samples) >= round(strike.seconds * strike.rate):  # it would sound longer
         end = len(samples) // 10
         samples[-end:] *= np.linspace(1, 0, end, dtype=np.float32)
@@ -191,10 +188,8 @@ def _play_layer(font: SoundFont, sample: int, zone: dict, strike: Strike) -> np.
     times = np.arange(count) / (2 * rate)
     place = speed * np.arange(count)
     if slide or strike.bends:
-        if slide:
-            bend = slide * np.clip(1 - times / strike.slide_seconds, 0, 1)
-        else:
-            bend = np.interp(times, *np.transpose(strike.bends))
+        wheel = np.interp(times, *np.transpose(strike.bends or [(0, 0)]))
+        bend = slide * np.clip(1 - times / strike.slide_seconds, 0, 1) if slide else wheel
         place = np.concatenate([[0.0], np.cumsum(speed * 2.0 ** (bend[:-1] / 12))])
     if looped:
         first = loop_begin - begin
@@ -218,18 +213,17 @@ def _filter(x: np.ndarray, zone: dict, times: np.ndarray, velocity: int, rate: i
     # Softer notes are duller by up to an octave, half of what the standard's default modulator asks for.
     dull = 1200 * (1 - velocity / 127)
     sustain = min(1.0, max(0.0, 1 - zone[29] / 1000))
-    opened = _closed(x, zone[8] + zone[11] - dull, rate)
+
+    def closed(cents: float) -> np.ndarray:
+        hertz = 8.176 * 2.0 ** (cents / 1200)
+        return x if hertz > 0.45 * rate else two_poles(x, rate, round(max(hertz, 40.0), 2))
+
+    opened = closed(zone[8] + zone[11] - dull)
     if sustain == 1.0 or zone[11] == 0:
         return opened
-    settled = _closed(x, zone[8] + zone[11] * sustain - dull, rate)
     falling = max(_seconds(zone[28]) * (1 - sustain), 1e-3)
     share = np.clip(1 - (times - _seconds(zone[27])) / falling, 0, 1)
-    return opened * share + settled * (1 - share)
-
-
-def _closed(x: np.ndarray, cents: float, rate: int) -> np.ndarray:
-    hertz = 8.176 * 2.0 ** (cents / 1200)
-    return x if hertz > 0.45 * rate else low_pass(x, rate, round(max(hertz, 40.0), 2))
+    return opened * share + closed(zone[8] + zone[11] * sustain - dull) * (1 - share)
 
 
 class Note(NamedTuple):
@@ -240,19 +234,17 @@ class Note(NamedTuple):
     key: int
     velocity: int
     gain: float = 1.0
-    bends: tuple[tuple[float, float], ...] = ()
+    bends: Bends = ()
 
 
 #: Plays (key, velocity, seconds held at most, bends); None where there is no such key.
-Voice = Callable[[int, int, float, tuple[tuple[float, float], ...]], Tone | None]
+Voice = Callable[[int, int, float, Bends], Tone | None]
 
 
-def font_voice(
-    soundfont: Path, bank: int, program: int, rate: int, change: tuple[tuple[int, int], ...] = (), tuning: float = 0.0
-) -> Voice:
+def font_voice(soundfont: Path, bank: int, program: int, rate: int, change: Change = (), tuning: float = 0.0) -> Voice:
     """Return the voice of a preset at `rate` Hz; `change` and `tuning` as in Strike."""
 
-    def voice(key: int, velocity: int, seconds: float, bends: tuple[tuple[float, float], ...]) -> Tone | None:
+    def voice(key: int, velocity: int, seconds: float, bends: Bends) -> Tone | None:
         strike = Strike(bank, program, key, velocity, rate, seconds, tuning, 0.0, 0.0, soundfont, bends, change)
         try:
             return hold.__wrapped__(strike)

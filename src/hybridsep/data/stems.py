@@ -46,11 +46,6 @@ class StemSet:
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
-    def seconds(self) -> float:
-        """Length of all songs together, in seconds."""
-        return sum(self.lengths) / self.sample_rate
-
     def crop(self, source: int, track: int, start: int, length: int) -> Tensor:
         """Read samples [start, start + length) of one track's source, float32 [length]."""
         first = self.starts[track] + start
@@ -67,16 +62,12 @@ class StemSet:
     def random_pairs(self, count: int, length: int, generator: torch.Generator) -> Tensor:
         """Draw one crop per source, each at a random gain within ± GAIN_DB / 2, float32 [P, count, length].
 
-        The first of the pairs, as many as `pairing` says, come from one place of one song each, the rest from independent places:
-        the method needs no true mixtures, and more pairs are seen this way.
+        The first of the pairs, as many as `pairing` says, come from one place of one song each, the rest from independent places.
         """
         same = round(count * SAME_SONG_SHARES[self.pairing])
-        places = self._places(count, length, generator)
-        crops = []
-        for source in range(len(self.audio)):
-            if source > 0:
-                places = places[:same] + self._places(count, length, generator)[same:]
-            crops.append(torch.stack([self.crop(source, *place, length) for place in places]))
+        drawn = [self._places(count, length, generator) for _ in self.audio]
+        pairs = [drawn[0][:same] + places[same:] for places in drawn]
+        crops = [torch.stack([self.crop(p, *place, length) for place in places]) for p, places in enumerate(pairs)]
         gains = (torch.rand(len(crops), count, 1, generator=generator) - 0.5) * GAIN_DB
         return torch.stack(crops) * 10 ** (gains / 20)
 
@@ -101,15 +92,11 @@ def build_stems(
     """Read every track of `split` that has all `sources`, and write them to `out` as one memory-mappable array at `rate` Hz.
 
     A track's sources are scaled together so that their mixture has the RMS level MIXTURE_RMS, as any mixture to separate will be.
-
     On a share `effects` of the stems of split "train" a random sound effect is laid, each by itself (see `vary`), drawn from `seed` and
     the track's name. HybridsepError if no track of the split has all sources.
     """
     found = [track for root in roots for track in read_tracks(root, split)]
     tracks = [track for track in found if all(track_sources(track, sources).values())]
-    where = " and ".join(map(str, roots))
-    if not tracks:
-        raise HybridsepError(f"no track of split '{split}' in {where} has all of {', '.join(sources.values())}")
     share = effects if split == "train" else 0.0
     names, lengths = [], []
     out.mkdir(parents=True, exist_ok=True)
@@ -131,7 +118,8 @@ def build_stems(
                 names.append(track.name)
                 lengths.append(length)
         if not names:
-            raise HybridsepError(f"every track of split '{split}' in {where} is empty")
+            where, wanted = " and ".join(map(str, roots)), ", ".join(sources.values())
+            raise HybridsepError(f"no track of split '{split}' in {where} has all of {wanted}, and any sound in them")
         with (out / f"{split}.tmp.npy").open("wb") as file:
             header = {"descr": SAMPLE, "fortran_order": False, "shape": (len(parts), sum(lengths))}
             np.lib.format.write_array_header_1_0(file, header)

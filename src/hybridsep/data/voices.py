@@ -1,8 +1,6 @@
 """Timbres that no SoundFont has: changed and layered samples, other instruments as basses, and synthesisers for bass and drums.
 
 A voice is drawn once for a part of a song and then plays every key alike, in whatever order it is asked.
-
-Source of the plucked string: Karplus & Strong 1983, "Digital synthesis of plucked-string and drum timbres" (CMJ 7:2).
 """
 
 from collections.abc import Callable
@@ -12,8 +10,8 @@ import numpy as np
 from numpy.random import Generator
 from scipy.signal import lfilter, sosfilt
 
-from hybridsep.data.effects import as_loud_as, high_pass, low_pass, reverberate, tilt
-from hybridsep.data.soundfont import DRUM_BANK, Tone, Voice, font_voice, presets
+from hybridsep.data.effects import as_loud_as, overlay, reverberate, tilt, two_poles
+from hybridsep.data.soundfont import DRUM_BANK, Bends, Change, Tone, Voice, font_voice, presets
 
 #: Ways to draw a timbre, by stem; see `random_voice`.
 TIMBRES = {
@@ -50,10 +48,9 @@ def random_voice(stem: str, kind: str, soundfonts: tuple[Path, ...], rate: int, 
     if stem == "drums":
         parts = {group: _drum(group, kind, soundfonts, rate, draw) for group in GROUPS}
         keys = {key: parts[group] for group, members in GROUPS.items() for key in members}
-        return lambda key, *rest: keys[key](key, *rest) if key in keys else None
-    if kind in ("oscillators", "plucked"):
-        sound = _oscillators(draw) if kind == "oscillators" else _plucked(draw)
-        return _synthesised(sound, rate, draw, draw.uniform(0.001, 0.015), 0)
+        return lambda key, *rest: keys[key](key, *rest)
+    if sound := {"oscillators": _oscillators, "plucked": _plucked}.get(kind):
+        return _synthesised(sound(draw), rate, draw, draw.uniform(0.001, 0.015), 0)
     font = soundfonts[draw.integers(len(soundfonts))]
     programs = [p for p in OTHERS if kind == "other" and p in presets(font)["all"]] or presets(font)["bass"]
     voice = font_voice(font, 0, int(draw.choice(programs)), rate, _change(draw, 1500))
@@ -73,7 +70,7 @@ def colour(samples: np.ndarray, rate: int, draw: Generator) -> np.ndarray:
     return as_loud_as(samples, x)
 
 
-def _change(draw: Generator, latest: int) -> tuple[tuple[int, int], ...]:
+def _change(draw: Generator, latest: int) -> Change:
     """Draw what is added to a SoundFont's generators; the sample begins up to `latest` samples late."""
     ranges = {  # start; filter, its envelope and decay; attack, sustain, decay, release; cents
         0: (0, latest), 8: (-3000, 500), 11: (-1500, 2500), 28: (-1500, 1500), 34: (0, 4000), 37: (0, 600), 36: (-2400, 1200),
@@ -90,10 +87,7 @@ def _layered(first: Voice, second: Voice, share: float) -> Voice:
         one, two = first(*strike), second(*strike)
         if one is None or two is None or not one.samples.any():
             return one or two
-        samples = np.zeros(max(len(one.samples), len(two.samples)), dtype=np.float32)
-        samples[: len(one.samples)] += one.samples
-        samples[: len(two.samples)] += share * as_loud_as(one.samples, two.samples)
-        return one._replace(samples=samples)
+        return one._replace(samples=overlay([one.samples, share * as_loud_as(one.samples, two.samples)]))
 
     return layered
 
@@ -118,7 +112,7 @@ def _synthesised(sound: Sound, rate: int, draw: Generator, attack: float, exclus
     """Make a voice of a sound; every key has noise of its own. `attack` in seconds."""
     seed, release = int(draw.integers(2**31)), draw.uniform(0.05, 0.5)
 
-    def voice(key: int, velocity: int, seconds: float, bends: tuple[tuple[float, float], ...]) -> Tone:
+    def voice(key: int, velocity: int, seconds: float, bends: Bends) -> Tone:
         times = np.arange(round(seconds * rate)) / rate
         samples = sound(key, times, np.random.default_rng((seed, key)).standard_normal(len(times)))
         if bends:  # played as a tape that runs faster and slower
@@ -154,7 +148,7 @@ def _oscillators(draw: Generator) -> Sound:
 
 
 def _plucked(draw: Generator) -> Sound:
-    """A string of Karplus and Strong, plucked at a drawn place by a finger or a plectrum."""
+    """A string plucked somewhere by finger or plectrum. Source: Karplus & Strong 1983, "Digital synthesis of plucked-string ..." (CMJ 7:2)."""
     place, dull = draw.uniform(0.05, 0.45), np.exp(draw.uniform(np.log(2), np.log(12)))
     half_life = draw.uniform(0.2, 2.0)
 
@@ -163,7 +157,7 @@ def _plucked(draw: Generator) -> Sound:
         length, part = divmod(rate / hertz - 1, 1)  # the loop's own low-pass delays by a sample
         burst = np.where(np.arange(len(t)) < length, noise, 0.0)
         cutoff = min(dull * hertz, 0.4 * rate)
-        pluck = low_pass(low_pass(burst - np.roll(burst, max(1, int(place * length))), rate, cutoff), rate, cutoff)
+        pluck = two_poles(two_poles(burst - np.roll(burst, max(1, int(place * length))), rate, cutoff), rate, cutoff)
         loop = 0.5 ** (1 / (half_life * hertz)) * np.convolve([1 - part, part], [0.25, 0.5, 0.25])
         x = lfilter([1.0], np.concatenate([[1.0], np.zeros(int(length) - 1), -loop]), pluck)
         return 0.3 * x / max(float(np.abs(x).max()), 1e-9)
@@ -184,7 +178,7 @@ def _struck(group: str, draw: Generator) -> Sound:
         phase = np.outer(ratios, hertz * higher * (t + above * falling * (1 - np.exp(-t / falling))))
         body = weights @ np.tanh(drive * np.sin(2 * np.pi * phase)) / weights.sum() * np.exp(-t / tone)
         mixed = (1 - share) * 0.7 * body + share * 0.4 * noise * np.exp(-t / hiss)
-        return high_pass(mixed, 1 / t[1], min(lowest, 0.3 / t[1]))
+        return two_poles(mixed, 1 / t[1], min(lowest, 0.3 / t[1]), "highpass")
 
     return sound
 

@@ -40,12 +40,10 @@ def claim_folder(out: Path, file: str, settings: dict) -> None:
         path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def write_track(
-    target: Path, stems: Sequence[np.ndarray], sample_rate: int, scores: Mapping, describe: Callable[[float], dict]
-) -> None:
+def write_track(target: Path, stems: Sequence[np.ndarray], rate: int, scores: Mapping, describe: Callable) -> None:
     """Write one track and its mix in a temporary folder, and move it into place whole.
 
-    `stems`, mono float32 [samples] each, are written as S00, S01, ... in 16-bit FLAC, `scores` of symusic by names such as "MIDI/S00";
+    `stems`, mono float32 [samples] at `rate` Hz, become S00, S01, ... in 16-bit FLAC, `scores` of symusic have names such as "MIDI/S00";
     `describe` returns what metadata.yaml says besides where files lie, given the gain of the mix.
     """
     mix = np.add.reduce(stems)
@@ -57,7 +55,7 @@ def write_track(
         for name in ("stems", "MIDI"):
             (work / name).mkdir(parents=True)
         for name, samples in [("mix", mix * gain), *((f"stems/S{i:02d}", stem) for i, stem in enumerate(stems))]:
-            soundfile.write(work / f"{name}.flac", samples, sample_rate, subtype="PCM_16", format="FLAC")
+            soundfile.write(work / f"{name}.flac", samples, rate, subtype="PCM_16", format="FLAC")
         for name, score in scores.items():
             score.dump_midi(str(work / f"{name}.mid"))
         text = yaml.safe_dump({**places, **describe(gain)}, default_flow_style=False)
@@ -74,9 +72,7 @@ def write_table(path: Path, rows: Iterable[Iterable]) -> None:
 
 def in_processes(jobs: Sequence[Callable], what: str, workers: int | None, at_least: int, progress=True) -> Iterator:
     """Call `jobs`, in several processes if there are `at_least` so many, and yield what they return in their order."""
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    results: Iterable = (job() for job in jobs)
-    if workers > 1 and len(jobs) >= at_least:
-        # joblib's are fresh processes: a fork would freeze on the caller's threads, spawn would run its script again
-        results = joblib.Parallel(workers, return_as="generator")(joblib.delayed(job)() for job in jobs)
+    workers = min(workers or os.cpu_count() or 1, len(jobs)) if len(jobs) >= at_least else 1
+    # joblib's are fresh processes: a fork would freeze on the caller's threads, spawn would run its script again
+    results = joblib.Parallel(workers, return_as="generator")(joblib.delayed(job)() for job in jobs)
     yield from tqdm(results, total=len(jobs), desc=what, disable=not (progress and jobs))

@@ -1,7 +1,4 @@
-"""Composition of songs for bass, drums and piano as notes, each from (seed, index) alone.
-
-Nothing here makes sound. Time inside a bar is counted in steps (see `styles`), the finished notes are in seconds.
-"""
+"""Composition of songs for bass, drums and piano, each from (seed, index) alone: steps of a bar (see `styles`) become notes in seconds."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 
 from . import styles as gm
-from .styles import BASS_RHYTHMS, CHORDS, COMPING, KEYS, PROGRESSIONS, SCALES, STYLES, Style
+from .styles import CHORDS, KEYS, STYLES, Style
 
 #: Raised whenever the same (seed, index) would give another song or another sound.
 COMPOSER_VERSION = 4
@@ -131,9 +128,8 @@ def compose_song(seed: int, index: int, seconds: float) -> Song:
     """Compose song `index` >= 0 of the collection `seed` >= 0, at least 1 second long; it depends on no other song."""
     if seed < 0 or index < 0 or not seconds >= 1:
         raise ValueError(f"a song takes seed and index >= 0 and seconds >= 1, got {seed}, {index} and {seconds}")
-    rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(index,)))
-    name = str(rng.choice(list(STYLES)))
-    style = _cross_over(STYLES[name], rng)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
+    style = _cross_over(STYLES[name := str(rng.choice(list(STYLES)))], rng)
     slowest, fastest = style.tempo
     tempo = round(float(np.clip(rng.triangular(slowest - 4, (slowest + fastest) / 2, fastest + 4), 70, 180)), 2)
     feel = _draw_feel(style, tempo, rng)
@@ -146,14 +142,14 @@ def compose_song(seed: int, index: int, seconds: float) -> Song:
     for number, bar in enumerate(bars):
         kicks, hits = _play_drums(bar, feel, rng)
         drums += [] if bar.rests == "drums" else _perform(hits, number, feel, bar.intensity, rng)
-        line = _play_bass(bar, feel, kicks, tonic, SCALES[mode], rng)
+        line = _play_bass(bar, feel, kicks, tonic, gm.SCALES[mode], rng)
         bass += [] if bar.rests == "bass" else _perform(line, number, feel, bar.intensity, rng)
     parts = {
         "bass": Part(_one_at_a_time(bass, seconds), bass_program, _draw_sound("bass", rng)),
         "drums": Part(_within(drums, seconds), drum_kit, _draw_sound("drums", rng)),
     }
     # The piano came later: dice of its own leave the other parts as they were.
-    rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(index, 2)))
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index, 2)))
     program = int(rng.choice(list(gm.PIANOS)))
     parts["piano"] = Part(_within(_play_piano(bars, feel, tonic, rng), seconds), program, _draw_sound("piano", rng))
     return Song(index, seed, float(seconds), name, tempo, style.meter, f"{KEYS[tonic]} {mode}", parts)
@@ -220,16 +216,15 @@ def _plan_bars(style: Style, feel: Feel, mode: str, count: int, rng: Generator) 
     while len(bars) < count:
         letter = letters[(len(bars) // length) % 4]
         if letter not in known:
-            groove, chords = _draw_groove(style, feel, rng), _draw_chords(mode, feel, rng)
-            known[letter] = groove, chords, float(rng.uniform(0.75, 1.05))
+            known[letter] = _draw_groove(style, feel, rng), _draw_chords(mode, feel, rng), rng.uniform(0.75, 1.05)
         bars += _plan_section(*known[letter], length, feel, rng)
     bars = bars[:count]
     longest = max(1, min(2, int(3.2 / bar_seconds)))  # bars of a rest
-    left = {"bass": int(0.1 * len(bars)), "drums": int(0.1 * len(bars))}
+    left = dict.fromkeys(("bass", "drums"), int(0.1 * count))
     number = int(rng.integers(0, 4))
-    while number < len(bars):
+    while number < count:
         who = str(rng.choice(["bass", "drums"]))
-        length = min(int(rng.integers(1, longest + 1)), left[who], len(bars) - number)
+        length = min(int(rng.integers(1, longest + 1)), left[who], count - number)
         if length and rng.random() < 0.5:
             bars[number : number + length] = [bar._replace(rests=who) for bar in bars[number : number + length]]
             left[who] -= length
@@ -243,16 +238,15 @@ def _plan_section(groove: Groove, chords: list, intensity: float, length: int, f
     for number in range(length):
         here, following = chords[number % len(chords)], chords[(number + 1) % len(chords)]
         chance = lively if number == length - 1 else 0.12
-        fill = int(feel.pulse * rng.choice([0.5, 1, 1, 2, 2, 4])) if rng.random() < chance else 0
+        fill = min(int(feel.pulse * rng.choice([0.5, 1, 1, 2, 2, 4])), feel.steps) if rng.random() < chance else 0
         crash = number == 0 and rng.random() < 0.8
-        loud = intensity * rng.uniform(0.97, 1.03)
-        bars.append(Bar(groove, tuple(here), following[0][1], loud, crash, min(fill, feel.steps)))
+        bars.append(Bar(groove, tuple(here), following[0][1], intensity * rng.uniform(0.97, 1.03), crash, fill))
     return bars
 
 
 def _draw_chords(mode: str, feel: Feel, rng: Generator) -> list[list[Chord]]:
     """Return the chords of each bar, at a drawn harmonic rhythm."""
-    chords = [(int(r), c) for r, c in (item.split(":") for item in str(rng.choice(PROGRESSIONS[mode])).split())]
+    chords = [(int(r), c) for r, c in (item.split(":") for item in str(rng.choice(gm.PROGRESSIONS[mode])).split())]
     pace = rng.choice([0.5, 1, 2], p=[0.22, 0.6, 0.18])
     if pace == 0.5 and len(chords) % 2 == 0:
         half = feel.steps // 2 if feel.steps % (2 * feel.pulse) == 0 else 2 * feel.pulse
@@ -319,11 +313,10 @@ def _play_drums(bar: Bar, feel: Feel, rng: Generator) -> tuple[list[int], list[H
     groove, steps = bar.groove, feel.steps
     fill_from = steps - bar.fill_steps
     struck = {name: np.flatnonzero(rng.random(steps) < grid).tolist() for name, grid in groove.grids.items()}
-    kicks, snares = struck["kick"], struck["snare"]
-    hits = [Hit(s, 2, groove.kick_key, _weight(s, feel, 0.8), "kick") for s in kicks if s < fill_from]
-    hits += [Hit(s, 2, groove.snare_key, 0.85, "snare") for s in snares if s < fill_from]
+    hits = [Hit(s, 2, groove.kick_key, _weight(s, feel, 0.8), "kick") for s in struck["kick"] if s < fill_from]
+    hits += [Hit(s, 2, groove.snare_key, 0.85, "snare") for s in struck["snare"] if s < fill_from]
     if groove.snare_key in (gm.SNARE, gm.SNARE_2):
-        free = [s for s in struck["ghost"] if s not in {*snares, *kicks} and s < fill_from]
+        free = [s for s in struck["ghost"] if s not in struck["snare"] + struck["kick"] and s < fill_from]
         hits += [Hit(s, 1, gm.SNARE, float(rng.uniform(0.25, 0.45)), "snare") for s in free]
     # An opened hat rings until the next stroke on either hat closes it; of a ride the bell is struck instead.
     timekeeper, accented = groove.timekeeper, {*struck["open"]}
@@ -340,7 +333,7 @@ def _play_drums(bar: Bar, feel: Feel, rng: Generator) -> tuple[list[int], list[H
         hits.append(Hit(0, steps, crash, 0.9, "time"))
     if bar.fill_steps:
         hits += _play_fill(fill_from, bar.fill_steps, feel, rng)
-    return kicks, hits
+    return struck["kick"], hits
 
 
 def _weight(step: int, feel: Feel, level: float) -> float:
@@ -380,8 +373,7 @@ def _play_bass(bar: Bar, feel: Feel, kicks: list[int], tonic: int, scale: tuple[
         # The chord that the note must lead to, if it is the last one before a change.
         change = next(((start, root) for start, root, _ in bar.chords if start > step), (feel.steps, bar.next_root))
         target = change[1] if until >= change[0] else None
-        degree = groove.riff.get(step, 0) if groove.rhythm == "riff" else int(rng.integers(-1, 5))
-        pitch = _choose_pitch(groove.pitches, step, chord, target, degree, scale, feel, rng)
+        pitch = _choose_pitch(groove, step, chord, target, scale, feel.pulse, rng)
         # Measured from the root, which lies in the octave above the register, and moved into the range by octaves.
         key = feel.register + (chord[1] + tonic - feel.register) % 12 + pitch - chord[1]
         key -= 12 * max(0, ceil((key - HIGHEST) / 12))
@@ -392,45 +384,34 @@ def _play_bass(bar: Bar, feel: Feel, kicks: list[int], tonic: int, scale: tuple[
 
 def _bass_steps(groove: Groove, feel: Feel, kicks: list[int], rng: Generator) -> list[int]:
     """Return the steps on which the bass plays, at least one."""
+    grids = gm.BASS_RHYTHMS[feel.grids]
+    # A line borrowed from another style may name a rhythm that this meter has not.
+    chances = dict(enumerate(_grid(grids.get(groove.rhythm, grids["quarters"]), feel.steps)))
     if groove.rhythm == "riff":
-        places = [s for s in groove.riff if rng.random() < 0.95]
+        chances = dict.fromkeys(groove.riff, 0.95)
     elif groove.rhythm == "kick":
-        places = [s for s in range(feel.steps) if rng.random() < (0.95 if s in kicks else 0.05)]
+        chances = {s: 0.95 if s in kicks else 0.05 for s in range(feel.steps)}
     elif groove.rhythm == "antikick":
-        places = [s for s in range(feel.steps) if s not in kicks and rng.random() < 0.7]
-    else:
-        grids = BASS_RHYTHMS[feel.grids]
-        # A line borrowed from another style may name a rhythm that this meter has not.
-        chances = _grid(grids.get(groove.rhythm, grids["quarters"]), feel.steps)
-        places = np.flatnonzero(rng.random(feel.steps) < chances).tolist()
-    return places or [0]
+        chances = {s: 0.7 for s in range(feel.steps) if s not in kicks}
+    return [step for step, chance in chances.items() if rng.random() < chance] or [0]
 
 
 def _choose_pitch(
-    kind: str,
-    step: int,
-    now: Chord,
-    target: int | None,
-    degree: int,
-    scale: tuple[int, ...],
-    feel: Feel,
-    rng: Generator,
+    groove: Groove, step: int, now: Chord, target: int | None, scale: tuple[int, ...], pulse: int, rng: Generator
 ) -> int:
-    """Return semitones above the tonic for one note of the line kind `kind`.
-
-    `target` is the root to lead to, if this is the last note before a change; `degree` where a riff or whim would go.
-    """
-    begin, root, chord = now
-    tones, beat = CHORDS[chord], (step - begin) // feel.pulse
+    """Return semitones above the tonic; `target` is the root to lead to, if this is the last note before a change."""
+    kind, (begin, root, chord) = groove.pitches, now
+    degree = groove.riff.get(step, 0) if groove.rhythm == "riff" else int(rng.integers(-1, 5))  # where a whim would go
+    tones, beat = CHORDS[chord], (step - begin) // pulse
     fifth, third = next((t for t in tones if t in (6, 7, 8)), 7), 4 if 4 in tones else 3
     if kind in ("root", "pedal", "slide", "glide"):
         octave = 12 * (rng.random() < {"root": 0.06, "pedal": 0.2, "slide": 0.04, "glide": 0.12}[kind])
         return (0 if kind == "pedal" else root) + octave
     if kind == "octave":
-        return root + 12 * ((step // max(1, feel.pulse // 2)) % 2 if rng.random() < 0.92 else 0)
+        return root + 12 * ((step // max(1, pulse // 2)) % 2 if rng.random() < 0.92 else 0)
     if kind == "boogie":
         figure = (0, third, 7, 9, 10, 9, 7, third)
-        return root + figure[((step * 2) // feel.pulse) % 8 if rng.random() < 0.9 else 0]
+        return root + figure[((step * 2) // pulse) % 8 if rng.random() < 0.9 else 0]
     if step == begin and kind != "scale":
         return root
     if target is not None and kind in ("walk", "approach", "funk", "chord", "scale") and rng.random() < 0.75:
@@ -468,7 +449,7 @@ def _play_piano(bars: list[Bar], feel: Feel, tonic: int, rng: Generator) -> list
     notes = []
     for number, bar in enumerate(bars):
         drawn = (
-            _settled(rng.choice(COMPING[feel.grids]), feel, rng),  # chances of each step
+            _settled(rng.choice(gm.COMPING[feel.grids]), feel, rng),  # chances of each step
             bool(rng.random() < 0.25),  # one key after the other
             int(rng.integers(PIANO_LOWEST, PIANO_HIGHEST - 12)),
             int(rng.choice([3, 3, 4])),  # keys of a chord at most
@@ -512,9 +493,8 @@ def _swung(step: float, feel: Feel) -> float:
 
 def _within(notes: list[Note], seconds: float) -> tuple[Note, ...]:
     """Keep what begins before the end, in order of time."""
-    kept = (n for n in notes if n.start < seconds - 0.02)
-    cut = (n._replace(duration=round(min(n.duration, seconds - n.start), 4)) for n in kept)
-    return tuple(sorted(cut, key=lambda n: (n.start, n.pitch, n.velocity)))
+    kept = sorted((n for n in notes if n.start < seconds - 0.02), key=lambda n: (n.start, n.pitch, n.velocity))
+    return tuple(n._replace(duration=round(min(n.duration, seconds - n.start), 4)) for n in kept)
 
 
 def _one_at_a_time(notes: list[Note], seconds: float) -> tuple[Note, ...]:

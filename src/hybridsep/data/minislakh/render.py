@@ -13,9 +13,10 @@ from symusic.core import ScoreTick
 
 from hybridsep.core.errors import HybridsepError
 from hybridsep.data import soundfont as sampler
-from hybridsep.data.effects import high_pass, saturate, tilt
+from hybridsep.data.effects import saturate, tilt, two_poles
 from hybridsep.data.slakh import split_by_index
-from hybridsep.data.soundfont import DRUM_BANK, LONGEST_NOTE, Strike, Tone, hold
+from hybridsep.data.soundfont import DRUM_BANK, LONGEST_NOTE, Bends, Strike, Tone, hold
+from hybridsep.data.voices import GROUPS
 from hybridsep.data.writing import PEAK, claim_folder, in_processes, write_track
 
 from . import styles as gm
@@ -31,12 +32,9 @@ PARTS = ("bass", "drums")
 CLASSES: dict[str, tuple[str, dict[int, str]]] = {
     "bass": ("Bass", gm.BASSES), "drums": ("Drums", {}), "piano": ("Piano", gm.PIANOS),
 }  # fmt: skip
-# Groups of percussion keys that are tuned and balanced together; the rest is "percussion".
-_GROUPS = {
-    "kick": (35, 36), "snare": (37, 38, 39, 40), "toms": gm.TOMS, "hats": (42, 44, 46),
-    "cymbals": (49, 51, 52, 53, 55, 57, 59),
-}  # fmt: skip
-_GROUP_OF = {pitch: name for name, pitches in _GROUPS.items() for pitch in pitches}
+# What is tuned and balanced together, by percussion key.
+_PLURALS = {"tom": "toms", "hat": "hats", "open": "hats", "cymbal": "cymbals"}
+_GROUP_OF = {key: _PLURALS.get(group, group) for group, keys in GROUPS.items() for key in keys}
 
 
 def make_minislakh(
@@ -51,22 +49,13 @@ def make_minislakh(
 ) -> Path:
     """Compose and render a collection in `out`, which is returned; what an earlier run has finished is kept.
 
-    Track i is the same, byte for byte, whatever `tracks` and `workers` are. Of every ten tracks seven are for
-    training, one for validation, two for testing.
-
-    Args:
-        seconds: length of a song.
-        workers: processes; as many as the machine has cores if None.
-        parts: which of "bass", "drums" and "piano" are heard, one stem each; a stem is the same whatever is beside it.
-
-    Raises:
-        HybridsepError: `out` holds a collection made with other settings, or other songs; or a senseless setting.
+    Track i is the same, byte for byte, whatever `tracks` and `workers` are, and a stem whatever other `parts` ("bass", "drums",
+    "piano") are beside it. Of every ten tracks seven are for training, one for validation, two for testing. HybridsepError:
+    `out` holds a collection made with other settings, or other songs; or a senseless setting.
     """
     if tracks < 1 or seconds < 1 or seed < 0 or sample_rate < 8000:
-        raise HybridsepError(
-            "MiniSlakh takes tracks >= 1, seconds >= 1, seed >= 0 and sample_rate >= 8000, "
-            f"got {tracks}, {seconds}, {seed} and {sample_rate}"
-        )
+        least = "tracks >= 1, seconds >= 1, seed >= 0 and sample_rate >= 8000"
+        raise HybridsepError(f"MiniSlakh takes {least}, got {tracks}, {seconds}, {seed} and {sample_rate}")
     out = Path(out)
     settings = {"composer": COMPOSER_VERSION, "seed": seed, "seconds": float(seconds), "sample_rate": sample_rate}
     claim_folder(out, "minislakh.json", settings if parts == PARTS else {**settings, "parts": list(parts)})
@@ -159,28 +148,24 @@ def _play_part(name: str, part: Part, seconds: float, rate: int, soundfont: Path
     """Add up the notes of one instrument, mono float32 [seconds * rate]."""
     tuning, balance = dict(part.sound.tuning), dict(part.sound.balance_db)
     drums = name == "drums"
-    bank = DRUM_BANK if drums else 0
 
     def group(key: int) -> str:
-        return _GROUP_OF.get(key, "percussion") if drums else name
+        return _GROUP_OF[key] if drums else name
 
-    def voice(key: int, velocity: int, held: float, bends: tuple[tuple[float, float], ...]) -> Tone:
-        slide = (bends[0][1], bends[1][0]) if bends else (0.0, 0.0)
-        return hold(Strike(bank, part.program, key, velocity, rate, held, tuning[group(key)], *slide, soundfont))
+    def voice(key: int, velocity: int, held: float, slides: Bends) -> Tone:
+        bank, tuned, slide = DRUM_BANK if drums else 0, tuning[group(key)], slides[0] if slides else (0.0, 0.0)
+        return hold(Strike(bank, part.program, key, velocity, rate, held, tuned, *slide, soundfont))
 
     notes = (
-        sampler.Note(
-            note.start, note.duration, note.pitch, note.velocity, 10 ** (balance[group(note.pitch)] / 20),
-            ((0.0, note.slide), (note.slide_seconds, 0.0)) if note.slide else (),
-        )
+        sampler.Note(*note[:4], 10 ** (balance[group(note.pitch)] / 20), (note[4:],) if note.slide else ())
         for note in part.notes
-    )  # fmt: skip
+    )
     return sampler.play(notes, voice, seconds, rate, drums, LENGTHS, 1.2, part.sound.damping)
 
 
 def _finish(samples: np.ndarray, sound: Sound, rate: int, noise: np.random.Generator) -> np.ndarray:
     """Apply room, tone, saturation and level; float32 [samples]."""
-    x = high_pass(samples.astype(np.float64), rate, 28)
+    x = two_poles(samples.astype(np.float64), rate, 28, "highpass")
     if sound.room_wet:
         length = round(1.5 * sound.room_seconds * rate)
         tail = noise.standard_normal(length) * np.exp(-6.9 * np.arange(length) / (sound.room_seconds * rate))

@@ -36,10 +36,7 @@ class Style:
     open: str = ""  # grid of opened hats
     extra: tuple[tuple[int, str], ...] = ()  # percussion to add: key and grid
     snares: tuple[int, ...] = (SNARE, SNARE_2)  # percussion keys for the back beat
-    swing: tuple[float, float] = (
-        0.5,
-        0.52,
-    )  # range of the share of a pair of units that its first one takes; 0.5 is straight
+    swing: tuple[float, float] = (0.5, 0.52)  # share of a pair of units that its first one takes; 0.5 is straight
     swing_unit: int = 1  # steps: 2 to swing eighths, 1 to swing sixteenths
     tight: float = 0.3  # from 0 for loose human timing to 1 for a machine
 
