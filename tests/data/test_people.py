@@ -67,6 +67,15 @@ def test_a_wheel_of_another_hash_is_refused(tmp_path):
     assert status == 1 and len(lines) == 1 and "SHA-256" in lines[0] and not (tmp_path / "out").exists()
 
 
+def test_a_zip_bomb_is_refused_before_it_is_opened(tmp_path, monkeypatch):
+    bomb = tmp_path / "vizdoom.whl"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr(WADS[0], bytes(200_000_000))
+    monkeypatch.setattr(people, "ZipFile", lambda file: pytest.fail(f"opened {file}"))
+    status, _, lines = make(tmp_path / "out", bomb)
+    assert status == 1 and len(lines) == 1 and "SHA-256" in lines[0] and not (tmp_path / "out").exists()
+
+
 def test_the_pinned_wheel_is_fetched_once_and_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
