@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hybridsep.core.profiles import load_profile, method_spec
 from hybridsep.core.records import RECORDS
+from hybridsep.data.slakh import parse_metadata
 from hybridsep.evaluation.comparisons import BLIND, song_values
 from hybridsep.evaluation.metrics import sdr
 from hybridsep.inference.wiener import wiener
@@ -220,9 +221,12 @@ def smoothed(curve: pd.Series) -> pd.Series:
 
 
 def chunk_label(evaluation: Evaluation, chunk: int) -> str:
-    """Return name and place of a chunk, such as "Track00019, from 12.3 s"."""
-    chunks = evaluation.chunks
-    return f"{chunks.tracks[chunk]}, from {chunks.starts[chunk] / chunks.sample_rate:.1f} s"
+    """Return style, name and place of a chunk, such as "slow blues (Track00019), from 12.3 s"; without a style where songs have none."""
+    chunks, name = evaluation.chunks, evaluation.chunks.tracks[chunk]
+    file = next(evaluation.pipeline.songs().glob(f"*/{name}/metadata.yaml"), None)
+    style = parse_metadata(file.read_bytes(), file).get("minislakh", {}).get("style", "") if file else ""
+    title = f"{style.replace('_', ' ')} ({name})" if style else name.removeprefix("Track_")
+    return f"{title}, from {chunks.starts[chunk] / chunks.sample_rate:.1f} s"
 
 
 def estimates(evaluation: Evaluation, run: Run, refine: bool = True) -> Tensor:
