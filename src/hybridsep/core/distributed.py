@@ -55,20 +55,12 @@ class Ranks:
         return [Part(self.index * rounds + turn, count) for turn in range(rounds)]
 
     def join(self, tensor: Tensor, axis: int = 0) -> Tensor:
-        """Join every process's tensor, one after the other along `axis`; all of one shape."""
+        """Join every process's tensor, one after the other along `axis`, where their lengths may differ."""
         if self.count == 1:
             return tensor
-        local = tensor.contiguous().to(_wire())
-        parts = [torch.empty_like(local) for _ in range(self.count)]
-        dist.all_gather(parts, local)
+        parts = [tensor] * self.count
+        dist.all_gather_object(parts, tensor.detach().cpu().clone())
         return torch.cat(parts, axis).to(tensor.device)
-
-    def join_uneven(self, tensor: Tensor) -> Tensor:
-        """Join tensors of different lengths along the first axis."""
-        lengths = self.join(torch.tensor([len(tensor)])).tolist()
-        padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
-        padded[: len(tensor)] = tensor
-        return torch.cat([part[:length] for part, length in zip(self.join(padded[None]), lengths, strict=True)])
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Average each number over the processes."""
@@ -80,11 +72,8 @@ class Ranks:
 
     def share(self, *tensors: Tensor) -> None:
         """Give every process the first one's values, in place."""
-        if self.count > 1:
-            for tensor in tensors:
-                wire = tensor.contiguous().to(_wire())
-                dist.broadcast(wire, 0)
-                tensor.copy_(wire)
+        for tensor in tensors:
+            tensor.copy_(self.join(tensor[None])[0])
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
@@ -124,8 +113,3 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_reduce
 
     return all_reduce(value) / dist.get_world_size()
-
-
-def _wire() -> torch.device:
-    """Return where tensors must be to travel: NCCL knows CUDA only."""
-    return torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from hybridsep.kernels.arguments import check_codes
-from hybridsep.kernels.bodies import two_bodies
 
 
 def count_triples(first: Tensor, second: Tensor, mixture: Tensor, codes: int) -> tuple[Tensor, Tensor]:
@@ -21,10 +20,5 @@ def count_triples(first: Tensor, second: Tensor, mixture: Tensor, codes: int) ->
         raise ValueError(f"triples of different shapes: {shapes}")
     for name, values in (("first code", first), ("second code", second), ("mixture code", mixture)):
         check_codes(name, values, codes)
-    return count_keys(first.flatten(), second.flatten(), mixture.flatten(), codes)
-
-
-@two_bodies
-def count_keys(first: Tensor, second: Tensor, mixture: Tensor, codes: int) -> tuple[Tensor, Tensor]:
-    """See count_triples; tensors [n]."""
-    return torch.unique((mixture.long() * codes + first) * codes + second, return_counts=True)
+    keys = (mixture.long() * codes + first) * codes + second
+    return torch.unique(keys, return_counts=True)
