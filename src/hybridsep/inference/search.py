@@ -15,13 +15,13 @@ import torch
 from torch import Generator, Tensor
 
 from hybridsep.inference.likelihood import Likelihood, refuse_impossible
-from hybridsep.kernels.arguments import check_codes
+from hybridsep.kernels.counting import check_codes
 from hybridsep.kernels.inversion import invert_sequential
 from hybridsep.kernels.replay import Replayed
 from hybridsep.kernels.resampling import places, resample
 
 LASS_POWER, LASS_BEAMS = 3.0, 10
-OnStep = Callable[[], object]
+OnStep = Callable[[], object] | None  # what is called after each step
 
 
 class State(Protocol):
@@ -75,7 +75,7 @@ def particle_filter(
     codes: Tensor,
     particles: int,
     generator: Generator,
-    on_step: OnStep | None = None,
+    on_step: OnStep = None,
     ess_threshold: float = 0.5,
 ) -> SearchResult:
     """Run a particle filter: draw pairs, weight by the evidence w[t] of each step, resample when few particles carry the weight.
@@ -175,12 +175,7 @@ def enough_particles(particles: int, threshold: float) -> float:
 
 
 def ancestral(
-    priors: Priors,
-    likelihood: Likelihood,
-    codes: Tensor,
-    particles: int,
-    generator: Generator,
-    on_step: OnStep | None = None,
+    priors: Priors, likelihood: Likelihood, codes: Tensor, particles: int, generator: Generator, on_step: OnStep = None
 ) -> SearchResult:
     """Draw N independent samples, each step from the normalised one-step posterior: LASS's and LQ-VAE's sampling.
 
@@ -195,7 +190,7 @@ def top_k(
     codes: Tensor,
     particles: int,
     generator: Generator,
-    on_step: OnStep | None = None,
+    on_step: OnStep = None,
     k: int = 16,
 ) -> SearchResult:
     """Draw N independent samples, each step from its k best pairs, renormalised."""
@@ -219,12 +214,7 @@ def top_k(
 
 
 def beam(
-    priors: Priors,
-    likelihood: Likelihood,
-    codes: Tensor,
-    particles: int,
-    generator: Generator,
-    on_step: OnStep | None = None,
+    priors: Priors, likelihood: Likelihood, codes: Tensor, particles: int, generator: Generator, on_step: OnStep = None
 ) -> SearchResult:
     """Search the pair of sequences of highest joint probability with N = `particles` hypotheses, best first. Draws nothing."""
     batch, length = _check(codes, particles, likelihood)
