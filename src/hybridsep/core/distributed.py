@@ -27,8 +27,7 @@ class Part:
 
     def of(self, batch: Tensor, axis: int = 0) -> Tensor:
         """Cut this part out of a batch along `axis`, whose length `count` divides."""
-        size = batch.shape[axis] // self.count
-        return batch if self.count == 1 else batch.narrow(axis, self.index * size, size)
+        return batch.chunk(self.count, axis)[self.index]
 
 
 WHOLE = Part()
