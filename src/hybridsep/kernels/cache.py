@@ -10,7 +10,7 @@ COPIED_BYTES = 2**22
 
 @two_bodies
 def move_rows(cache: Tensor, ancestors: Tensor) -> None:
-    """Give every row its ancestor's history, int64 [R], in place in a contiguous cache [C, R, X], C slabs (keys and values of every layer and source).
+    """Give every row the history of its ancestor, int64 [R], in place in a contiguous cache [C, R, X]: C slabs, keys and values of every layer.
 
     Only rows that move are copied. Every row that is read must stay in place, as `resampling.stay_in_place` arranges: the Triton body copies rows
     in no order, so none may be read and written. The torch body reads all of a slab before it writes.

@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def resample(log_weights: Tensor, poor: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ancestors int64 [B, N], of whom each is its own, and log-weights afterwards float32 [B, N]: only `poor` mixtures, bool [B], are resampled.
+    """Return ancestors int64 [B, N], of whom each is its own, and log-weights afterwards float32 [B, N]: only `poor` mixtures are resampled.
 
-    Log-weights are normalised, nats; `uniforms`, [B] in [0, 1), spread the picks of each mixture evenly.
+    Log-weights are normalised, nats; `poor` is bool [B]; `uniforms`, [B] in [0, 1), spread the picks of each mixture evenly.
     """
     particles = log_weights.shape[1]
     picked = stay_in_place(systematic_resampling(log_weights.exp(), uniforms))
