@@ -87,7 +87,7 @@ def main(folder: Path) -> None:
     ranks = ranks_here()
     for name in RUNS:
         trained(folder, name)
-    joined = ranks.join(torch.arange(3 + 2 * ranks.index) + 10 * ranks.index)
+    joined = ranks.join_uneven(torch.arange(3 + 2 * ranks.index) + 10 * ranks.index)
     weight = torch.tensor(2.0 + ranks.index, requires_grad=True)
     # Every process's loss is (mean of both weights)² times 1 or 2.
     (mean_over_ranks(weight).square() * (1 + ranks.index)).backward()

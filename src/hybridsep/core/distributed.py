@@ -55,12 +55,21 @@ class Ranks:
         return [Part(self.index * rounds + turn, count) for turn in range(rounds)]
 
     def join(self, tensor: Tensor, axis: int = 0) -> Tensor:
-        """Join every process's tensor, one after the other along `axis`, where their lengths may differ."""
+        """Join every process's tensor, one after the other along `axis`; all of one shape."""
         if self.count == 1:
             return tensor
-        parts = [tensor] * self.count
-        dist.all_gather_object(parts, tensor.detach().cpu().clone())
+        # NCCL knows CUDA only.
+        local = tensor.contiguous().to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        parts = [torch.empty_like(local) for _ in range(self.count)]
+        dist.all_gather(parts, local)
         return torch.cat(parts, axis).to(tensor.device)
+
+    def join_uneven(self, tensor: Tensor) -> Tensor:
+        """Join tensors of different lengths along the first axis."""
+        lengths = self.join(torch.tensor([len(tensor)])).tolist()
+        padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        return torch.cat([part[:length] for part, length in zip(self.join(padded[None]), lengths, strict=True)])
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Average each number over the processes."""

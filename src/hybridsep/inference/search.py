@@ -156,9 +156,8 @@ class FilterSteps:
         """Return what was found; where no step could look at its values, they are looked at here."""
         for t in range(self._codes.shape[1] if not self._log_evidence.isfinite().all() else 0):
             refuse_impossible(self._evidence[:, t, None], self._codes[:, t])
-        codes, course = trace_back(self._drawn, self._ancestors), (self._ess, self._resampled, self._evidence)
-        weights = self._log_weights, self._log_evidence
-        return SearchResult(codes, *weights, *course, self._ancestors, self._drawn, self._heard)
+        course = self._ess, self._resampled, self._evidence, self._ancestors, self._drawn, self._heard
+        return SearchResult(trace_back(self._drawn, self._ancestors), self._log_weights, self._log_evidence, *course)
 
 
 def _at(x: Tensor, step: Tensor) -> Tensor:

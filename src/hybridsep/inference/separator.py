@@ -291,8 +291,7 @@ class Separator:
         as its samples can depend on, and equal stretches are decoded once.
 
         Args:
-            codes: int64 [..., S], which become float32 [..., S * hop]; with weights [P, B, N, S], which become [P, B, S * hop].
-            weights: float32 [B, N].
+            codes: int64 [..., S], which become float32 [..., S * hop]; with `weights`, float32 [B, N], [P, B, N, S] become [P, B, S * hop].
             rows: distinct ones at once, always so many: convolutions of each new shape are compiled and kept, in up to a hundred MB.
             of_powers: return `band_powers` of each sequence, or their weighted sum.
         """
