@@ -27,7 +27,7 @@ class PrivateCache:
         layers, rows = stack.settings.layers, mixtures * particles
         shape = (2, layers, stack.sources, rows, stack.groups, self.window, stack.head_width)
         self.cache = torch.zeros(shape, dtype=stack.dtype, device=stack.device)
-        self._rows = as_wide_numbers(self.cache.flatten(4).flatten(0, 2))
+        self._rows, self._attention = as_wide_numbers(self.cache.flatten(4).flatten(0, 2)), _Attention()
 
     def make_room(self) -> None:
         """Open the place of the next position."""
@@ -46,9 +46,7 @@ class PrivateCache:
         keys[..., self._slot, :] = key
         values[..., self._slot, :] = value
         past_keys, past_values = (part[..., : self._visible, :].flatten(0, 2) for part in (keys, values))
-        scores = torch.bmm(query.flatten(0, 2), past_keys.transpose(1, 2))
-        scores[..., self._filled :] = -torch.inf
-        return torch.bmm(scores.softmax(-1), past_values)
+        return self._attention(query.flatten(0, 2), past_keys, past_values, self._filled)
 
     def reorder(self, ancestors: Tensor) -> None:
         """Let particle n of mixture b go on from the past of particle ancestors[b, n]; int64 [B, N].
@@ -78,3 +76,21 @@ class StaticCache(PrivateCache):
         values.index_copy_(-2, self._now, value.unsqueeze(-2))
         scores = torch.bmm(query.flatten(0, 2), keys.flatten(0, 2).transpose(1, 2))
         return torch.bmm(scores.masked_fill(self._hidden, -torch.inf).softmax(-1), values.flatten(0, 2))
+
+
+class _Attention:
+    """Attention into tensors that are kept from layer to layer, and from step to step while the shapes stay."""
+
+    def __init__(self) -> None:
+        self._scores = self._weights = self._mixed = torch.empty(0)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, filled: int) -> Tensor:
+        """Attend with scaled queries [R, G, D] to the first `filled` places of keys and values [R, T, D]: [R, G, D]."""
+        shape = (*query.shape[:2], key.shape[1])
+        if self._scores.shape != shape:
+            self._scores, self._weights = query.new_empty(shape), query.new_empty(shape)
+            self._mixed = query.new_empty(query.shape)
+        scores = torch.bmm(query, key.transpose(1, 2), out=self._scores)
+        if filled < key.shape[1]:
+            scores[..., filled:] = -torch.inf
+        return torch.bmm(torch.softmax(scores, -1, out=self._weights), value, out=self._mixed)

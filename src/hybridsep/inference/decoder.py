@@ -33,10 +33,14 @@ class Layer:
 
 
 class PriorStack:
-    """The priors of P sources as one module for decoding; ValueError: they differ in shape or codebook size, or the temperature is not positive.
+    """The priors of P sources as one module for decoding.
 
-    Matrix products and cache are of `dtype`, log-probabilities always float32. At temperature T the priors are raised to 1/T and normalised again:
-    above 1 they are less sure of themselves.
+    Args:
+        dtype: of the matrix products and of the cache; log-probabilities are always float32.
+        temperature: T; the priors are raised to 1/T and normalised again: above 1 they are less sure of themselves.
+
+    Raises:
+        ValueError: the priors differ in shape or codebook size, or the temperature is not positive.
     """
 
     def __init__(self, priors: list[Prior], dtype: torch.dtype = torch.float32, temperature: float = 1.0):
@@ -92,6 +96,7 @@ class PriorState:
     def __init__(self, stack: PriorStack, mixtures: int, particles: int):
         self.stack, self.cache = stack, self.cache_type(stack, mixtures, particles)
         self.length = 0
+        self._room = _Room(stack, mixtures * particles)
         start = torch.full((stack.sources, mixtures, particles), stack.codes, dtype=torch.long, device=stack.device)
         self.log_probs = self._step(start)
 
@@ -106,19 +111,22 @@ class PriorState:
 
     @torch.no_grad()
     def _step(self, codes: Tensor) -> Tensor:
-        stack = self.stack
-        x = torch.stack([table[row] for table, row in zip(stack.embedding, codes.flatten(1), strict=True)])
+        stack, room, x = self.stack, self._room, self._room.x
+        for table, row, embedded in zip(stack.embedding, codes.flatten(1), x, strict=True):
+            torch.index_select(table, 0, row, out=embedded)
         heads_shape = (*x.shape[:2], stack.groups, stack.queries + 1, stack.head_width)
         rotation = self._next_rotation()
         self.cache.make_room()
         for index, layer in enumerate(stack.layers):
-            normed = unit(x)
-            heads = (torch.bmm(normed, layer.to_heads).view(-1, stack.head_width) @ rotation).view(heads_shape)
-            value = torch.bmm(normed, layer.to_values).view(*heads_shape[:3], -1)
+            normed = unit(x, room.norms, room.normed)
+            heads = torch.bmm(normed, layer.to_heads, out=room.heads).view(-1, stack.head_width)
+            heads = torch.mm(heads, rotation, out=room.turned).view(heads_shape)
+            value = torch.bmm(normed, layer.to_values, out=room.value).view(*heads_shape[:3], -1)
             mixed = self.cache.attend(index, heads[..., :-1, :], heads[..., -1, :], value)
             x.baddbmm_(mixed.view(x.shape), layer.from_heads)
-            x.baddbmm_(torch.bmm(unit(x), layer.expand).relu_().square_(), layer.contract)
-        scores = torch.bmm(unit(x), stack.head)
+            hidden = torch.bmm(unit(x, room.norms, room.normed), layer.expand, out=room.hidden).relu_()
+            x.baddbmm_(hidden.mul_(hidden), layer.contract)
+        scores = torch.bmm(unit(x, room.norms, room.normed), stack.head, out=room.scores)
         return torch.log_softmax(scores.float(), -1).view(*codes.shape, stack.codes)
 
     def _next_rotation(self) -> Tensor:
@@ -160,6 +168,21 @@ class GraphedState(PriorState):
         return self.stack.rotations(self.cache.position + 1)[0]
 
 
-def unit(x: Tensor) -> Tensor:
-    """Return vectors of length one along the last axis; zero stays zero."""
-    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-6)
+def unit(x: Tensor, norms: Tensor, out: Tensor) -> Tensor:
+    """Write vectors of length one along the last axis into `out`, and their lengths into `norms`; zero stays zero."""
+    return torch.div(x, torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=norms).add_(1e-6), out=out)
+
+
+class _Room:
+    """What the layers of a step write into, for P sources and R rows: a step allocates nothing layer by layer."""
+
+    def __init__(self, stack: PriorStack, rows: int):
+        layer, width = stack.layers[0], stack.settings.width
+
+        def room(*shape: int) -> Tensor:
+            return torch.empty(stack.sources, rows, *shape, dtype=stack.dtype, device=stack.device)
+
+        self.x, self.normed, self.norms = room(width), room(width), room(1)
+        self.heads, self.value = room(layer.to_heads.shape[2]), room(layer.to_values.shape[2])
+        self.hidden, self.scores = room(layer.expand.shape[2]), room(stack.codes)
+        self.turned = torch.empty_like(self.heads).view(-1, stack.head_width)
