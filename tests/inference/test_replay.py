@@ -12,9 +12,9 @@ from hybridsep.inference import decoder as decoding
 from hybridsep.inference import likelihood, search
 from hybridsep.inference.counts import likelihood_from_tensors
 from hybridsep.inference.decoder import GraphedState, PriorStack
-from hybridsep.inference.search import FilterSteps, particle_filter
-from hybridsep.kernels import bodies
-from hybridsep.kernels.replay import Replayed
+from hybridsep.inference.search import particle_filter
+from hybridsep.kernels import bodies, replay
+from hybridsep.kernels.replay import Replayed, ReplayedFilter
 
 K, LENGTH, PARTICLES = 12, 40, 6
 AWAITED = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "lift_fresh", "item"}
@@ -92,14 +92,14 @@ def test_a_recorded_step_replayed_finds_what_the_steps_one_by_one_find(kind, thr
 
     uniforms = search.mixture_uniforms(seeded(2), 2, LENGTH, 2 * PARTICLES + 1)
     enough = search.enough_particles(PARTICLES, threshold)
-    steps = FilterSteps(stack.start(2, PARTICLES), model, codes, uniforms, enough)
+    steps = ReplayedFilter(stack.start(2, PARTICLES), model, codes, uniforms, enough)
     steps.weigh_and_draw()
-    steps.go_on()
+    steps.advance()
     with recorder:
-        steps.go_on()
+        steps.advance()
     for _ in range(LENGTH - 3):
         recorder.replay()
-    replayed = steps.result()
+    replayed = search._from_replay(steps, codes)
     for name in (field.name for field in fields(replayed)):
         assert torch.equal(getattr(replayed, name), getattr(one_by_one, name)), name
 
@@ -124,13 +124,14 @@ def test_what_no_step_may_look_at_is_refused_at_the_end(what, message, monkeypat
         stack.head[:] = torch.nan
     else:
         model.table[3] = 0.0
+    steps = ReplayedFilter(stack.start(1, PARTICLES), model, codes, torch.rand(1, 3, 2 * PARTICLES + 1), 3.0).run()
     with pytest.raises(ValueError, match=message):
-        particle_filter(stack, model, codes, PARTICLES, seeded())
+        search._from_replay(steps, codes)
 
 
 def test_without_a_gpu_a_step_is_called_as_it_is():
     calls = []
-    step = Replayed(lambda: calls.append(1), recorded=False)
+    step = Replayed(lambda: calls.append(1), torch.device("cpu"))
     for _ in range(3):
         step()
     assert len(calls) == 3
@@ -147,8 +148,8 @@ def test_the_graph_of_a_whole_step_finds_what_the_steps_one_by_one_find(kind, mo
     monkeypatch.setattr(torch.cuda, "graph", lambda *a, **k: recorded.append(1) or graph(*a, **k))
     replayed = particle_filter(stack, model, codes, PARTICLES, seeded(2))
     assert recorded
-    monkeypatch.setattr(search, "Replayed", lambda step, recorded: step)
-    monkeypatch.setattr(decoding, "Replayed", lambda step, recorded: step)
+    monkeypatch.setattr(replay, "Replayed", lambda step, device: step)
+    monkeypatch.setattr(decoding, "Replayed", lambda step, device: step)
     one_by_one = particle_filter(stack, model, codes, PARTICLES, seeded(2))
     for name in ("codes", "log_weights", "log_evidence", "ancestors", "drawn", "heard_weights"):
         assert torch.equal(getattr(replayed, name), getattr(one_by_one, name)), name

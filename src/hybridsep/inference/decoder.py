@@ -152,7 +152,7 @@ class GraphedState(PriorState):
         self._codes = torch.zeros(stack.sources, mixtures, particles, dtype=torch.long, device=stack.device)
         # Who held itself would keep the memory of a finished search until Python next looks for such cycles.
         myself = weakref.proxy(self)
-        self._replayed = Replayed(lambda: myself._predict(), stack.device.type == "cuda")
+        self._replayed = Replayed(lambda: myself._predict(), stack.device)
         super().__init__(stack, mixtures, particles)
 
     def append(self, codes: Tensor, ancestors: Tensor | None = None) -> None:

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from hybridsep.inference.likelihood import Likelihood, refuse_impossible
 from hybridsep.kernels.counting import check_codes
 from hybridsep.kernels.inversion import invert_sequential
-from hybridsep.kernels.replay import Replayed
+from hybridsep.kernels.replay import ReplayedFilter
 from hybridsep.kernels.resampling import places, resample
 
 LASS_POWER, LASS_BEAMS = 3.0, 10
@@ -96,73 +96,26 @@ def particle_filter(
     batch, length = _check(codes, particles, likelihood)
     uniforms = mixture_uniforms(generator, batch, length, 2 * particles + 1).to(codes.device)
     state, enough = priors.start(batch, particles), enough_particles(particles, ess_threshold)
-    steps = FilterSteps(state, likelihood, codes, uniforms, enough)
-    recorded = codes.is_cuda and likelihood.keeps_host_free and getattr(state, "replayable", False)
-    go_on = Replayed(steps.go_on, recorded)
+    if codes.is_cuda and likelihood.keeps_host_free and getattr(state, "replayable", False):
+        return _from_replay(ReplayedFilter(state, likelihood, codes, uniforms, enough).run(on_step), codes)
+    log_weights = torch.full((batch, particles), -math.log(particles), device=codes.device)
+    log_evidence, own, steps = torch.zeros(batch, device=codes.device), _own(codes, particles), []
     for t in range(length):
-        go_on() if t else steps.weigh_and_draw()
+        posterior = likelihood.posterior(codes[:, t], state.log_probs)
+        log_weights = log_weights + posterior.log_evidence
+        total = log_weights.logsumexp(1, keepdim=True)
+        log_weights, log_evidence = log_weights - total, log_evidence + total[:, 0]
+        size = 1 / log_weights.exp().square().sum(1)
+        heard, poor, ancestors = log_weights, size < enough, None
+        if poor.any():
+            ancestors, log_weights = resample(log_weights, poor, uniforms[:, t, -1])
+        pair = posterior.draw(uniforms[:, t, :-1].unflatten(1, (2, particles)).transpose(0, 1), ancestors)
+        steps.append((pair, own if ancestors is None else ancestors, heard, size, poor, log_evidence))
+        if t + 1 < length:
+            state.append(pair, ancestors)
         if on_step:
             on_step()
-    return steps.result()
-
-
-class FilterSteps:
-    """The steps of `particle_filter`, of static shapes and with nothing decided by the host, so that a CUDA graph can hold one.
-
-    Arguments: the priors' state before the first code, `codes` int64 [B, S], `uniforms` float32 [B, S, 2N + 1], and `enough_particles`.
-    """
-
-    def __init__(self, state: State, likelihood: Likelihood, codes: Tensor, uniforms: Tensor, enough: float):
-        (batch, length), device, particles = codes.shape, codes.device, uniforms.shape[2] // 2
-        self._state, self._likelihood, self._codes, self._uniforms = state, likelihood, codes, uniforms
-        self._particles, self._enough = particles, enough
-        self._now = torch.zeros(1, dtype=torch.long, device=device)
-        self._log_weights = torch.full((batch, particles), -math.log(particles), device=device)
-        self._log_evidence = torch.zeros(batch, device=device)
-        # Of every step; `_heard` are the log-weights before resampling.
-        self._drawn = torch.empty(2, batch, length, particles, dtype=torch.long, device=device)
-        self._ancestors = torch.empty(batch, length, particles, dtype=torch.long, device=device)
-        self._heard = torch.empty(batch, length, particles, device=device)
-        self._ess, self._evidence = torch.empty(2, batch, length, device=device)
-        self._resampled = torch.empty(batch, length, dtype=torch.bool, device=device)
-
-    def go_on(self) -> None:
-        """Append the pairs of the step before and do the next."""
-        before = self._now - 1
-        self._state.append(self._drawn.index_select(2, before)[:, :, 0], _at(self._ancestors, before))
-        self.weigh_and_draw()
-
-    def weigh_and_draw(self) -> None:
-        """Weight every particle by the mixture's next code, resample where the weights are poor, and draw pairs."""
-        mixture, uniforms = _at(self._codes, self._now), _at(self._uniforms, self._now)
-        posterior = self._likelihood.posterior(mixture, self._state.log_probs, checked=False)
-        log_weights = self._log_weights + posterior.log_evidence
-        total = log_weights.logsumexp(1, keepdim=True)
-        heard = log_weights - total
-        self._log_evidence += total[:, 0]
-        size = 1 / heard.exp().square().sum(1)
-        poor = size < self._enough
-        ancestors, log_weights = resample(heard, poor, uniforms[:, -1])
-        self._log_weights.copy_(log_weights)
-        pair = posterior.draw(uniforms[:, :-1].unflatten(1, (2, self._particles)).transpose(0, 1), ancestors)
-        self._drawn.index_copy_(2, self._now, pair[:, :, None])
-        found = (ancestors, heard, size, poor, self._log_evidence)
-        kept = (self._ancestors, self._heard, self._ess, self._resampled, self._evidence)
-        for place, value in zip(kept, found, strict=True):
-            place.index_copy_(1, self._now, value[:, None])
-        self._now += 1
-
-    def result(self) -> SearchResult:
-        """Return what was found; where no step could look at its values, they are looked at here."""
-        for t in range(self._codes.shape[1] if not self._log_evidence.isfinite().all() else 0):
-            refuse_impossible(self._evidence[:, t, None], self._codes[:, t])
-        course = self._ess, self._resampled, self._evidence, self._ancestors, self._drawn, self._heard
-        return SearchResult(trace_back(self._drawn, self._ancestors), self._log_weights, self._log_evidence, *course)
-
-
-def _at(x: Tensor, step: Tensor) -> Tensor:
-    """The part of a step, int64 [1], of [B, S, ...]."""
-    return x.index_select(1, step)[:, 0]
+    return _filtered(log_weights, *(torch.stack(parts) for parts in zip(*steps, strict=True)))
 
 
 def enough_particles(particles: int, threshold: float) -> float:
@@ -208,7 +161,7 @@ def top_k(
             state.append(drawn[-1])
         if on_step:
             on_step()
-    own = torch.arange(particles, device=codes.device).expand(batch, length, particles)
+    own = _own(codes, particles)[:, None].expand(batch, length, particles)
     return _without_resampling(torch.stack(drawn, -1), log_weights, evidence, own)
 
 
@@ -336,6 +289,31 @@ def _in_place(log_weights: Tensor, ancestors: Tensor, pair: Tensor) -> tuple[Ten
 
     moved = torch.empty_like(ancestors).scatter_(1, place, ancestors)
     return placed(log_weights), moved, torch.stack([placed(codes) for codes in pair])
+
+
+def _own(codes: Tensor, particles: int) -> Tensor:
+    """Everybody its own ancestor: int64 [B, N]."""
+    return torch.arange(particles, device=codes.device).expand(len(codes), particles)
+
+
+def _filtered(
+    log_weights: Tensor, drawn: Tensor, parents: Tensor, heard: Tensor, sizes: Tensor, poor: Tensor, evidence: Tensor
+) -> SearchResult:
+    """What a filter found, from one entry per step of all but `log_weights`."""
+    drawn = drawn.permute(1, 2, 0, 3).contiguous()
+    ess, resampled, running, ancestors, weights = (
+        x.transpose(0, 1).contiguous() for x in (sizes, poor, evidence, parents, heard)
+    )
+    codes = trace_back(drawn, ancestors)
+    return SearchResult(codes, log_weights, evidence[-1], ess, resampled, running, ancestors, drawn, weights)
+
+
+def _from_replay(steps: ReplayedFilter, codes: Tensor) -> SearchResult:
+    """What a replayed filter found; where no step could look at its values, they are looked at here."""
+    for t in range(codes.shape[1] if not steps.log_evidence.isfinite().all() else 0):
+        refuse_impossible(steps.evidence[t][:, None], codes[:, t])
+    course = (steps.drawn, steps.parents, steps.heard, steps.sizes, steps.resampled, steps.evidence)
+    return _filtered(steps.log_weights, *course)
 
 
 def _without_resampling(codes: Tensor, log_weights: Tensor, evidence: list[Tensor], ancestors: Tensor) -> SearchResult:
