@@ -11,7 +11,7 @@ from torch import Tensor
 
 def call_every_triton_body() -> None:
     """With sizes of a real run."""
-    from hybridsep.kernels import cache_triton, counting_triton, counts_triton, nearest_triton, sums_triton
+    from hybridsep.kernels import cache_triton, counts_triton, nearest_triton, sums_triton
 
     size, particles, batch = 512, 64, 2
     log_p, mixture, ancestors = (
@@ -29,7 +29,6 @@ def call_every_triton_body() -> None:
             sums_triton.draw_pairs(marginal, log_p, mixture, (sums, table, part), rand(2, batch, particles), ancestors)
     for width in (1, 64, 128):
         nearest_triton.assign(randn(100, width), randn(size, width))
-    counting_triton.count_keys(*randint(size, 3, 5000), size)
     for dtype in (torch.int64, torch.int16):
         cache_triton.move_rows(randint(9, 4, 32, 500).to(dtype), torch.arange(32, device=DEVICE))
 

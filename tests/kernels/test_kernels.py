@@ -39,7 +39,7 @@ from tiny import count_likelihood, sum_likelihood
 
 import hybridsep
 from hybridsep.inference.counts import CountLikelihood, UnigramLikelihood, likelihood_from_tensors
-from hybridsep.kernels import cache, counting, counts, inversion, nearest, sums
+from hybridsep.kernels import cache, counts, inversion, nearest, sums
 from hybridsep.kernels.bodies import runs_triton
 from hybridsep.kernels.cache import as_wide_numbers, move_rows
 from hybridsep.kernels.counting import count_triples
@@ -53,7 +53,7 @@ if DEVICE.type == "cuda":
     pytestmark.append(pytest.mark.gpu)
 DRAWS = 100_000
 BODIES = (
-    nearest.assign, counts.draw_entries, sums.log_marginal, sums.draw_pairs, counting.count_keys, cache.move_rows,
+    nearest.assign, counts.draw_entries, sums.log_marginal, sums.draw_pairs, cache.move_rows,
 )  # fmt: skip
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
@@ -354,6 +354,7 @@ def test_draws_of_a_whole_likelihood_follow_its_matrix(kind):
 # --- counting --------------------------------------------------------------------------------------------------------------
 
 
+@only("torch")
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
 @pytest.mark.parametrize(("codes", "triples"), [(37, 0), (37, 1), (4, 3000), (512, 3000), on_gpu(2048, 1_000_003)])
 def test_counted_triples_equal_a_dense_count(codes, triples, dtype):
@@ -364,25 +365,7 @@ def test_counted_triples_equal_a_dense_count(codes, triples, dtype):
     assert torch.equal(torch.repeat_interleave(keys, times), every.sort().values)
 
 
-@pytest.mark.parametrize("distinct", [1, 2900])
-def test_a_full_table_grows_and_loses_no_triple(monkeypatch, body, distinct):
-    places = []
-    if body == "triton":
-        from hybridsep.kernels import counting_triton
-
-        fill = counting_triton._filled_table
-        monkeypatch.setattr(counting_triton, "SMALLEST_TABLE", 16)
-        monkeypatch.setattr(counting_triton.triton, "next_power_of_2", lambda number: 16)
-        monkeypatch.setattr(
-            counting_triton, "_filled_table", lambda *arguments: places.append(arguments[-1]) or fill(*arguments)
-        )
-    key = torch.arange(3000, device=DEVICE) % distinct
-    keys, times = count_triples(key // 37 % 37, key % 37, key // 37**2, 37)
-    assert torch.equal(keys, torch.arange(distinct, device=DEVICE))
-    assert torch.equal(times, torch.bincount(key))
-    assert body == "torch" or places == [16 * 4**n for n in range(len(places))] and (len(places) > 3) == (distinct > 1)
-
-
+@only("torch")
 def test_rows_of_counted_triples_hold_the_pairs_of_each_mixture_code():
     codes = 11
     first, second, mixture = randint(codes, 3, 40, 10)

@@ -58,7 +58,8 @@ class Ranks:
         """Join every process's tensor, one after the other along `axis`; all of one shape."""
         if self.count == 1:
             return tensor
-        local = tensor.contiguous().to(_wire())
+        # NCCL knows CUDA only.
+        local = tensor.contiguous().to("cuda" if dist.get_backend() == "nccl" else "cpu")
         parts = [torch.empty_like(local) for _ in range(self.count)]
         dist.all_gather(parts, local)
         return torch.cat(parts, axis).to(tensor.device)
@@ -80,11 +81,8 @@ class Ranks:
 
     def share(self, *tensors: Tensor) -> None:
         """Give every process the first one's values, in place."""
-        if self.count > 1:
-            for tensor in tensors:
-                wire = tensor.contiguous().to(_wire())
-                dist.broadcast(wire, 0)
-                tensor.copy_(wire)
+        for tensor in tensors:
+            tensor.copy_(self.join(tensor[None])[0])
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
@@ -124,8 +122,3 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_reduce
 
     return all_reduce(value) / dist.get_world_size()
-
-
-def _wire() -> torch.device:
-    """Return where tensors must be to travel: NCCL knows CUDA only."""
-    return torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")

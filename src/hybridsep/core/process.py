@@ -27,10 +27,7 @@ def settle_process() -> None:
         os.environ.setdefault(name, value)
     if sys.platform != "linux":
         return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
+    mallopt = ctypes.CDLL(None).mallopt
     for (option, name), size in MALLOC.items():
         if name not in os.environ:
             os.environ[name] = str(size)

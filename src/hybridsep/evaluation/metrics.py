@@ -59,11 +59,6 @@ def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.where((target**2).sum(-1) > 0, values, np.nan)[()]
 
 
-def si_sdr_improvement(estimate: np.ndarray, reference: np.ndarray, mixture: np.ndarray) -> np.ndarray:
-    """Return the SI-SDR that an estimate has over the mixture itself, dB: float [..., T] that broadcast -> float [...]."""
-    return si_sdr(estimate, reference) - si_sdr(mixture, reference)
-
-
 def stft_distance(estimate: np.ndarray, reference: np.ndarray, sizes: tuple[int, ...] = STFT_SIZES) -> np.ndarray:
     """Return the multi-resolution STFT distance ‖|S| − |Ŝ|‖ / ‖|S|‖, mean over window lengths: blind to phase, 0 at best, 1 for silence.
 

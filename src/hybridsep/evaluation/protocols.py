@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hybridsep.evaluation.chunks import Chunks
-from hybridsep.evaluation.metrics import bss_eval, nan_windows, sdr, si_sdr, si_sdr_improvement, stft_distance
+from hybridsep.evaluation.metrics import bss_eval, nan_windows, sdr, si_sdr, stft_distance
 from hybridsep.evaluation.rows import chunk_rows, source_rows
 from hybridsep.inference.search import SearchResult
 from hybridsep.inference.selection import SELECTIONS, take_particle
@@ -135,7 +135,7 @@ def _full_rows(chunks: Chunks, method: str, search: str, scored: Sequence[Scored
     for index, each in enumerate(scored):
         estimates, targets = each.stems.numpy(), each.target.numpy()
         values = {name: evaluated[name][:, index * count : (index + 1) * count] for name in ("isr", "sir", "sar")}
-        values["si_sdr_improvement"] = si_sdr_improvement(estimates, targets, mixture)
+        values["si_sdr_improvement"] = si_sdr(estimates, targets) - si_sdr(mixture, targets)
         values["stft_distance"] = stft_distance(estimates, targets)
         values["nan_windows"] = np.broadcast_to(nan_windows(estimates, targets, window), estimates.shape[:2])
         protocol = (method, search, each.selection, each.refine)

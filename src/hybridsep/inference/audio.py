@@ -28,11 +28,7 @@ class Audio:
 
     @classmethod
     def scan(cls, name: str, sample_rate: int, channels: int, blocks: Callable[[], Iterable[Tensor]]) -> Audio:
-        """Read a recording once and refuse what cannot be separated.
-
-        Raises:
-            HybridsepError: no channels, no rate, shorter than 0.2 s, longer than 12 hours, or with samples that are no finite numbers.
-        """
+        """Read a recording once; HybridsepError: no channels, no rate, shorter than 0.2 s, longer than 12 hours, or not finite throughout."""
         if not channels:
             raise HybridsepError(f"{name} has no channels")
         if sample_rate < 1:

@@ -8,11 +8,11 @@ exactly the distribution of the dense posterior.
 from __future__ import annotations
 
 import copy
+import weakref
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TypeVar
 
 import torch
@@ -22,13 +22,12 @@ from hybridsep.core.device import physical_memory
 from hybridsep.core.errors import HybridsepError
 from hybridsep.kernels import counts as counted_pairs
 from hybridsep.kernels import sums as summed_codes
-from hybridsep.kernels.arguments import check_codes
 from hybridsep.kernels.bodies import runs_triton
+from hybridsep.kernels.counting import check_codes
 from hybridsep.kernels.inversion import invert_sequential
 
 Own = TypeVar("Own", bound="Likelihood")
 ROWS_SCORED = 4096
-MATRICES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Likelihood(ABC):
     Attributes:
         codes: K.
         precision: of the products with p2 and of the matrices kept for them; bfloat16 is several times as fast where the CPU has it.
-        cache_bytes: room for the matrices that are kept, in bytes.
+        cache_bytes: room for the matrices that are kept, in bytes: an eighth of main memory at most.
         keeps_host_free: whether `fused` decides nothing by values, so that its step can be recorded as a CUDA graph.
     """
 
@@ -137,7 +136,7 @@ class Likelihood(ABC):
         return TopPairs(codes.transpose(0, 1), parents, scores + highest[..., None])
 
     def _factored(self, mixture: Tensor, log_p: Tensor) -> StepPosterior:
-        matrices = self._matrices.get(mixture.tolist(), self.matrix)
+        matrices = [self._matrices(code) for code in mixture.tolist()]
         first, second = log_p.exp()
         low = second.to(self.precision)
         summed = torch.empty_like(low)
@@ -146,9 +145,10 @@ class Likelihood(ABC):
         return StepPosterior(matrices, second, first * summed)
 
     @cached_property
-    def _matrices(self) -> MatrixCache:
+    def _matrices(self) -> Callable[[int], Tensor]:
         """Kept while among the last used: a few hundred mixture codes make up most of a recording."""
-        return MatrixCache(self.codes, self.precision, self.cache_bytes)
+        room, own = self.cache_bytes // (self.codes**2 * self.precision.itemsize), weakref.proxy(self)
+        return lru_cache(max(1, room))(lambda mixture: own.matrix(mixture).to(own.precision))
 
     def _best_of(
         self, b: int, posterior: StepPosterior, bounds: Tensor, log_first: Tensor, weights: Tensor, k: int
@@ -263,42 +263,6 @@ class FusedPosterior:
     def _draw_counted(self, seed: Tensor, ancestors: Tensor | None) -> tuple[Tensor, Tensor]:
         assert self._sparse is not None
         return counted_pairs.draw_entries(*self._sparse, seed, ancestors)
-
-
-class MatrixCache:
-    """The [K, K] matrices of the mixture codes last used.
-
-    Their memory is taken in blocks and never given back: a matrix at a time between the tensors that come and go with every step would
-    leave holes that add up to as much again. `nbytes` is exceeded only where one step needs more matrices than that.
-    """
-
-    def __init__(self, codes: int, dtype: torch.dtype, nbytes: int):
-        self._size, self._dtype = codes, dtype
-        self._room = max(1, nbytes // (codes * codes * dtype.itemsize))
-        self._kept: OrderedDict[int, Tensor] = OrderedDict()
-        self._free: list[Tensor] = []
-
-    def get(self, mixtures: list[int], make: Callable[[int], Tensor]) -> list[Tensor]:
-        """Return the matrix of each mixture code; make those that are not kept."""
-        needed = set(mixtures)
-        for mixture in mixtures:
-            if mixture not in self._kept:
-                made = make(mixture)
-                self._kept[mixture] = self._place(needed, made.device).copy_(made)
-            self._kept.move_to_end(mixture)
-        return [self._kept[mixture] for mixture in mixtures]
-
-    def _place(self, needed: set[int], device: torch.device) -> Tensor:
-        """Return where to put another: the place of the one unused for longest, or a new one."""
-        if len(self._kept) >= self._room:
-            oldest = next((mixture for mixture in self._kept if mixture not in needed), None)
-            if oldest is not None:
-                return self._kept.pop(oldest)
-        if not self._free:
-            count = min(MATRICES_AT_ONCE, self._room)
-            block = torch.empty(count, self._size, self._size, dtype=self._dtype, device=device)
-            self._free = list(block.unbind())
-        return self._free.pop()
 
 
 def _rows_above(bounds: Tensor, least: Tensor) -> Tensor:

@@ -44,18 +44,11 @@ def separate_file(
     overwrite: bool = False,
     uncertainty: bool = False,
 ) -> WrittenStems:
-    """Separate a recording into one file per stem, of its rate, length and number of channels.
+    """Separate a recording into one file per stem in `folder`, of its rate, length and number of channels.
 
-    Args:
-        folder: for the stems; made if it is not there.
-        model: folder of a trained method; the one that comes with the project without it.
-        refine: as in `Separator.separate`.
-        suffix: "wav", "flac", "ogg" or "mp3".
-        overwrite: whether stems that are there already may be replaced.
-        uncertainty: write uncertainty.csv too, see `uncertainty_table`.
-
-    Raises:
-        HybridsepError: the recording, the model or the folder is not what it should be. No stem is written then, and none replaced.
+    `model` is the folder of a trained method, without it the one that comes with the project; `refine` as in `Separator.separate`; `suffix` one
+    of SUFFIXES; `uncertainty` writes uncertainty.csv too, see `uncertainty_table`. HybridsepError: the recording, the model or the folder is not
+    what it should be. No stem is written then, and none replaced.
     """
     audio = read_audio(path)
     separator = Separator.load(model)
@@ -136,19 +129,10 @@ def refuse_taken(paths: list[Path], overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def stem_writer(paths: list[Path], audio: Audio) -> Iterator[Callable[[Tensor], None]]:
-    """Write files of stems, which get their names when all of them are complete.
+    """Write files of stems, whose suffix is their format; yields a function that appends a block of every stem, float32 [P, channels, n].
 
-    Whatever goes wrong inside the `with`, nothing of them is left, and stems that were there before are as they were.
-
-    Args:
-        paths: one per stem, in a folder that is made if it is not there; their suffix is their format.
-        audio: the recording, whose rate, length and channels the stems have.
-
-    Yields:
-        A function that appends a block of every stem, float32 [P, channels, n].
-
-    Raises:
-        HybridsepError: a format that does not know the rate or so many channels, a folder that cannot be written to, a full disk.
+    They get their names when all are complete. Whatever goes wrong inside the `with`, nothing of them is left, and what was there before is as
+    it was. HybridsepError: a format that does not know the rate or so many channels, a folder that cannot be written to, a full disk.
     """
     folder, suffix = paths[0].parent, paths[0].suffix[1:]
     missing = [p for p in (folder, *folder.parents) if not p.exists()]

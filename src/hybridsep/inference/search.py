@@ -15,12 +15,13 @@ import torch
 from torch import Generator, Tensor
 
 from hybridsep.inference.likelihood import Likelihood, refuse_impossible
-from hybridsep.kernels.arguments import check_codes
+from hybridsep.kernels.counting import check_codes
+from hybridsep.kernels.inversion import invert_sequential
 from hybridsep.kernels.replay import ReplayedFilter
 from hybridsep.kernels.resampling import places, resample
 
 LASS_POWER, LASS_BEAMS = 3.0, 10
-OnStep = Callable[[], object]
+OnStep = Callable[[], object] | None  # what is called after each step
 
 
 class State(Protocol):
@@ -74,7 +75,7 @@ def particle_filter(
     codes: Tensor,
     particles: int,
     generator: Generator,
-    on_step: OnStep | None = None,
+    on_step: OnStep = None,
     ess_threshold: float = 0.5,
 ) -> SearchResult:
     """Run a particle filter: draw pairs, weight by the evidence w[t] of each step, resample when few particles carry the weight.
@@ -126,12 +127,7 @@ def enough_particles(particles: int, threshold: float) -> float:
 
 
 def ancestral(
-    priors: Priors,
-    likelihood: Likelihood,
-    codes: Tensor,
-    particles: int,
-    generator: Generator,
-    on_step: OnStep | None = None,
+    priors: Priors, likelihood: Likelihood, codes: Tensor, particles: int, generator: Generator, on_step: OnStep = None
 ) -> SearchResult:
     """Draw N independent samples, each step from the normalised one-step posterior: LASS's and LQ-VAE's sampling.
 
@@ -146,7 +142,7 @@ def top_k(
     codes: Tensor,
     particles: int,
     generator: Generator,
-    on_step: OnStep | None = None,
+    on_step: OnStep = None,
     k: int = 16,
 ) -> SearchResult:
     """Draw N independent samples, each step from its k best pairs, renormalised."""
@@ -159,8 +155,8 @@ def top_k(
         best = likelihood.top_pairs(codes[:, t], state.log_probs, k)
         log_weights = log_weights + best.scores.logsumexp(-1)
         evidence.append(log_weights.logsumexp(1) - math.log(particles))
-        choice = invert_scores(best.scores, uniforms[:, t])
-        drawn.append(best.codes.gather(-1, choice.expand(2, *choice.shape)[..., None])[..., 0])
+        choice = invert_sequential(best.scores.softmax(-1).flatten(0, 1), uniforms[:, t].flatten())
+        drawn.append(best.codes.gather(-1, choice.view(1, batch, particles, 1).expand(2, -1, -1, -1))[..., 0])
         if t + 1 < length:
             state.append(drawn[-1])
         if on_step:
@@ -170,12 +166,7 @@ def top_k(
 
 
 def beam(
-    priors: Priors,
-    likelihood: Likelihood,
-    codes: Tensor,
-    particles: int,
-    generator: Generator,
-    on_step: OnStep | None = None,
+    priors: Priors, likelihood: Likelihood, codes: Tensor, particles: int, generator: Generator, on_step: OnStep = None
 ) -> SearchResult:
     """Search the pair of sequences of highest joint probability with N = `particles` hypotheses, best first. Draws nothing."""
     batch, length = _check(codes, particles, likelihood)
@@ -242,13 +233,6 @@ def trace_back(drawn: Tensor, ancestors: Tensor) -> Tensor:
         codes[:, :, t] = drawn[:, :, t].gather(-1, lineage.expand(2, batch, particles))
         lineage = ancestors[:, t].gather(-1, lineage)
     return codes.transpose(2, 3).contiguous()
-
-
-def invert_scores(scores: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw a category of log-scores [B, N, k] by each of the uniforms [B, N]: int64 [B, N]."""
-    cumulative = scores.softmax(-1).cumsum(-1)
-    drawn = torch.searchsorted(cumulative, uniforms[..., None] * cumulative[..., -1:], right=True)[..., 0]
-    return drawn.clamp_max(scores.shape[-1] - 1)
 
 
 def mixture_uniforms(generator: Generator, mixtures: int, steps: int, each: int) -> Tensor:

@@ -157,9 +157,8 @@ class Separator:
     ) -> tuple[float, Iterator[Tensor], Tensor | None]:
         """Do `separate` in little memory.
 
-        Returns:
-            The evidence in nats per code, the stems block after block, float32 [P, channels, n], and if the options ask for it the spread of what
-            the model hears, [P, 2, codes, bands]: power of the unrefined estimate, and of the particles around it (see `spread`).
+        Returns the evidence in nats per code, the stems block after block, float32 [P, channels, n], and if the options ask for it the spread of
+        what the model hears, [P, 2, codes, bands]: power of the unrefined estimate, and of the particles around it (see `spread`).
         """
         count = len(self.profile.sources)
         if not audio.peak:
@@ -179,8 +178,7 @@ class Separator:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Estimate the posterior mean of R long mixtures float32 [R, T] at the model's rate, in the memory of a few windows and of the result.
 
-        Returns:
-            Stems, float32 [2, R, T], log evidence in nats per code, mean over windows, [R], and the spread, [2, R, 2, codes, bands], or None.
+        That is stems float32 [2, R, T], log evidence in nats per code, mean over windows, [R], and the spread [2, R, 2, codes, bands] or None.
         """
         particles, windows = self._particles(options), Windows.over(mixture.shape[1], self.sample_rate, self.hop)
         codes, count = windows.size // self.hop, len(windows)
@@ -206,8 +204,7 @@ class Separator:
     def candidates(self, mixture: Tensor, options: SearchOptions = DEFAULT) -> Candidates:
         """Search the codes of mixtures float32 [B, T] at the model's rate, T cut to a multiple of the hop, and decode every particle.
 
-        Raises:
-            HybridsepError: unknown search, no particles, or a mixture shorter than one code.
+        HybridsepError: unknown search, no particles, or a mixture shorter than one code.
         """
         started = time.perf_counter()
         mixture, level, result = self._search(mixture, options)
@@ -216,7 +213,7 @@ class Separator:
         return Candidates(mixture, waveforms, result, time.perf_counter() - started, lagged)
 
     @torch.no_grad()
-    def estimate(self, mixture: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep | None = None) -> Estimate:
+    def estimate(self, mixture: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep = None) -> Estimate:
         """Do `candidates` for the posterior mean alone, in the memory of one waveform per source instead of N.
 
         After each step `on_step` is called, instead of a progress bar.
@@ -226,9 +223,7 @@ class Separator:
         spread = self.spread(result, mean) / level[..., None, None].square() if options.spread else None
         return Estimate(mixture, mean / level, result, spread)
 
-    def search_codes(
-        self, codes: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep | None = None
-    ) -> SearchResult:
+    def search_codes(self, codes: Tensor, options: SearchOptions = DEFAULT, on_step: OnStep = None) -> SearchResult:
         """Search mixture codes int64 [B, S], in slices of at most `max_rows` particles; `on_step` as in `estimate`."""
         settings, particles, filters = self.profile.search, self._particles(options), self.filters(options)
         search, lagged = SEARCHES[options.search], False
@@ -296,8 +291,7 @@ class Separator:
         as its samples can depend on, and equal stretches are decoded once.
 
         Args:
-            codes: int64 [..., S], which become float32 [..., S * hop]; with weights [P, B, N, S], which become [P, B, S * hop].
-            weights: float32 [B, N].
+            codes: int64 [..., S], which become float32 [..., S * hop]; with `weights`, float32 [B, N], [P, B, N, S] become [P, B, S * hop].
             rows: distinct ones at once, always so many: convolutions of each new shape are compiled and kept, in up to a hundred MB.
             of_powers: return `band_powers` of each sequence, or their weighted sum.
         """
@@ -367,7 +361,7 @@ class Separator:
         return particles
 
     def _search(
-        self, mixture: Tensor, options: SearchOptions, on_step: OnStep | None = None
+        self, mixture: Tensor, options: SearchOptions, on_step: OnStep = None
     ) -> tuple[Tensor, Tensor, SearchResult]:
         """The mixture as it is heard [B, T], the factor that brings it to the model's level [B, 1], and what a search finds."""
         length = mixture.shape[-1] // self.hop * self.hop

@@ -31,10 +31,8 @@ def lagged_mean(found: SearchResult, decode: Decode, lag: int, stretch: int, rea
 
     Args:
         decode: codes int64 [2, B, N, L] and weights float32 [B, N] -> the mean of what they sound like, [2, B, L * hop].
-        lag: at least one code.
         stretch: codes from one stretch to the next; they overlap by FADE_CODES, or as many as there are, and are cross-faded.
         reach: codes before and after its own on which a sample depends.
-        hop: samples per code.
     """
     sources, batch, particles, length = found.codes.shape
     amid = min(reach, AMID_CODES)

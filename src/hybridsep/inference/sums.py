@@ -18,12 +18,7 @@ FLOOR_GRID = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 
 class TableLikelihood(Likelihood):
-    """l(m|i,j) = table[m, c(i,j)]: every pair of codes has a class, and every class a distribution over mixture codes.
-
-    Args:
-        sums: class c(i,j) of each pair, int32 [K, K].
-        table: distribution of each class in a column, float32 [K, K].
-    """
+    """l(m|i,j) = table[m, c(i,j)]: every pair has a class, `sums` int32 [K, K], every class a distribution in a column of `table`, float32 [K, K]."""
 
     keeps_host_free = True
 

@@ -10,12 +10,10 @@ COPIED_BYTES = 2**22
 
 @two_bodies
 def move_rows(cache: Tensor, ancestors: Tensor) -> None:
-    """Give every row the history of its ancestor, in place; only rows that move are copied.
+    """Give every row the history of its ancestor, int64 [R], in place in a contiguous cache [C, R, X]: C slabs, keys and values of every layer.
 
-    Args:
-        cache: contiguous [C, R, X], C slabs (keys and values of every layer and source) of R rows.
-        ancestors: int64 [R]. Every row that is read must stay in place, as `resampling.stay_in_place` arranges: the Triton body copies rows
-            in no order, so none may be read and written. The torch body reads all of a slab before it writes.
+    Only rows that move are copied. Every row that is read must stay in place, as `resampling.stay_in_place` arranges: the Triton body copies rows
+    in no order, so none may be read and written. The torch body reads all of a slab before it writes.
     """
     moved = (ancestors != torch.arange(len(ancestors), device=ancestors.device)).nonzero()[:, 0]
     rows = cache.flatten(0, 1)

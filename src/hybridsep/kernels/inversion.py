@@ -5,11 +5,9 @@ from torch import Tensor
 
 
 def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw one index per row, int64 [R]; never one of weight zero, except 0 where all weights are zero.
+    """Draw one index per row, int64 [R], from weights [R, K] that need not be normalised, by uniforms [R] in [0, 1).
 
-    Args:
-        weights: not normalised, float32 [R, K].
-        uniforms: [R] in [0, 1).
+    Never one of weight zero, except 0 where all weights are zero.
     """
     positive = weights > 0
     cumulative = weights.cumsum(1)

@@ -10,10 +10,7 @@ from torch import Tensor
 def resample(log_weights: Tensor, poor: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Return ancestors int64 [B, N], of whom each is its own, and log-weights afterwards float32 [B, N]: only `poor` mixtures are resampled.
 
-    Args:
-        log_weights: normalised, nats, float32 [B, N].
-        poor: the mixtures to resample, bool [B].
-        uniforms: one per mixture, which spreads its picks evenly, [B] in [0, 1).
+    Log-weights are normalised, nats; `poor` is bool [B]; `uniforms`, [B] in [0, 1), spread the picks of each mixture evenly.
     """
     particles = log_weights.shape[1]
     picked = stay_in_place(systematic_resampling(log_weights.exp(), uniforms))

@@ -47,7 +47,6 @@ def draw_pairs(
         marginal: r(i) or any multiple of it by a positive number per particle, float32 [B, N, K].
         uniforms: float32 [2, B, N] in [0, 1), for the first and the second code.
         ancestors: int64 [B, N] or None; particle n draws from the posterior of particle ancestors[b, n].
-        others: as in `log_marginal`.
     """
     (sums, table, share), (batch, particles, _) = tables, marginal.shape
     second = log_p[1]

@@ -120,15 +120,9 @@ class Prior(nn.Module):
         depth = (2 * self.settings.layers) ** -0.5
         nn.init.normal_(self.embedding.weight, std=0.5)
         nn.init.zeros_(self.head.weight)
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            for layer, scale in (
-                (block.attention.project_in, 1.0),
-                (block.attention.project_out, depth),
-                (block.expand, 1.0),
-                (block.contract, depth),
-            ):
-                nn.init.normal_(layer.weight, std=scale * layer.in_features**-0.5)
+        for name, matrix in self.blocks.named_parameters():
+            scale = depth if name.endswith(("project_out.weight", "contract.weight")) else 1.0
+            nn.init.normal_(matrix, std=scale * matrix.shape[1] ** -0.5)
 
 
 @torch.no_grad()

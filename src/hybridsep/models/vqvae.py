@@ -156,7 +156,8 @@ class Bottleneck(nn.Module):
         """[B, S, D] -> Quantised."""
         codes = self.assign(latent.detach())
         vectors = self.codebook[codes]
-        return Quantised(codes, straight_through(latent, vectors), F.mse_loss(latent, vectors))
+        straight_through = latent + (vectors - latent).detach()
+        return Quantised(codes, straight_through, F.mse_loss(latent, vectors))
 
     @torch.no_grad()
     def start_from(self, latent: Tensor, generator: torch.Generator) -> None:
@@ -189,11 +190,6 @@ class Bottleneck(nn.Module):
         self.codebook.copy_(self.sums / self.usage.clamp_min(1e-8)[:, None])
         share = counts / counts.sum()
         return float(torch.exp(-(share * (share + 1e-10).log()).sum()))
-
-
-def straight_through(latent: Tensor, vectors: Tensor) -> Tensor:
-    """Return `vectors` going forward, with the identity towards `latent` as gradient going back."""
-    return latent + (vectors - latent).detach()
 
 
 class VQVAE(nn.Module):

@@ -92,7 +92,6 @@ class Evaluation:
         """Score posterior means alone, against the real sources, with memory and time for thousands of particles: rows as in `Run`.
 
         Args:
-            seed: of the search; the evaluation's own when not given.
             change: called as change(separator, **settings), returns the separator to run instead of the method's own.
             settings: plain values; with the name of `change` they are the key of the cache.
         """

@@ -321,8 +321,7 @@ class Pipeline:
             vqvae, stems, generator = self.vqvae(kind), self.stems("train"), seeded_generator(self.profile.seed, 5)
             batches = random_triples(vqvae, stems, seconds, generator, f"counting ({kind})", self.ranks)
             keys, counts = count_batches(batches, self.profile.vqvae.codes)
-            if self.ranks.count > 1:
-                keys, counts = merge_counts(self.ranks.join_uneven(keys), self.ranks.join_uneven(counts))
+            keys, counts = merge_counts(self.ranks.join_uneven(keys), self.ranks.join_uneven(counts))
             self.cache.save(step, "counted", {"keys": keys, "counts": counts})
             return {"distinct_triples": len(keys), "counted_triples": int(counts.sum())}
 

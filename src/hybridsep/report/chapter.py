@@ -30,12 +30,8 @@ COLOURS = ("purple", "blue", "green", "vermillion")
 METHOD_COLOURS = {method: PALETTE[name] for method, name in zip(METHOD_LABELS, COLOURS, strict=True)}
 SEARCH_LABELS = {"ancestral": "ancestral", "topk": "top-k", "beam": "beam", "particle": "particle filter"}
 SEARCH_LABELS |= {"lass-topk": "top-k as LASS runs it", "lass-beam": "beam as LASS runs it"}
-SEARCH_COLOURS = {
-    "ancestral": PALETTE["vermillion"],
-    "topk": PALETTE["green"],
-    "beam": PALETTE["purple"],
-    "particle": PALETTE["blue"],
-}
+COLOUR_NAMES = {"ancestral": "vermillion", "topk": "green", "beam": "purple", "particle": "blue"}
+SEARCH_COLOURS = {search: PALETTE[name] for search, name in COLOUR_NAMES.items()}
 KIND_COLOURS = {"plain": PALETTE["blue"], "linear": PALETTE["vermillion"]}
 SPREAD = "mean ± standard deviation over chunks"
 SMALLEST_MEANINGFUL = 4  # fewer chunks are those of a run that only shows that every step runs

@@ -76,10 +76,8 @@ def plot_spectrograms(signals: Mapping[str, Any], sample_rate: int, columns: int
 def show(figure: Figure, caption: str, alt: str, provenance: str = "") -> HTML:
     """Return a figure as HTML, and close it; ValueError: caption or alt is empty, or the picture is too heavy for a page.
 
-    Args:
-        caption: what to see in it; LaTeX between \\( and \\) is typeset.
-        alt: what someone who cannot see it needs to know, in one or two sentences.
-        provenance: line below the caption: where the numbers come from.
+    The caption says what to see, with LaTeX between \\( and \\); `alt` what someone who cannot see it needs to know, in one or two sentences;
+    `provenance`, the line below the caption, where the numbers come from.
     """
     if not caption.strip() or not alt.strip():
         raise ValueError("a figure of the book needs a caption and an alt text")

@@ -24,14 +24,9 @@ _next_id = count(1)
 def player_table(rows: Sequence[Mapping[str, Any]], sample_rate: int, caption: str) -> HTML:
     """Return a player of one sound at a time, to compare many at the same place.
 
-    Args:
-        rows: one mapping of column heading to cell for each row. The first cell is text and names the row; of the
-            others a string is shown beside it, None as nothing, anything else is a waveform [T].
-        sample_rate: Hz.
-        caption: what to listen for; LaTeX between \\( and \\) is typeset.
-
-    Raises:
-        ValueError: no rows, two of one name, headings that differ, or a waveform that `mono` refuses.
+    Each row maps column headings to cells. The first cell is text and names the row; of the others a string is shown beside it, None as nothing,
+    anything else is a waveform [T] at `sample_rate` Hz. In the caption LaTeX between \\( and \\) is typeset. ValueError: no rows, two of one
+    name, headings that differ, or a waveform that `mono` refuses.
     """
     if not rows:
         raise ValueError("player_table needs at least one row")
@@ -126,14 +121,8 @@ def listening_test(
 ) -> HTML:
     """Return a blind listening test in the page: rating after MUSHRA (ITU-R BS.1534) and ABX, with a tally and its download.
 
-    Args:
-        clips: name of a clip -> name of a sound -> waveform [T]; the sounds of a clip are played at one gain.
-        sample_rate: Hz.
-        title: heading.
-        reference: the sound of each clip that the others are compared with.
-
-    Raises:
-        ValueError: no clips, a clip without the reference or with nothing beside it, or a waveform that `mono` refuses.
+    `clips` maps the name of a clip to its sounds, name -> waveform [T] at `sample_rate` Hz, which are played at one gain; `reference` is the sound
+    that the others are compared with. ValueError: no clips, one without the reference or with nothing beside it, or a waveform that `mono` refuses.
     """
     if not clips or any(reference not in sounds or len(sounds) < 2 for sounds in clips.values()):
         raise ValueError(f"every clip needs the sound '{reference}' and another one")
@@ -152,12 +141,7 @@ def listening_test(
 
 
 def chooser(pages: Mapping[tuple[str, ...], HTML], names: Sequence[str]) -> HTML:
-    """Return menus that show one of many pages, without a kernel or a network.
-
-    Args:
-        pages: what to choose in each menu -> page.
-        names: of the menus.
-    """
+    """Return menus of these names that show one of many pages, what to choose in each menu -> page, without a kernel or a network."""
     shown = {key: Markup(page.data) for key, page in pages.items()}
     return HTML(render("chooser.html", pages=shown, names=names, number=next(_next_id)))
 

@@ -20,8 +20,6 @@ from hybridsep.report import repository_root
 from hybridsep.report.chapter import made_with, signed
 
 MODEL_SETTINGS = ("data", "vqvae", "prior", "likelihood", "search")  # blocks of a profile on which scores depend
-
-
 _read: dict[str, "Study"] = {}
 
 

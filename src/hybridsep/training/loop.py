@@ -64,14 +64,9 @@ def train(
 ) -> list[dict[str, float]]:
     """Train `task` to its last step, going on from the newest intact checkpoint in `folder`, and return one row of figures per recorded step.
 
-    Args:
-        folder: holds the last two checkpoints while training runs, and history.csv.
-        deadline: when to stop with a checkpoint, after one step at least.
-
-    Raises:
-        TrainingDiverged: the loss became NaN, infinite or far larger than it was; the last checkpoint is kept.
-        OutOfTime: the deadline passed before the last step.
-        HybridsepError: the checkpoint cannot be written, or the batch not be cut into as many parts as there are processes.
+    While training runs `folder` holds the last two checkpoints, and history.csv. TrainingDiverged: the loss became NaN, infinite or far larger
+    than it was; the last checkpoint is kept. OutOfTime: the deadline passed, after one step at least and with a checkpoint. HybridsepError: the
+    checkpoint cannot be written, or the batch not be cut into as many parts as there are processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = TrainingRun(task, settings, folder, label, seed)
