@@ -28,7 +28,7 @@ def cell_scores(table: pd.DataFrame, **where: str) -> pd.DataFrame:
 
 
 def ingredient_effects(scores: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Return paired differences per song of `cell_scores`: "linear" and "counts", each over both others, and their "interaction"."""
+    """Return paired differences per song of `cell_scores`: "linear" and "counts", each over both others, their "interaction", and each alone."""
 
     def mean_of(**spec: str) -> np.ndarray:
         cells = [name for name, cell in METHODS.items() if all(getattr(cell, k) == v for k, v in spec.items())]
@@ -41,6 +41,8 @@ def ingredient_effects(scores: pd.DataFrame) -> dict[str, np.ndarray]:
         "linear": mean_of(vqvae="linear") - mean_of(vqvae="plain"),
         "counts": mean_of(likelihood="counts") - mean_of(likelihood="sum"),
         "interaction": with_counts - with_sum,
+        "linear alone": with_sum,
+        "counts alone": mean_of(vqvae="plain", likelihood="counts") - mean_of(vqvae="plain", likelihood="sum"),
     }
 
 
@@ -57,8 +59,8 @@ def interval_columns(values: np.ndarray) -> dict[str, float]:
 def effects_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return effects on blind SDR against the real sources, dB: by search, as decoded and refined, of each source and of their mean.
 
-    Columns: search, refine, source, effect ("linear", "counts", "interaction", "over METHOD": the combination minus that method), mean, low,
-    high (95 % bootstrap interval over songs), std, n, p (paired permutation test), family (MAIN: the rows of the QUESTION, FURTHER: all
+    Columns: search, refine, source, effect (those of `ingredient_effects`, and "over METHOD": the combination minus that method), mean, low,
+    high (95 % bootstrap interval over songs), std, n, median, p (paired permutation test), family (MAIN: the rows of the QUESTION, FURTHER: all
     others) and p_holm, corrected for the rows of its family.
     """
     table = table[table.method.isin(METHODS)]
@@ -72,7 +74,8 @@ def effects_table(table: pd.DataFrame) -> pd.DataFrame:
         gains = {f"over {name}": (scores[COMBINED] - scores[name]).to_numpy() for name in others}
         for effect, values in {**ingredient_effects(scores), **gains}.items():
             spans = interval_columns(values)
-            rows.append({**which, "source": source, "effect": effect, **spans, "p": permutation_p(values)})
+            found = {**spans, "median": float(np.nanmedian(values)), "p": permutation_p(values)}
+            rows.append({**which, "source": source, "effect": effect, **found})
     effects = pd.DataFrame(rows)
     asked = (effects[list(QUESTION)] == pd.Series(QUESTION)).all(axis=1)
     effects = effects.assign(family=np.where(asked, MAIN, FURTHER))
