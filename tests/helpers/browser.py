@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 WIDTHS = (1280, 390)  # a laptop and a telephone, in CSS pixels
-MAX_PAGE_BYTES = 6_000_000
+MAX_PAGE_BYTES = 4_000_000
 DURATION_TOLERANCE = 0.01  # of the expected duration
 # Pages with widgets load the widget manager from here; nothing else may leave the served folder.
 

@@ -29,7 +29,7 @@ from hybridsep.report.api import fill_stubs
 from hybridsep.report.templates import render
 
 KERNEL_NAME = "hybridsep-book"
-MAX_PAGE_BYTES = 6_000_000
+MAX_PAGE_BYTES = 4_000_000
 MAX_SITE_BYTES = 60_000_000
 
 
