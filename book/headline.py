@@ -9,8 +9,11 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from hybridsep.report.chapter import signed
 from hybridsep.report.figures import number
@@ -107,12 +110,22 @@ def shown(entry: dict, field: str) -> str:
 
 def draw() -> None:
     """Draw README's figure as the landing page does, by the page's own cells."""
-    names: dict = {"show": lambda figure, *_: figure.savefig(PICTURE, dpi=110), "publish": lambda **_: None}
+    names: dict = {"show": lambda panels, *_: plt.imsave(PICTURE, side_by_side(panels)), "publish": lambda **_: None}
     for cell in nbformat.read(BOOK / "index.ipynb", as_version=4).cells:
         if cell.cell_type == "code" and ("claims" in cell.metadata.get("tags", ()) or cell.id == "ladder"):
             own = {name: names[name] for name in ("show", "publish")}
             exec(cell.source, names)
             names.update(own)
+
+
+def side_by_side(panels: list[Figure]) -> np.ndarray:
+    """Draw figures of one height beside each other: pixels [height, width, 4]."""
+    drawn = []
+    for figure in panels:
+        figure.set_dpi(110)
+        figure.canvas.draw()
+        drawn.append(np.asarray(figure.canvas.buffer_rgba()))
+    return np.hstack(drawn)
 
 
 def _spread(row: tuple, unit: str) -> dict:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,20 @@ def plot_spectrograms(signals: Mapping[str, Any], sample_rate: int, columns: int
     return figure
 
 
-def show(figure: Figure, caption: str, alt: str, provenance: str = "") -> HTML:
+def show(figure: Figure | Sequence[Figure], caption: str, alt: str, provenance: str = "") -> HTML:
     """Return a figure as HTML, and close it; ValueError: caption or alt is empty, or the picture is too heavy for a page.
 
     The caption says what to see, with LaTeX between \\( and \\); `alt` what someone who cannot see it needs to know, in one or two sentences;
-    `provenance`, the line below the caption, where the numbers come from.
+    `provenance`, the line below the caption, where the numbers come from. Several figures are panels: in one row, or stacked on a telephone.
     """
     if not caption.strip() or not alt.strip():
         raise ValueError("a figure of the book needs a caption and an alt text")
+    panels = [_panel(one) for one in ([figure] if isinstance(figure, Figure) else figure)]
+    return HTML(render("figure.html", panels=panels, caption=caption, alt=alt, provenance=provenance))
+
+
+def _panel(figure: Figure) -> dict[str, Any]:
+    """Draw and close a figure: its PNG in base64, what kind of picture it is, its width, and the least it is readable at."""
     # Colours of a picture mean something; those of a drawing are turned over on dark pages.
     picture_like = any(axis.images or any(isinstance(c, QuadMesh) for c in axis.collections) for axis in figure.axes)
     file = io.BytesIO()
@@ -91,8 +97,7 @@ def show(figure: Figure, caption: str, alt: str, provenance: str = "") -> HTML:
         raise ValueError(f"the figure weighs {len(picture)} bytes, more than {MAX_PNG_BYTES}: make it simpler")
     width = int.from_bytes(picture[16:20], "big")  # from the PNG's header
     kind, png = "hs-picture" if picture_like else "hs-drawing", base64.b64encode(picture).decode("ascii")
-    words = {"caption": caption, "alt": alt, "provenance": provenance, "kind": kind, "png": png}
-    return HTML(render("figure.html", width=width, least=min(width, MIN_WIDTH), **words))
+    return {"kind": kind, "png": png, "width": width, "least": min(width, MIN_WIDTH)}
 
 
 def results_table(table: pd.DataFrame, caption: str, provenance_line: str, decimals: int = 2) -> HTML:
