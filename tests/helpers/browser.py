@@ -55,7 +55,9 @@ def check_page(page, url: str) -> None:
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         page.goto(url, wait_until="load")
-        page.wait_for_function("!window.MathJax?.startup?.promise || window.MathJax.startup.promise.then(() => true)")
+        # On a busy machine the script of the formulas comes after the page.
+        wanted = "document.querySelector('.bd-article .math')"
+        page.wait_for_function(f"!{wanted} || window.MathJax?.startup?.promise?.then(() => true)")
         excess, culprits = page.evaluate(_OVERFLOW)
         if excess > 1:
             problems.append(f"{excess} px too wide at {width} px: {culprits}")
