@@ -162,6 +162,12 @@ def test_show_closes_the_figure_and_demands_words():
     assert not plt.fignum_exists(figure.number)
 
 
+def test_panels_stand_side_by_side_and_each_has_words():
+    shown = show([plt.figure(figsize=(2, 2)) for _ in range(3)], "caption", "three empty frames").data
+    assert shown.count("<img") == shown.count("<figure") * 3 == 3 and "flex-wrap:wrap" in shown
+    assert 'alt="three empty frames"' in shown and 'alt=""' not in shown and not plt.get_fignums()
+
+
 def test_a_stem_is_shown_without_the_name_of_its_group():
     html = stem_player(
         {"m": tone(), "bass (LASS)": tone()}, RATE, "t", groups={"Mixture": ["m"], "LASS": ["bass (LASS)"]}
