@@ -56,8 +56,8 @@ def check_page(page, url: str) -> None:
         page.set_viewport_size({"width": width, "height": 900})
         page.goto(url, wait_until="load")
         # On a busy machine the script of the formulas comes after the page.
-        wanted = "document.querySelector('.bd-article .math')"
-        page.wait_for_function(f"!{wanted} || window.MathJax?.startup?.promise?.then(() => true)")
+        wanted = "document.querySelector('.bd-article .math') && document.querySelector('script[src*=mathjax]')"
+        page.wait_for_function(f"!({wanted}) || window.MathJax?.startup?.promise?.then(() => true)")
         excess, culprits = page.evaluate(_OVERFLOW)
         if excess > 1:
             problems.append(f"{excess} px too wide at {width} px: {culprits}")
