@@ -27,7 +27,10 @@ def settle_process() -> None:
         os.environ.setdefault(name, value)
     if sys.platform != "linux":
         return
-    mallopt = ctypes.CDLL(None).mallopt
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
     for (option, name), size in MALLOC.items():
         if name not in os.environ:
             os.environ[name] = str(size)
